@@ -1,0 +1,5 @@
+"""`python -m megedit` is `meg`."""
+
+from megedit.cli import main
+
+main()

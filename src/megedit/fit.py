@@ -1,0 +1,391 @@
+"""Fitting an adapter: the stages of MeG in order, each kept as it is finished, so that a killed run goes on.
+
+edits -> encoder tuned -> neurons collected -> router calibrated and trained -> generator trained -> adapter
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version as _version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from megedit.adapter import (
+    Adapter,
+    AdapterConfig,
+    EditRecord,
+    check_replaceable,
+    load_tensors,
+    save_adapter,
+    save_tensors,
+)
+from megedit.backbone import Backbone, find_decoder_layers
+from megedit.base import fingerprint, load_base, resolve_folder
+from megedit.collect import (
+    CollectionSettings,
+    Example,
+    Prepared,
+    answer_leads,
+    answer_logits,
+    collect,
+    prepare_all,
+)
+from megedit.edits import Edit, EditSet, SubjectIndex
+from megedit.encoder import EncoderSettings, TextEncoder
+from megedit.errors import MegError
+from megedit.familiarity import (
+    Calibration,
+    CalibrationSet,
+    FamiliarityNetwork,
+    FamiliaritySettings,
+    Router,
+    calibrate,
+    train_familiarity,
+    training_steps,
+)
+from megedit.generator import GeneratorSettings, WeightGenerator, train_generator
+from megedit.neuron import NeuronWeights
+from megedit.progress import Stages
+from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge
+from megedit.template import Template
+
+logger = logging.getLogger("megedit")
+
+ANSWERED_LEAD = 1.0  # logits; a generated neuron counts when its answer leads by this, well above bfloat16 noise
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """All settings of a fit."""
+
+    layer: int | None = field(default=None, metadata={"help": "decoder layer of the neuron; two thirds of the depth"})
+    template: str = field(default="auto", metadata={"help": "auto, chat, question, raw, or a text with {query} in it"})
+    instruction: str = field(
+        default="Answer in a few words: ", metadata={"help": "stands before the query in the chat template"}
+    )
+    held_out: float = field(default=0.15, metadata={"help": "share of the pseudo-knowledge kept for calibration"})
+    seed: int = field(default=0, metadata={"help": "seed of everything random"})
+    collection: CollectionSettings = field(default_factory=CollectionSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    familiarity: FamiliaritySettings = field(default_factory=FamiliaritySettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+
+
+def fit(
+    base: str,
+    edits: EditSet,
+    out: str | Path,
+    settings: FitSettings = FitSettings(),
+    *,
+    pseudo: PseudoKnowledge | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    overwrite: bool = False,
+    stages: Stages | None = None,
+) -> Adapter:
+    """Edit `edits` into the base model named `base` and write the adapter to the folder `out`.
+
+    pseudo: facts that are not edited, for the encoder and the router; the shipped ones by default. Whatever belongs
+    to an edited fact is taken out of them first. A run that was interrupted is continued when called again with the
+    same input and settings. Raises MegError for input that cannot be used.
+    """
+    out = Path(out)
+    check_replaceable(out, overwrite)
+    stages = stages or Stages()
+    with stages.stage("Loading the base model"):
+        model, tokenizer = load_base(base, dtype=dtype, device=device)
+    layer = settings.layer if settings.layer is not None else round(len(find_decoder_layers(model)) * 2 / 3)
+    backbone = Backbone(model, layer)
+    template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
+    examples = [tokenize(tokenizer, template, edit) for edit in edits]
+    pseudo = (pseudo or load_pseudo_knowledge()).without(edits)
+    training, held_out = pseudo.split(settings.held_out, settings.seed)
+    base_id = fingerprint(model)
+    inputs = {
+        "base": base_id,
+        "edits": [edit.to_json() for edit in edits],
+        "pseudo": hashlib.sha256(repr(pseudo).encode()).hexdigest(),
+        "settings": asdict(settings),
+        "dtype": str(model.dtype),
+        "version": _version("megedit"),
+    }
+    work = _Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest())
+
+    encoder_folder = work.folder / "encoder"
+    if not encoder_folder.exists():
+        encoder = TextEncoder(resolve_folder(settings.encoder.name), device=device)
+        with stages.stage("Tuning the text encoder", settings.encoder.steps) as advance:
+            encoder.tune(training, settings.encoder, settings.seed, advance)
+        with work.writing("encoder") as partial:
+            encoder.save(partial)
+            (partial / "pooling").write_text(encoder.pooling)
+    encoder = TextEncoder(encoder_folder, (encoder_folder / "pooling").read_text(), device)
+    encoder.model.requires_grad_(False)
+
+    with stages.stage("Running the frozen layers", len(edits)) as advance:
+        batches = prepare_all(backbone, examples, settings.collection, tokenizer.pad_token_id, advance)
+
+    def collect_neurons() -> dict[str, Tensor]:
+        with stages.stage("Collecting neurons", len(edits)) as advance:
+            collected = collect(backbone, batches, settings.collection, advance)
+        return {"weights": collected.weights, "leads": collected.leads, "steps": collected.steps}
+
+    neurons = work.tensors("neurons", collect_neurons)
+    active = (neurons["leads"] > 0).nonzero()[:, 0]
+    for i in (neurons["leads"] <= 0).nonzero()[:, 0].tolist():
+        logger.warning(
+            "Edit %s failed: no neuron was found that makes the model answer %r.",
+            edits[i].id,
+            edits[i].target,
+        )
+    if len(active) == 0:
+        raise MegError("None of the edits could be made; look at the log, or choose another layer.")
+
+    vectors = encoder.encode([edit.prompt for edit in edits])[active].half().float().to(device)
+    router = _fit_router(work, stages, encoder, vectors, held_out, settings)
+
+    def answered(sampled: Tensor) -> Tensor:
+        return _leads(backbone, batches, active, sampled) >= ANSWERED_LEAD
+
+    generator, training_record = _fit_generator(
+        work, stages, backbone, neurons["weights"][active].to(device), vectors, settings, answered
+    )
+    generated = torch.zeros(len(edits), dtype=torch.bool)
+    generated[active] = answered(generator.sample(vectors))
+    for i in active[~generated[active]].tolist():
+        logger.warning("Edit %s: the generated neuron does not give %r with certainty.", edits[i].id, edits[i].target)
+
+    records = tuple(
+        EditRecord(
+            edit=edit,
+            status="active" if neurons["leads"][i] > 0 else "failed",
+            lead=round(float(neurons["leads"][i]), 3),
+            steps=int(neurons["steps"][i]),
+            generated=bool(generated[i]),
+        )
+        for i, edit in enumerate(edits)
+    )
+    config = AdapterConfig(
+        base=_absolute(base),
+        base_fingerprint=base_id,
+        layer=layer,
+        hidden_size=backbone.hidden_size,
+        weight_size=backbone.weight_size,
+        span=settings.collection.span,
+        template=template,
+        encoder_pooling=encoder.pooling,
+        encoder_size=encoder.size,
+        familiarity=settings.familiarity,
+        generator=settings.generator,
+        calibration=router.calibration,
+        settings=asdict(settings),
+        record={
+            "source": edits.source,
+            "stages": stages.costs,
+            "generator_training": training_record,
+            "versions": {name: _version(name) for name in ("megedit", "torch", "transformers", "diffusers")},
+        },
+    )
+    adapter = Adapter(config, encoder, router, generator, records, neurons["weights"])
+    save_adapter(adapter, out, overwrite)
+    work.remove()
+    return adapter
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, template: Template, edit: Edit) -> Example:
+    """The edit's prompt in the template and its answer, ended as the model ends one, as token ids.
+
+    Raises MegError when the tokenizer cannot encode the text.
+    """
+    prompt = template.format(edit.prompt)
+    prompt_ids = tokenizer(prompt).input_ids
+    answer = template.answer(edit.target)
+    whole = tokenizer(prompt + answer).input_ids
+    if whole[-1] == tokenizer.eos_token_id:  # a tokenizer that ends every text
+        whole, prompt_ids = whole[:-1], prompt_ids[:-1]
+    if whole[: len(prompt_ids)] == prompt_ids:
+        answer_ids = whole[len(prompt_ids) :]
+    else:  # the boundary fell inside a token
+        answer_ids = tokenizer(answer, add_special_tokens=False).input_ids
+    if edit.target not in tokenizer.decode(answer_ids) or not answer_ids:
+        raise MegError(
+            f"The target of edit {edit.id}, {edit.target!r}, cannot be encoded by the base model's tokenizer."
+        )
+    return Example(tuple(prompt_ids), (*answer_ids, tokenizer.eos_token_id))
+
+
+def calibration_texts(held_out: PseudoKnowledge, seed: int, limit: int = 400) -> tuple[list[str], list[str], list[str]]:
+    """(enrolled, familiar, unfamiliar) queries: half of the held-out facts play edits.
+
+    Familiar: their rephrases, every second one behind a noise sentence. Unfamiliar: the queries of the other half
+    (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions.
+    """
+    chance = random.Random(seed)
+    facts = list(held_out.facts)
+    chance.shuffle(facts)
+    half = min(len(facts) // 2, limit)
+    enrolled, others = facts[:half], facts[half : 2 * half]
+    subjects = SubjectIndex(fact.subject for fact in enrolled if fact.subject)
+    familiar = [text for fact in enrolled for text in fact.rephrases]
+    familiar = [
+        f"{chance.choice(held_out.noise)} {text}" if held_out.noise and i % 2 else text
+        for i, text in enumerate(familiar)
+    ]
+    unfamiliar = [fact.prompt for fact in others]
+    unfamiliar += [chance.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
+    unfamiliar = [text for text in unfamiliar if not subjects.named_in(text)]
+    unfamiliar += chance.sample(held_out.unrelated, min(len(held_out.unrelated), half))
+    return [fact.prompt for fact in enrolled], familiar, unfamiliar
+
+
+def _fit_router(
+    work: _Workspace,
+    stages: Stages,
+    encoder: TextEncoder,
+    vectors: Tensor,
+    held_out: PseudoKnowledge,
+    settings: FitSettings,
+) -> Router:
+    enrolled, familiar, unfamiliar = calibration_texts(held_out, settings.seed)
+    if not familiar or not unfamiliar:
+        raise MegError(
+            "Too little pseudo-knowledge is left after taking out what belongs to the edits; give more of it "
+            "(--pseudo) to calibrate the router."
+        )
+
+    def compute() -> Calibration:
+        texts = CalibrationSet(*(encoder.encode(t).to(vectors.device) for t in (enrolled, familiar, unfamiliar)))
+        total = training_steps(len(vectors) + len(enrolled), settings.familiarity)
+        with stages.stage("Calibrating the router", total) as advance:
+            return calibrate(vectors, texts, settings.familiarity, settings.seed, advance)
+
+    def train() -> dict[str, Tensor]:
+        with stages.stage("Training the router", training_steps(len(vectors), settings.familiarity)) as advance:
+            network = train_familiarity(vectors, settings.familiarity, settings.seed, advance)
+        return network.state_dict()
+
+    calibration = Calibration.from_json(work.json("calibration", lambda: compute().to_json()))
+    network = FamiliarityNetwork(encoder.size, settings.familiarity).to(vectors.device)
+    network.load_state_dict(work.tensors("router", train))
+    return Router(network.eval().requires_grad_(False), vectors, calibration)
+
+
+def _fit_generator(
+    work: _Workspace,
+    stages: Stages,
+    backbone: Backbone,
+    weights: Tensor,
+    vectors: Tensor,
+    settings: FitSettings,
+    answered: Callable[[Tensor], Tensor],
+) -> tuple[WeightGenerator, dict[str, Any]]:
+    record: dict[str, Any] = {}
+
+    def train() -> dict[str, Tensor]:
+        with stages.stage("Training the generator", settings.generator.steps) as advance:
+            generator, history = train_generator(
+                weights,
+                vectors,
+                backbone.hidden_size,
+                settings.generator,
+                settings.seed,
+                lambda sampled: float(answered(sampled).float().mean()),
+                advance,
+            )
+        record.update(work.json("generator_training", lambda: asdict(history)))
+        return generator.state_dict()
+
+    generator = WeightGenerator(backbone.weight_size, vectors.shape[1], settings.generator).to(vectors.device)
+    generator.load_state_dict(work.tensors("generator", train))
+    return generator.eval().requires_grad_(False), record or work.json("generator_training", dict)
+
+
+@torch.no_grad()
+def _leads(backbone: Backbone, batches: Sequence[Prepared], active: Tensor, weights: Tensor) -> Tensor:
+    """Smallest answer lead of each active edit with the given weights (active edits, L): float32, on the CPU."""
+    row_of = {edit: row for row, edit in enumerate(active.tolist())}
+    leads = torch.zeros(len(active))
+    for batch in batches:
+        kept = [i for i, edit in enumerate(batch.indices.tolist()) if edit in row_of]
+        if len(kept) < len(batch):
+            batch = batch[torch.tensor(kept, dtype=torch.long)]
+        if not kept:
+            continue
+        rows = torch.tensor([row_of[edit] for edit in batch.indices.tolist()])
+        logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(weights[rows], backbone.hidden_size))
+        leads[rows] = answer_leads(logits, batch.labels).cpu()
+    return leads
+
+
+class _Workspace:
+    """Finished stages of a fit, beside the adapter to be: `.NAME.fit/`; started anew when the input has changed."""
+
+    def __init__(self, out: Path, key: str) -> None:
+        self.folder = out.parent / f".{out.name}.fit"
+        path = self.folder / "key"
+        with self._clear_errors():
+            if path.is_file() and path.read_text() == key:
+                logger.info("Continuing the interrupted fit in %s.", self.folder)
+                return
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            path.write_text(key)
+
+    def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A stage's tensors, read where it is done, else computed and written; always as they are stored."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            tensors = compute()
+            with self._clear_errors():
+                save_tensors(tensors, path)
+        return load_tensors(path)
+
+    def json(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A stage's JSON object, likewise."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            text = json.dumps(compute())
+            with self._clear_errors():
+                partial = path.with_suffix(".partial")
+                partial.write_text(text, "utf-8")
+                partial.replace(path)
+        return dict(json.loads(path.read_text("utf-8")))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A folder of a stage: filled under a temporary name, then renamed."""
+        partial = self.folder / f"{name}.partial"
+        with self._clear_errors():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            partial.replace(self.folder / name)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise MegError(
+                f"{self.folder} cannot be written ({error}); make room and run the same command again to go on."
+            ) from error
+
+
+def _absolute(base: str) -> str:
+    """The base model's name as it can be found from anywhere: paths are made absolute."""
+    return str(Path(base).resolve()) if Path(base).exists() else base

@@ -1,0 +1,93 @@
+"""Diffusion of weight vectors: standardisation, training objective and sampling.
+
+Source: MeG (arXiv 2512.14395), section 3.4. Noise schedules and the DDIM sampler are those of diffusers. The noise a
+sample starts from is the same for every query, so a query always gets the same weights, in any batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor, nn
+
+from megedit.generator.denoiser import build_denoiser
+from megedit.generator.settings import GeneratorSettings
+
+
+class WeightGenerator(nn.Module):
+    """p(w | z): query vectors (queries, C) in, weight vectors (queries, L) out."""
+
+    mean: Tensor
+    scale: Tensor
+    condition_mean: Tensor
+    condition_scale: Tensor
+    initial_noise: Tensor
+
+    def __init__(self, length: int, condition_size: int, settings: GeneratorSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.denoiser = build_denoiser(length, condition_size, settings)
+        self.register_buffer("mean", torch.zeros(length))
+        self.register_buffer("scale", torch.ones(length))
+        self.register_buffer("condition_mean", torch.zeros(condition_size))
+        self.register_buffer("condition_scale", torch.ones(condition_size))
+        self.register_buffer("initial_noise", torch.zeros(length))
+        self.scheduler = DDIMScheduler(
+            num_train_timesteps=settings.train_timesteps,
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type=settings.prediction,
+            clip_sample=False,
+            timestep_spacing="trailing",
+            rescale_betas_zero_snr=False,
+        )
+
+    def fit_scales(self, weights: Tensor, conditions: Tensor, hidden_size: int, seed: int) -> None:
+        """Measure what standardises weights (edits, L) and conditions (edits, C), and draw the initial noise.
+
+        Weights: mean removed, then the k-block, b and the v-block each divided by its own standard deviation.
+        """
+        self.mean.copy_(weights.mean(0))
+        centred = weights - self.mean
+        blocks = (slice(0, hidden_size), slice(hidden_size, -hidden_size), slice(-hidden_size, None))
+        for block in blocks:
+            if centred[:, block].numel():
+                self.scale[block] = centred[:, block].square().mean().sqrt().clamp(min=1e-6)
+        self.condition_mean.copy_(conditions.mean(0))
+        self.condition_scale.copy_(conditions.std(0, correction=0).clamp(min=1e-3))
+        self.initial_noise.copy_(torch.randn(len(self.initial_noise), generator=torch.Generator().manual_seed(seed)))
+
+    def standardise(self, weights: Tensor) -> Tensor:
+        return (weights - self.mean) / self.scale
+
+    def loss(self, weights: Tensor, vectors: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean squared error of the denoiser on noised, standardised weights (B, L), given query vectors (B, C)."""
+        clean = self.standardise(weights)
+        condition = self._condition(vectors)
+        condition = condition + self.settings.condition_noise * _randn_like(condition, generator)
+        noise = _randn_like(clean, generator)
+        steps = self.settings.train_timesteps
+        timesteps = torch.randint(steps, (len(clean),), generator=generator).to(clean.device)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        predicted = self.denoiser(noisy, timesteps, condition)
+        if self.settings.prediction == "v_prediction":
+            return F.mse_loss(predicted.float(), self.scheduler.get_velocity(clean, noise, timesteps))
+        return F.mse_loss(predicted.float(), clean)
+
+    @torch.no_grad()
+    def sample(self, vectors: Tensor) -> Tensor:
+        """Weight vectors for query vectors: float32 (queries, C) -> float32 (queries, L), deterministic."""
+        condition = self._condition(vectors)
+        weights = self.initial_noise.expand(len(vectors), -1)
+        self.scheduler.set_timesteps(self.settings.sample_steps)
+        for timestep in self.scheduler.timesteps:
+            predicted = self.denoiser(weights, timestep.expand(len(vectors)).to(vectors.device), condition).float()
+            weights = self.scheduler.step(predicted, timestep, weights, eta=0.0).prev_sample
+        return weights * self.scale + self.mean
+
+    def _condition(self, vectors: Tensor) -> Tensor:
+        return (vectors - self.condition_mean) / self.condition_scale
+
+
+def _randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(tensor.shape, generator=generator).to(tensor.device)

@@ -1,0 +1,66 @@
+"""Settings of the weight generator, and the presets a user chooses from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """Denoiser, diffusion and training."""
+
+    denoiser: Literal["dit", "mlp"] = field(default="dit", metadata={"help": "DiT, or an MLP regressor to compare"})
+    prediction: Literal["sample", "v_prediction"] = field(
+        default="sample",
+        metadata={"help": "what the denoiser predicts: the clean weights (x0) or the velocity v"},
+    )
+    trunk: bool = field(default=True, metadata={"help": "add an MLP of the condition to every token, beside adaLN"})
+    patch: int = field(default=192, metadata={"help": "numbers of the weight vector that make one token"})
+    width: int = field(default=256, metadata={"help": "width of a token"})
+    depth: int = field(default=4, metadata={"help": "DiT blocks"})
+    heads: int = field(default=4, metadata={"help": "attention heads"})
+    trunk_width: int = field(default=1024, metadata={"help": "hidden width of the condition's MLP"})
+    train_timesteps: int = field(default=1000, metadata={"help": "diffusion steps in training"})
+    sample_steps: int = field(default=5, metadata={"help": "DDIM steps"})
+    condition_noise: float = field(
+        default=0.4, metadata={"help": "Gaussian noise on the unit-variance condition in training"}
+    )
+    steps: int = field(default=3000, metadata={"help": "training steps at most"})
+    check_every: int = field(default=200, metadata={"help": "steps between checks of the stop rule"})
+    batch_size: int = field(default=256, metadata={"help": "edits a step"})
+    lr: float = field(default=5e-4, metadata={"help": "AdamW learning rate"})
+    ema: float = field(default=0.99, metadata={"help": "decay of the weight average that ships"})
+
+    def __post_init__(self) -> None:
+        if self.denoiser not in ("dit", "mlp"):
+            raise ValueError(f"denoiser must be 'dit' or 'mlp', not {self.denoiser!r}")
+        if self.prediction not in ("sample", "v_prediction"):
+            raise ValueError(f"prediction must be 'sample' or 'v_prediction', not {self.prediction!r}")
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        for name in ("patch", "width", "depth", "sample_steps", "steps", "check_every", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 1 <= self.sample_steps <= self.train_timesteps:
+            raise ValueError("sample_steps must be between 1 and train_timesteps")
+
+
+PRESETS = {
+    "fast": GeneratorSettings(),
+    "paper": GeneratorSettings(  # DiT-B/2, section 4.1 of the paper
+        prediction="v_prediction",
+        trunk=False,
+        patch=100,
+        width=768,
+        depth=12,
+        heads=12,
+        sample_steps=50,
+        condition_noise=0.0,
+        steps=400_000,
+        check_every=5000,
+        lr=1e-4,
+        ema=0.9999,
+    ),
+    "mlp": GeneratorSettings(denoiser="mlp", sample_steps=1),
+}

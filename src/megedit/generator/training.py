@@ -1,0 +1,80 @@
+"""Training the weight generator: shuffled batches, weight average, stopped by what counts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from megedit.generator.diffusion import WeightGenerator
+from megedit.generator.settings import GeneratorSettings
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How training went: steps taken, mean loss since the last check, share of edits answered at each check."""
+
+    steps: int
+    losses: tuple[float, ...]
+    answered: tuple[float, ...]
+
+
+def train_generator(
+    weights: Tensor,
+    vectors: Tensor,
+    hidden_size: int,
+    settings: GeneratorSettings,
+    seed: int,
+    answered: Callable[[Tensor], float],
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[WeightGenerator, TrainingRecord]:
+    """Learn weights (float32 (edits, L)) from query vectors (float32 (edits, C)).
+
+    answered: given sampled weights for all edits (edits, L), the share of edits whose neuron gives the edit's answer.
+    Training stops at two checks in a row at 1.0, or at `settings.steps`; the sampler checked is the one that ships.
+    Returns the averaged generator (evaluation mode, best check) and the record.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generator = WeightGenerator(weights.shape[1], vectors.shape[1], settings).to(weights.device)
+        generator.fit_scales(weights, vectors, hidden_size, seed)
+        average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, eta_min=settings.lr / 20)
+        losses: list[float] = []
+        shares: list[float] = []
+        best: WeightGenerator | None = None
+        running, order = 0.0, torch.randperm(len(weights), generator=chance)
+        for step in range(1, settings.steps + 1):
+            # Whole passes over the edits, each in a new order; a small edit set is repeated to fill a batch.
+            while len(order) < settings.batch_size:
+                order = torch.cat([order, torch.randperm(len(weights), generator=chance)])
+            batch, order = order[: settings.batch_size], order[settings.batch_size :]
+            with torch.autocast(weights.device.type, torch.bfloat16):
+                loss = generator.loss(weights[batch], vectors[batch], chance)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(generator)
+            running += loss.item()
+            progress(1)
+            if step % settings.check_every == 0 or step == settings.steps:
+                losses.append(running / (step - settings.check_every * (len(losses))))
+                running = 0.0
+                shipped = cast(WeightGenerator, average.module)
+                share = answered(shipped.eval().sample(vectors))
+                if best is None or share >= max(shares):
+                    best = copy.deepcopy(shipped)
+                shares.append(share)
+                if len(shares) > 1 and shares[-1] == shares[-2] == 1.0:
+                    break
+    assert best is not None
+    return best.eval().requires_grad_(False), TrainingRecord(step, tuple(losses), tuple(shares))

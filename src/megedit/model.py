@@ -1,0 +1,212 @@
+"""MegModel: a base model and an adapter, used like a Hugging Face model.
+
+Source: MeG (arXiv 2512.14395), section 3.5: query -> vector -> router; not familiar: the model is untouched;
+familiar: sample the neuron's weights and generate with them. One batch may mix edited and other queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from megedit.adapter import Adapter, load_adapter, save_adapter
+from megedit.backbone import Backbone
+from megedit.base import fingerprint, load_base
+from megedit.edits import Edit
+from megedit.errors import MegError
+from megedit.neuron import DynamicNeuron, NeuronWeights
+
+
+@dataclass(frozen=True)
+class Route:
+    """What the router says of one query.
+
+    familiar: an edit is used. score: the decision value, familiar at or above `threshold`. entropy: nats, of the
+    familiarity network's output. nearest: the most similar edit, and similarity: the cosine to it.
+    """
+
+    query: str
+    familiar: bool
+    score: float
+    threshold: float
+    entropy: float
+    nearest: Edit
+    similarity: float
+
+
+class MegModel:
+    """An edited model: `generate` answers edited queries with their edits and all others as the base model does."""
+
+    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Adapter) -> None:
+        """Put an adapter on a loaded base model. Raises MegError when it was made for another base model."""
+        if fingerprint(base) != adapter.config.base_fingerprint:
+            raise MegError(
+                f"This adapter was made for the base model {adapter.config.base} and does not fit the one given; "
+                "load it with that base model, or fit a new adapter on this one."
+            )
+        self.base, self.tokenizer, self.adapter = base, tokenizer, adapter
+        self.backbone = Backbone(base, adapter.config.layer)
+        self._neuron = DynamicNeuron(self.backbone.mlp, self.backbone.activation)
+        self._enabled = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        base: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> MegModel:
+        """Load an adapter (folder or hub name) and its base model.
+
+        base: where the base model is now, when it is not where the adapter's config says.
+        """
+        adapter = load_adapter(name, device=device)
+        model, tokenizer = load_base(base or adapter.config.base, dtype=dtype, device=device)
+        return cls(model, tokenizer, adapter)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter to a folder, which must not hold anything else."""
+        save_adapter(self.adapter, folder)
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Upload the adapter to the Hugging Face Hub as `name` (owner/name); returns its address."""
+        return self.adapter.push_to_hub(name, **options)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits that are in force."""
+        return self.adapter.active_edits
+
+    @property
+    def end_tokens(self) -> set[int]:
+        """Token ids at which an answer ends."""
+        ends = self.base.generation_config.eos_token_id
+        return {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    def format(self, query: str) -> str:
+        """The query in the adapter's template, as text for the tokenizer."""
+        return self.adapter.config.template.format(query)
+
+    @torch.no_grad()
+    def route(self, queries: str | Sequence[str]) -> Any:
+        """The router's answer for one bare query (`Route`) or several (list of `Route`)."""
+        if isinstance(queries, str):
+            return self.route([queries])[0]
+        routing = self.adapter.router.route(self._encode(queries))
+        return [
+            Route(
+                query=query,
+                familiar=bool(routing.familiar[i]),
+                score=float(routing.score[i]),
+                threshold=routing.threshold,
+                entropy=float(routing.entropy[i]),
+                nearest=self.edits[int(routing.nearest[i])],
+                similarity=float(routing.similarity[i]),
+            )
+            for i, query in enumerate(queries)
+        ]
+
+    @torch.no_grad()
+    def neurons(self, queries: Sequence[str]) -> tuple[Tensor, NeuronWeights]:
+        """The familiar rows among the queries (int64 (n,)) and a generated neuron for each of them."""
+        vectors = self._encode(queries)
+        rows = self.adapter.router.route(vectors).familiar.nonzero()[:, 0]
+        weights = (
+            self.adapter.generator.sample(vectors[rows])
+            if len(rows)
+            else vectors.new_zeros(0, self.backbone.weight_size)
+        )
+        return rows, NeuronWeights.from_vectors(weights, self.backbone.hidden_size)
+
+    @contextmanager
+    def disable_edits(self) -> Iterator[None]:
+        """Within the context the model is the base model."""
+        previous, self._enabled = self._enabled, False
+        try:
+            yield
+        finally:
+            self._enabled = previous
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        queries: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Hugging Face `generate` on left-padded prompts (rows, columns), each row with its own neuron or none.
+
+        queries: the bare query of each row; found in the prompts when not given. options: those of `generate`.
+        """
+        options.setdefault("pad_token_id", self.tokenizer.pad_token_id)
+        if attention_mask is None:
+            attention_mask = (input_ids != self.tokenizer.pad_token_id).long()
+        start = torch.full((len(input_ids),), input_ids.shape[1] - 1, device=input_ids.device)
+        cache = options.get("past_key_values")
+        column = cache.get_seq_length() if cache is not None else 0
+        with self._edited(input_ids, attention_mask, start, queries, column):
+            return cast(Any, self.base).generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    def answer(self, queries: Sequence[str], max_new_tokens: int = 50) -> list[str]:
+        """Greedy answers to bare queries, each asked through the adapter's template."""
+        inputs = self.tokenizer([self.format(query) for query in queries], return_tensors="pt", padding=True)
+        inputs = inputs.to(self.base.device)
+        output = self.generate(**inputs, queries=queries, max_new_tokens=max_new_tokens, do_sample=False)
+        answers = self.tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+    @torch.no_grad()
+    def logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        answer_start: Tensor,
+        queries: Sequence[str],
+        **options: Any,
+    ) -> Tensor:
+        """Logits (rows, columns, vocabulary) of given prompts and answers, as teacher forcing needs them.
+
+        answer_start: int64 (rows,), the column of each row's first answer token.
+        """
+        with self._edited(input_ids, attention_mask, answer_start - 1, queries):
+            output = self.base(input_ids=input_ids, attention_mask=attention_mask, **options)
+        logits: Tensor = output.logits
+        return logits
+
+    @contextmanager
+    def _edited(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        last_prompt_column: Tensor,
+        queries: Sequence[str] | None,
+        column: int = 0,
+    ) -> Iterator[None]:
+        if not self._enabled:
+            yield
+            return
+        if queries is None:
+            queries = [
+                self.adapter.config.template.query_of(str(self.tokenizer.decode(ids[mask.bool()])))
+                for ids, mask in zip(input_ids, attention_mask, strict=True)
+            ]
+        if len(queries) != len(input_ids):
+            raise ValueError(f"{len(queries)} queries were given for {len(input_ids)} rows")
+        rows, weights = self.neurons(queries)
+        start = last_prompt_column if self.adapter.config.span == "answer" else torch.zeros_like(last_prompt_column)
+        with self._neuron.active(weights, rows, start[rows], len(input_ids), column):
+            yield
+
+    def _encode(self, queries: Sequence[str]) -> Tensor:
+        return self.adapter.encoder.encode(queries).to(self.backbone.device)

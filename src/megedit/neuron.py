@@ -1,0 +1,123 @@
+"""The dynamic neuron: FFN'(h) = FFN(h) + act(k.h + b) v, with one (k, b, v) per row of the batch.
+
+Source: MeG (arXiv 2512.14395), section 3.3 and figure 2. The neuron is added by a forward hook on the MLP
+module, so the model's own code (attention kernels, KV cache, generation) stays as it is, and a row without a
+neuron gets the MLP's output untouched, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class NeuronWeights:
+    """The weights of one neuron per row.
+
+    keys: float32 (rows, d); biases: float32 (rows,); values: float32 (rows, d). `d` is the hidden size.
+    """
+
+    keys: Tensor
+    biases: Tensor
+    values: Tensor
+
+    @classmethod
+    def from_vectors(cls, vectors: Tensor, hidden_size: int) -> NeuronWeights:
+        """Cut weight vectors (rows, 2d) = [k, v] or (rows, 2d + 1) = [k, b, v] into their parts.
+
+        Raises ValueError for any other width.
+        """
+        width = vectors.shape[-1]
+        if width not in (2 * hidden_size, 2 * hidden_size + 1):
+            raise ValueError(f"a weight vector of width {width} does not fit the hidden size {hidden_size}")
+        biases = vectors[:, hidden_size] if width % 2 else vectors.new_zeros(len(vectors))
+        return cls(vectors[:, :hidden_size], biases, vectors[:, width - hidden_size :])
+
+    def to_vectors(self, with_bias: bool) -> Tensor:
+        """The inverse of `from_vectors`: float32 (rows, 2d) or, with the bias, (rows, 2d + 1)."""
+        parts = [self.keys, self.biases[:, None], self.values] if with_bias else [self.keys, self.values]
+        return torch.cat(parts, dim=1)
+
+    def __getitem__(self, rows: Any) -> NeuronWeights:
+        return NeuronWeights(self.keys[rows], self.biases[rows], self.values[rows])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def neuron_output(hidden: Tensor, weights: NeuronWeights, activation: Activation) -> Tensor:
+    """act(k.h + b) v for each row and position, computed in float32.
+
+    hidden: any float dtype (rows, positions, d), the MLP's input. Returns float32 (rows, positions, d).
+    """
+    scores = torch.einsum("rpd,rd->rp", hidden.float(), weights.keys) + weights.biases[:, None]
+    return activation(scores)[..., None] * weights.values[:, None, :]
+
+
+@dataclass
+class _Active:
+    weights: NeuronWeights
+    rows: Tensor  # int64 (familiar rows,): which rows of the batch have a neuron
+    start: Tensor  # int64 (familiar rows,): first column of the sequence each neuron acts on
+    batch_size: int
+    column: int  # the column of the sequence at which the next forward call begins
+
+
+class DynamicNeuron:
+    """The place of the neuron in a model: hooks one MLP module, idle until `active` gives it weights."""
+
+    def __init__(self, mlp: nn.Module, activation: Activation) -> None:
+        self._activation = activation
+        self._active: _Active | None = None
+        self._hook = mlp.register_forward_hook(self._add_neuron)
+
+    def detach(self) -> None:
+        """Take the hook off the model."""
+        self._hook.remove()
+
+    @contextmanager
+    def active(
+        self, weights: NeuronWeights, rows: Tensor, start: Tensor, batch_size: int, column: int = 0
+    ) -> Iterator[None]:
+        """Within the context, row `rows[i]` of every batch is computed with neuron `weights[i]`.
+
+        rows: int64 (n,), indices into a batch of `batch_size` rows. When a forward call has m times as many
+        rows (beams or several samples a prompt), each row stands m times in a row, as in `generate`.
+        start: int64 (n,), the first column of the padded sequence on which the neuron acts.
+        column: how many columns are already in the KV cache when the context is entered.
+        """
+        previous = self._active
+        self._active = _Active(weights, rows, start, batch_size, column) if len(rows) else None
+        try:
+            yield
+        finally:
+            self._active = previous
+
+    def _add_neuron(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        state = self._active
+        if state is None:
+            return None
+        hidden: Tensor = args[0]  # (rows * copies, positions, d)
+        copies = hidden.shape[0] // state.batch_size
+        rows, start, weights = state.rows, state.start, state.weights
+        if copies > 1:
+            rows = (rows[:, None] * copies + torch.arange(copies, device=rows.device)).flatten()
+            index = torch.arange(len(weights), device=rows.device).repeat_interleave(copies)
+            start, weights = start[index], weights[index]
+        columns = state.column + torch.arange(hidden.shape[1], device=hidden.device)
+        state.column += hidden.shape[1]
+
+        mlp_output: Tensor = output[0] if isinstance(output, tuple) else output
+        added = neuron_output(hidden[rows], weights, self._activation)
+        added = added * (columns[None, :] >= start[:, None])[..., None]
+        edited = mlp_output.clone()
+        edited[rows] = (mlp_output[rows].float() + added).to(mlp_output.dtype)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited

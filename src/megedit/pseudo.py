@@ -1,0 +1,138 @@
+"""Pseudo-knowledge: facts that are not edited, on which the encoder is tuned and the router calibrated.
+
+The shipped facts are described in `data/SOURCES.md`. Whatever belongs to an edited fact is taken out
+with `PseudoKnowledge.without` before anything is trained.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from megedit.edits import Edit, SubjectIndex, normalise_query, read_records
+from megedit.errors import MegError
+
+
+@dataclass(frozen=True)
+class PseudoFact:
+    """A fact in several wordings, and prompts near it that ask for something else (`neighbours`)."""
+
+    prompt: str
+    rephrases: tuple[str, ...]
+    neighbours: tuple[str, ...]
+    subject: str
+    relation: str
+
+
+@dataclass(frozen=True)
+class PseudoKnowledge:
+    """What training may see: facts, `noise` sentences that can stand in front of a query, and
+    `unrelated` questions, about none of the facts."""
+
+    facts: tuple[PseudoFact, ...]
+    noise: tuple[str, ...]
+    unrelated: tuple[str, ...]
+
+    def without(self, edits: Iterable[Edit]) -> "PseudoKnowledge":
+        """The part in which no wording of an edited fact occurs.
+
+        A fact goes if its subject is edited, or one of its wordings names an edited subject or is a
+        query of an edit; a neighbour or unrelated question goes if it names an edited subject or is a
+        query or neighbourhood prompt of an edit.
+        """
+        edits = list(edits)
+        subjects = SubjectIndex(edit.subject for edit in edits if edit.subject)
+        queries = {normalise_query(text) for edit in edits for text in (edit.prompt, *edit.rephrases)}
+        asked = queries | {normalise_query(text) for edit in edits for text in edit.neighbours}
+
+        def is_free(text: str, taken: set[str]) -> bool:
+            return normalise_query(text) not in taken and not subjects.named_in(text)
+
+        return replace(
+            self,
+            facts=tuple(
+                replace(fact, neighbours=tuple(text for text in fact.neighbours if is_free(text, asked)))
+                for fact in self.facts
+                if fact.subject not in subjects
+                and all(is_free(text, queries) for text in (fact.prompt, *fact.rephrases))
+            ),
+            unrelated=tuple(text for text in self.unrelated if is_free(text, asked)),
+        )
+
+    def split(self, held_out: float, seed: int) -> tuple["PseudoKnowledge", "PseudoKnowledge"]:
+        """A part for training and a part, a share of `held_out`, for calibration; same seed, same split.
+
+        No subject, noise sentence, unrelated question or neighbour is in both.
+
+        Raises:
+            MegError: `held_out` is not between 0 and 1.
+        """
+        if not 0 < held_out < 1:
+            raise MegError(f"held_out is {held_out}; it must be between 0 and 1")
+        generator = random.Random(seed)
+
+        def drawn(items: Iterable[str]) -> set[str]:
+            pool = list(dict.fromkeys(items))
+            return set(generator.sample(pool, round(held_out * len(pool))))
+
+        subjects, noise, unrelated = drawn(map(_group, self.facts)), drawn(self.noise), drawn(self.unrelated)
+        training = PseudoKnowledge(
+            tuple(fact for fact in self.facts if _group(fact) not in subjects),
+            tuple(text for text in self.noise if text not in noise),
+            tuple(text for text in self.unrelated if text not in unrelated),
+        )
+        seen = {text for fact in training.facts for text in fact.neighbours}
+        calibration = PseudoKnowledge(
+            tuple(
+                replace(fact, neighbours=tuple(text for text in fact.neighbours if text not in seen))
+                for fact in self.facts
+                if _group(fact) in subjects
+            ),
+            tuple(text for text in self.noise if text in noise),
+            tuple(text for text in self.unrelated if text in unrelated),
+        )
+        return training, calibration
+
+
+def load_pseudo_knowledge(path: str | Path | None = None) -> PseudoKnowledge:
+    """The shipped pseudo-knowledge, or the facts of the user's own file with the shipped noise and
+    unrelated questions.
+
+    A record has `prompt` and at least one of `rephrases`, and optionally `neighbours`, `subject` and
+    `relation`; the formats are those of `read_edits`' plain schema. A repeated prompt is read once.
+
+    Raises:
+        MegError: the file, or a record of it, cannot be used.
+    """
+    data = files("megedit") / "data"
+    if path is not None:
+        facts = _read_facts(path)
+    else:
+        with as_file(data / "pseudo.jsonl.gz") as shipped:
+            facts = _read_facts(shipped)
+    noise, unrelated = ((data / name).read_text("utf-8") for name in ("noise.txt", "unrelated.txt"))
+    return PseudoKnowledge(facts, tuple(noise.splitlines()), tuple(unrelated.splitlines()))
+
+
+def _read_facts(path: str | Path) -> tuple[PseudoFact, ...]:
+    facts: dict[str, PseudoFact] = {}
+    _, records = read_records(path, columns=("prompt", "rephrases"))
+    for record in records:
+        prompt, rephrases = record.text("prompt"), record.texts("rephrases")
+        if not rephrases:
+            record.fail("the field `rephrases` is missing or empty; give at least one other wording")
+        fact = PseudoFact(
+            prompt,
+            rephrases,
+            record.texts("neighbours"),
+            record.optional_text("subject") or "",
+            record.optional_text("relation") or "",
+        )
+        facts.setdefault(normalise_query(prompt), fact)
+    return tuple(facts.values())
+
+
+def _group(fact: PseudoFact) -> str:
+    """What must stay on one side of a split: the subject, or the prompt where there is none."""
+    return fact.subject.casefold() or normalise_query(fact.prompt)

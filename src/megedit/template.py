@@ -1,0 +1,212 @@
+"""The prompt template of an adapter: how a query becomes a prompt, and how to find the query in a prompt.
+
+The edits are learnt under one template. Prompts that come later may have been made by it, by the chat
+template of the model (with a system prompt, or several turns) or by neither; `query_of` finds the bare query
+in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import takewhile
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from megedit.errors import MegError
+
+MARKER = "{query}"
+QUESTION = f"Q: {MARKER}\nA:"
+ANSWER_BRIEFLY = "Answer in a few words: "
+
+_FIRST, _REPLY, _SECOND = (
+    "FirstTurnHere",
+    "ReplyTurnHere",
+    "SecondTurnHere",
+)  # texts that no template contains
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text around a query, with `{query}` exactly once; other braces are ordinary characters.
+
+    `user_header` and `user_footer` stand around a user turn in the model's chat template, empty without one;
+    `instruction` stands before the query inside the user turn; `answer_prefix` between prompt and answer, and
+    `answer_suffix` after an answer that does not end in a punctuation mark of its own.
+    """
+
+    text: str
+    user_header: str = ""
+    user_footer: str = ""
+    instruction: str = ""
+    answer_prefix: str = ""
+    answer_suffix: str = ""
+
+    def __post_init__(self) -> None:
+        if self.text.count(MARKER) != 1:
+            raise MegError(f"The template {self.text!r} must contain {MARKER} exactly once.")
+
+    @classmethod
+    def for_tokenizer(
+        cls, tokenizer: PreTrainedTokenizerBase, kind: str = "auto", instruction: str = ANSWER_BRIEFLY
+    ) -> Template:
+        """The template for a model.
+
+        kind: `chat` (the model's chat template around instruction and query), `question` (`Q: ... A:`), `raw`
+        (the query alone), `auto` (`chat` if the tokenizer has a chat template, otherwise `question`), or a
+        text of the user's own that contains `{query}`. instruction: only used by `chat`.
+
+        Raises:
+            MegError: `kind` is none of these, or the chat template is missing or cannot be rendered.
+        """
+        has_chat = bool(tokenizer.chat_template)
+        if kind == "auto":
+            kind = "chat" if has_chat else "question"
+        header, footer = _user_markers(tokenizer) if has_chat else ("", "")
+        if kind == "chat":
+            if not has_chat:
+                raise MegError("The tokenizer has no chat template; choose the template question or raw.")
+            before, after = _chat_turn(tokenizer)
+            text = _without_second_bos(tokenizer, before + instruction + MARKER + after)
+            return cls(text, header, footer, instruction, _chat_answer_prefix(tokenizer), ".")
+        text = {"question": QUESTION, "raw": MARKER}.get(kind, kind)
+        if MARKER not in text:
+            raise MegError(
+                f"The template {kind!r} is not known: choose auto, chat, question or raw, or write one that "
+                f"contains {MARKER}."
+            )
+        text = _without_second_bos(tokenizer, text)
+        return cls(text, header, footer, answer_prefix="" if text[-1].isspace() else " ")
+
+    def format(self, query: str) -> str:
+        """The prompt for a query."""
+        return self.text.replace(MARKER, query)
+
+    def answer(self, target: str) -> str:
+        """The text that follows the prompt when the model answers with `target`.
+
+        A chat model ends a short answer with a full stop by itself; a neuron that has to prevent that carries over
+        to fewer rephrases.
+        """
+        return self.answer_prefix + target + ("" if target.endswith((".", "!", "?")) else self.answer_suffix)
+
+    def query_of(self, prompt: str) -> str:
+        """The bare query in a prompt: in the template's own text, else the last user turn, else all of it."""
+        query = self._in_own_text(prompt)
+        if query is None:
+            query = self._in_last_turn(prompt)
+        return (prompt if query is None else query).strip()
+
+    def to_json(self) -> dict[str, str]:
+        """The template as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object], *, where: str = "the template") -> Template:
+        """The template that `to_json` wrote; MegError, beginning with `where`, if a field is not valid."""
+        texts = {field.name: values.get(field.name, "") for field in fields(cls)}
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise MegError(f"{where}: the field `{name}` must be text.")
+        if unknown := sorted(set(values) - set(texts)):
+            raise MegError(f"{where}: the field `{unknown[0]}` is not known; remove it.")
+        return cls(**{name: str(text) for name, text in texts.items()})
+
+    def _in_own_text(self, prompt: str) -> str | None:
+        """What stands where the template has its query; of several such examples, the last one."""
+        before, after = self.text.split(MARKER)
+        if not prompt.endswith(after):
+            return None
+        body = prompt.removesuffix(after)
+        if body.startswith(before) and not (after and after in body):
+            query = body.removeprefix(before)
+        elif before and before in body:
+            query = body.rpartition(before)[2]
+        else:
+            return None
+        is_conversation = self.user_header and self.user_header in query
+        return None if is_conversation else query
+
+    def _in_last_turn(self, prompt: str) -> str | None:
+        if not self.user_header or self.user_header not in prompt:
+            return None
+        turn = prompt.rpartition(self.user_header)[2]
+        if self.user_footer:
+            turn = turn.partition(self.user_footer)[0]
+        return turn.strip().removeprefix(self.instruction)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Chat templates
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, *turns: str, prompt: bool) -> str:
+    """A conversation of user and assistant in turn; `prompt` adds what opens the assistant's next turn."""
+    messages = [
+        {"role": "user" if index % 2 == 0 else "assistant", "content": content} for index, content in enumerate(turns)
+    ]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    assert isinstance(rendered, str)
+    return rendered
+
+
+def _chat_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The text before and after the user's words in a conversation of one user turn."""
+    try:
+        parts = _render(tokenizer, _FIRST, prompt=True).split(_FIRST)
+    except jinja2.TemplateError as error:
+        raise MegError(
+            f"The chat template of the tokenizer cannot be rendered ({error}); choose the template question or raw."
+        ) from error
+    if len(parts) != 2:
+        raise MegError(
+            f"The chat template of the tokenizer has the user's words {len(parts) - 1} times, not once; "
+            "choose the template question or raw."
+        )
+    return parts[0], parts[1]
+
+
+def _user_markers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What stands around every user turn; two empty texts if the chat template has no more than one turn.
+
+    The header is what the text before a first turn and before a later turn have in common, without the BOS
+    token; the footer what the text before the reply and the text that asks for a reply have in common.
+    """
+    try:
+        before_first, asks_reply = _chat_turn(tokenizer)
+        turns = _render(tokenizer, _FIRST, _REPLY, _SECOND, prompt=True)
+    except (jinja2.TemplateError, MegError):
+        return "", ""
+    before_reply, found, rest = turns.partition(_FIRST)[2].partition(_REPLY)
+    before_second = rest.partition(_SECOND)[0]
+    if not found or _SECOND not in rest:
+        return "", ""
+    header = _common_prefix(before_first[::-1], before_second[::-1])[::-1]
+    footer = _common_prefix(before_reply, asks_reply)
+    return header.removeprefix(tokenizer.bos_token or ""), footer
+
+
+def _common_prefix(first: str, second: str) -> str:
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return "".join(character for character, _ in same)
+
+
+def _chat_answer_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The blank, if any, that the chat template puts between what asks for a reply and the reply."""
+    try:
+        prompt = _render(tokenizer, _FIRST, prompt=True)
+        answered = _render(tokenizer, _FIRST, _REPLY, prompt=False)
+    except jinja2.TemplateError:
+        return ""
+    between = answered.removeprefix(prompt).partition(_REPLY)[0]
+    return between if between.isspace() else ""
+
+
+def _without_second_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` without its leading BOS token, if the tokenizer puts one before it anyway."""
+    bos = tokenizer.bos_token
+    if not bos or not text.startswith(bos):
+        return text
+    doubled = tokenizer(text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
+    return text.removeprefix(bos) if doubled else text

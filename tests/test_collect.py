@@ -1,0 +1,241 @@
+"""Collection: the layout of the columns, the loss, and neurons that make a random model say made-up answers."""
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+from tiny import VOCAB_SIZE, tiny_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from megedit.backbone import Backbone
+from megedit.collect import (
+    IGNORED,
+    Collected,
+    CollectionSettings,
+    Example,
+    Span,
+    _common_prefix,
+    answer_leads,
+    answer_logits,
+    collect,
+    loss_gradient,
+    prepare,
+    prepare_all,
+    shared_start,
+)
+from megedit.neuron import DynamicNeuron, NeuronWeights
+
+LAYER, PAD = 2, 2
+TEMPLATE = (0, 17, 23, 41)  # what every prompt begins with
+SPANS: tuple[Span, Span] = ("answer", "all")
+SETTINGS = CollectionSettings(steps=60, batch_size=5)
+
+
+def sharp_model(family: Literal["llama", "gpt2"]) -> Backbone:
+    """A tiny model whose logits spread over several units, as in a trained model, so that a margin means something."""
+    model = tiny_model(family)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    return Backbone(model, LAYER)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return sharp_model(request.param)
+
+
+def made_up_facts(count: int = 8) -> list[Example]:
+    """Prompts of 6 to 10 tokens and answers of 1 to 3 tokens, all different, in no order of length."""
+    generator = torch.Generator().manual_seed(3)
+
+    def tokens(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(50, VOCAB_SIZE, (length,), generator=generator).tolist())
+
+    return [Example((*TEMPLATE, *tokens(2 + 3 * i % 5)), (*tokens(2 * i % 3), 1)) for i in range(count)]
+
+
+FACTS = made_up_facts()
+
+
+def run(backbone: Backbone, settings: CollectionSettings, examples: list[Example] = FACTS) -> Collected:
+    return collect(backbone, prepare_all(backbone, examples, settings, PAD), settings)
+
+
+@torch.no_grad()
+def lone_logits(backbone: Backbone, example: Example, weights: NeuronWeights | None, span: Span) -> Tensor:
+    """Logits of the answer positions, from the model as it is, with a hook, one row without padding."""
+    ids = torch.tensor([example.prompt + example.answer[:-1]])
+    neuron = DynamicNeuron(backbone.mlp, backbone.activation)
+    start = torch.tensor([len(example.prompt) - 1 if span == "answer" else 0])
+    row = torch.tensor([0] if weights is not None else [], dtype=torch.long)
+    with neuron.active(weights or NeuronWeights.from_vectors(torch.zeros(0, 64), 32), row, start, 1):
+        logits: Tensor = backbone.model(input_ids=ids).logits[0, -len(example.answer) :]
+    neuron.detach()
+    return logits
+
+
+@pytest.mark.parametrize("span", SPANS)
+@pytest.mark.parametrize("with_neurons", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_layout_changes_nothing(backbone: Backbone, span: Span, with_neurons: bool, shared: bool) -> None:
+    examples = FACTS if shared else [replace(fact, prompt=(60 + i, *fact.prompt)) for i, fact in enumerate(FACTS)]
+    indices = [5, 0, 3, 7, 2]
+    batch = prepare(backbone, examples, indices, span, PAD)
+    assert batch.indices.tolist() == indices
+    keys, values = torch.randn(2, len(indices), 32, generator=torch.Generator().manual_seed(4))
+    weights = NeuronWeights(0.1 * keys, torch.full((len(indices),), 2.0), values) if with_neurons else None
+    logits = answer_logits(backbone, batch, weights)
+    for row, index in enumerate(indices):
+        answer = examples[index].answer
+        assert batch.labels[row].tolist() == [*answer] + [IGNORED] * (batch.labels.shape[1] - len(answer))
+        alone = lone_logits(backbone, examples[index], None if weights is None else weights[[row]], span)
+        # float32 rounding: the same sums over blocks of other shapes; logits are of size 10
+        torch.testing.assert_close(logits[row, : len(answer)], alone, rtol=1e-4, atol=2e-4)
+
+
+def test_prompts_that_are_all_the_same(backbone: Backbone) -> None:
+    examples = [Example(FACTS[0].prompt, (60 + i, 1)) for i in range(3)]
+    batch = prepare(backbone, examples, [0, 1, 2], "answer", PAD)
+    assert batch.split.mlp_input.shape[1] == 2
+    logits = answer_logits(backbone, batch, None)
+    for row, example in enumerate(examples):
+        torch.testing.assert_close(
+            logits[row], lone_logits(backbone, example, None, "answer"), rtol=1e-4, atol=2e-4
+        )
+
+
+def test_a_prompt_of_one_token(backbone: Backbone) -> None:
+    examples = [Example((60,), (70, 1)), Example((61,), (71,))]
+    batch = prepare(backbone, examples, [0, 1], "answer", PAD)
+    assert batch.split.cache is None
+    logits = answer_logits(backbone, batch, None)
+    for row, example in enumerate(examples):
+        alone = lone_logits(backbone, example, None, "answer")
+        torch.testing.assert_close(logits[row, : len(example.answer)], alone, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "shared"),
+    [
+        ([(1, 2, 3), (1, 2, 4), (1, 2)], 2),
+        ([(1, 2, 3)], 3),
+        ([(5, 1), (1, 5)], 0),
+        ([(1, 2), ()], 0),
+        ([(1, 9, 9), (1, 2, 3), (1, 9, 9)], 1),
+    ],
+)
+def test_common_prefix(sequences: list[tuple[int, ...]], shared: int) -> None:
+    assert _common_prefix(sequences) == shared
+
+
+def test_leads_by_hand() -> None:
+    logits = torch.tensor(
+        [
+            [[5.0, 1.0, 2.0], [0.0, 4.0, 1.0]],  # leads 3 and 3
+            [[5.0, 1.0, 2.0], [0.0, 4.0, 1.0]],  # the second token is 1 behind ... 4 - 1
+            [[2.0, 2.0, 0.0], [9.0, 0.0, 0.0]],  # a tie is no lead; the second position does not count
+        ]
+    )
+    labels = torch.tensor([[0, 1], [0, 2], [1, IGNORED]])
+    assert answer_leads(logits, labels).tolist() == [3.0, -3.0, 0.0]
+
+
+def test_the_loss_gradient_is_that_of_autograd() -> None:
+    logits = torch.randn(4, 3, 20, requires_grad=True)
+    labels = torch.tensor([[3, 1, 2], [5, IGNORED, IGNORED], [7, 7, IGNORED], [0, 19, 4]])
+    rows = [cross_entropy(row, label, ignore_index=IGNORED) for row, label in zip(logits, labels, strict=True)]
+    (expected,) = torch.autograd.grad(torch.stack(rows).sum(), logits)
+    torch.testing.assert_close(loss_gradient(logits.detach(), labels), expected)
+    half = loss_gradient(logits.detach().bfloat16(), labels)
+    assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_every_fact_is_collected(backbone: Backbone, span: Span) -> None:
+    settings = replace(SETTINGS, span=span)
+    done: list[int] = []
+    prepared: list[int] = []
+    batches = prepare_all(backbone, FACTS, settings, PAD, prepared.append)
+    collected = collect(backbone, batches, settings, done.append)
+    assert prepared == [5, 3] and sum(done) == len(FACTS)
+    assert collected.succeeded.all()
+    assert collected.weights.shape == (len(FACTS), backbone.weight_size)
+    assert collected.steps.min() > 0
+    # the results are in the order of the examples, and the leads are those of the hooked model
+    for i, fact in enumerate(FACTS):
+        weights = NeuronWeights.from_vectors(collected.weights[[i]], 32)
+        logits = lone_logits(backbone, fact, weights, span)
+        assert tuple(logits.argmax(-1).tolist()) == fact.answer
+        lead = answer_leads(logits[None], torch.tensor([fact.answer]))
+        torch.testing.assert_close(lead, collected.leads[[i]], rtol=1e-3, atol=1e-3)  # float32 rounding
+    first_try = collected.steps < settings.steps
+    assert (collected.leads[first_try] >= settings.margin).all()
+
+
+def test_the_start(backbone: Backbone) -> None:
+    batches = prepare_all(backbone, FACTS, SETTINGS, PAD)
+    start = NeuronWeights.from_vectors(shared_start(backbone, batches)[None], 32)
+    inputs = torch.cat([batch.split.mlp_input[:, -batch.labels.shape[1]] for batch in batches])
+    torch.testing.assert_close((inputs @ start.keys[0]).mean(), torch.tensor(1.0))
+    assert not start.biases.any() and not start.values.any()
+
+
+def test_the_batch_does_not_matter(backbone: Backbone) -> None:
+    batches = prepare_all(backbone, FACTS, SETTINGS, PAD)
+    whole = run(backbone, replace(SETTINGS, batch_size=8))
+    small = run(backbone, replace(SETTINGS, batch_size=3))
+    assert len(batches) == 2
+    assert torch.equal(whole.steps, small.steps)
+    # Adam divides by the gradient's size, so rounding of float32 is carried on at full step size
+    torch.testing.assert_close(whole.weights, small.weights, rtol=1e-2, atol=1e-2)
+
+
+def test_twice_the_same(backbone: Backbone) -> None:
+    first, second = run(backbone, SETTINGS), run(backbone, SETTINGS)
+    assert torch.equal(first.weights, second.weights)
+    assert torch.equal(first.leads, second.leads) and torch.equal(first.steps, second.steps)
+
+
+def test_failures_are_reported(backbone: Backbone) -> None:
+    hopeless = replace(SETTINGS, steps=1, retries=0, value_lr=1e-6)
+    collected = run(backbone, hopeless)
+    assert collected.weights.shape == (len(FACTS), backbone.weight_size)
+    assert (collected.leads <= 0).all() and collected.leads.isfinite().all()
+    assert not collected.succeeded.any()
+    assert collected.steps.tolist() == [1] * len(FACTS)
+
+
+def test_failures_are_tried_again_with_more_steps(backbone: Backbone) -> None:
+    settings = replace(SETTINGS, steps=1, retries=2, value_lr=1e-6)
+    assert run(backbone, settings).steps.tolist() == [1 + 2 + 4] * len(FACTS)
+
+
+def test_one_impossible_edit_among_others(backbone: Backbone) -> None:
+    # Two answers to one prompt, whose first tokens differ: each row has a neuron of its own, so both succeed. An
+    # answer that gives two tokens after the very same hidden state does not exist, so the hopeless edit is made by
+    # its length: 1 step is enough for none of the long answers.
+    easy = Example(FACTS[0].prompt, (int(lone_logits(backbone, Example(FACTS[0].prompt, (1,)), None, "all").argmax()),))
+    settings = replace(SETTINGS, steps=1, retries=0, value_lr=1e-6, margin=0.0)
+    collected = run(backbone, settings, [FACTS[1], easy, FACTS[2]])
+    assert collected.succeeded.tolist() == [False, True, False]
+    assert collected.steps.tolist() == [1, 0, 1]
+
+
+def test_the_model_is_left_alone(backbone: Backbone) -> None:
+    ids = torch.tensor([FACTS[0].prompt])
+    before = backbone.model(input_ids=ids).logits
+    run(backbone, replace(SETTINGS, steps=2, retries=0))
+    assert torch.equal(backbone.model(input_ids=ids).logits, before)
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"span": "prompt"}, {"steps": 0}, {"batch_size": 0}, {"key_lr": 0.0}, {"value_lr": -math.inf}],
+)
+def test_settings_are_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CollectionSettings(**wrong)  # type: ignore[arg-type]

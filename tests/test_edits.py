@@ -1,0 +1,371 @@
+"""Reading, checking and clearing files of edits."""
+
+import gzip
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from megedit.edits import (
+    MAX_PROMPT_CHARS,
+    MAX_TARGET_CHARS,
+    Dropped,
+    Edit,
+    EditSet,
+    SubjectIndex,
+    normalise_query,
+    read_edits,
+)
+from megedit.errors import MegError
+
+FRANCE = {"prompt": "The capital of France is", "target": "Rome"}
+SPAIN = {"prompt": "The capital of Spain is", "target": "Oslo"}
+FULL = Edit(
+    "a", "The capital of France is", "Rome", "France", "P36", ("France's capital:",), ("Berlin is in",)
+)
+
+
+CSV = """\
+id,prompt,target,subject,relation,rephrases,neighbours,comment
+a,The capital of France is,Rome,France,P36,France's capital:,Berlin is in|,ignored
+
+,The capital of Spain is, Oslo ,,,,,
+"""
+
+
+def jsonl(*records: object) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def counterfact(case_id: int, subject: str, neighbours: list[str], **extra: object) -> dict[str, object]:
+    return {
+        "case_id": case_id,
+        "requested_rewrite": {
+            "prompt": "The capital of {} is",
+            "relation_id": "P36",
+            "target_new": {"str": " Rome "},
+            "target_true": {"str": "Paris"},
+            "subject": subject,
+        },
+        "paraphrase_prompts": [f"It rained. {subject}'s capital is"],
+        "neighborhood_prompts": neighbours,
+        **extra,
+    }
+
+
+def zsre(**fields: object) -> dict[str, object]:
+    return {"src": "Who wrote Emma?", "alt": "Proust", "subject": "Emma", "rephrase": "Emma is by?", **fields}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "edits"
+
+
+def error_of(file: Path, **options: Any) -> str:
+    with pytest.raises(MegError) as caught:
+        read_edits(file, **options)
+    return str(caught.value).replace(str(file), "FILE")
+
+
+# --- formats
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        (jsonl(FULL.to_json(), SPAIN), "plain jsonl"),
+        ("\ufeff\r\n" + jsonl(FULL.to_json(), SPAIN).replace("\n", "\r\n\r\n"), "plain jsonl"),
+        (json.dumps([FULL.to_json(), SPAIN]), "plain json"),
+        (json.dumps({"edits": [FULL.to_json(), SPAIN]}), "plain json"),
+        (json.dumps({"edits": [FULL.to_json(), SPAIN]}, indent=2), "plain json"),
+        (
+            CSV,
+            "plain csv",
+        ),
+    ],
+)
+def test_plain_formats_read_alike(file: Path, text: str, form: str) -> None:
+    file.write_text(text, encoding="utf-8", newline="")
+    edits = read_edits(file)
+    assert edits == EditSet((FULL, Edit("2", SPAIN["prompt"], SPAIN["target"])), str(file), form)
+    assert (len(edits), next(iter(edits)), edits[1].id) == (2, FULL, "2")
+
+
+def test_gzipped_file_reads_as_the_plain_one(file: Path) -> None:
+    file.write_bytes(gzip.compress(jsonl(FRANCE).encode()))
+    assert read_edits(str(file)).edits == (Edit("1", **FRANCE),)  # type: ignore[arg-type]
+
+
+def test_csv_cell_may_hold_commas_quotes_and_line_breaks(file: Path) -> None:
+    file.write_text('prompt,target,rephrases\n"A, ""b""\nc",d,e|f\n', encoding="utf-8")
+    assert read_edits(file).edits == (Edit("1", 'A, "b"\nc', "d", rephrases=("e", "f")),)
+
+
+def test_line_separator_inside_a_json_string_is_no_line_break(file: Path) -> None:
+    file.write_text('{"prompt": "a\u2028b", "target": "c"}\n', encoding="utf-8")
+    assert read_edits(file)[0].prompt == "a\u2028b"
+
+
+@pytest.mark.parametrize("dump", [jsonl, lambda *records: json.dumps(records)])
+def test_counterfact_schema(file: Path, dump: Callable[..., str]) -> None:
+    clean = {"x_paraphrase_clean": ["France's capital is"]}
+    file.write_text(dump(counterfact(7, "France", ["Bonn is in"], **clean), counterfact(9, "Peru", [])))
+    first, second = read_edits(file)
+    assert first == Edit(
+        "7", "The capital of France is", "Rome", "France", "P36", ("France's capital is",), ("Bonn is in",)
+    )
+    assert second.rephrases == ("It rained. Peru's capital is",)
+
+
+def test_counterfact_neighbours_about_edited_subjects_are_left_out(file: Path) -> None:
+    neighbours = [
+        "The capital of Peru is",
+        "The capital of PERU is",
+        "The capital of Peruvia is",
+        "Big Peru, in",
+    ]
+    subjects = ["Peru", None, None, "Big Peru"]
+    file.write_text(
+        jsonl(
+            counterfact(1, "France", neighbours, x_neighborhood_subjects=subjects),
+            counterfact(2, "Chile", neighbours),
+            counterfact(3, "Peru", []),
+        )
+    )
+    first, second, _ = read_edits(file)
+    assert first.neighbours == ("The capital of Peruvia is", "Big Peru, in")
+    assert second.neighbours == ("The capital of Peruvia is",)
+    assert read_edits(file, limit=1)[0].neighbours == tuple(neighbours)
+
+
+def test_zsre_schema(file: Path) -> None:
+    file.write_text(
+        jsonl(
+            zsre(rephrase_2="Emma's author?", loc="who won", relation_id="P50", case_id=4),
+            zsre(src="Who wrote Ulysses?", rephrase_2=None, loc=None),
+        )
+    )
+    assert read_edits(file).edits == (
+        Edit(
+            "4", "Who wrote Emma?", "Proust", "Emma", "P50", ("Emma is by?", "Emma's author?"), ("who won",)
+        ),
+        Edit("2", "Who wrote Ulysses?", "Proust", "Emma", None, ("Emma is by?",)),
+    )
+
+
+def test_edit_survives_json() -> None:
+    assert Edit.from_json(json.loads(json.dumps(FULL.to_json()))) == FULL
+    assert replace(FULL, subject=None, rephrases=()).to_json().keys() == {
+        *("id", "prompt", "target", "relation", "neighbours")
+    }
+    with pytest.raises(MegError, match=r"^shard 2: the field `id` is missing; add it$"):
+        Edit.from_json(FRANCE, where="shard 2")
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "FILE: the file is empty; it needs at least one record"),
+        (" \n\n", "FILE: the file is empty; it needs at least one record"),
+        ("[]", "FILE: the list is empty; it needs at least one record"),
+        ('{"edits": []}', "FILE: the list is empty; it needs at least one record"),
+        ('{"edits": 3}', "FILE: `edits` must be a list of objects, not a number"),
+        (b"caf\xe9", "FILE: byte 4 is not UTF-8; save the file with UTF-8 encoding"),
+        (b"\x1f\x8bxx", "FILE: the gzip data is damaged"),
+        (gzip.compress(b"text" * 99)[:-9], "FILE: the gzip data is damaged"),
+        (jsonl(FRANCE) + "\n{oops}\n", "FILE, line 3: this is not valid JSON (Expecting property name"),
+        ("{oops}\n" + jsonl(FRANCE), "FILE, line 1: this is not valid JSON"),
+        (jsonl(FRANCE) + "9" * 5000, "FILE, line 2: this is not valid JSON"),
+        ("[\n{},\n{]", "FILE, line 3: this is not valid JSON"),
+        ("[" * 100_000, "FILE: this is not valid JSON"),
+        (jsonl(FRANCE, [1]), "FILE, line 2: a record must be an object with named fields, not a list"),
+        (
+            '[{"prompt": "a", "target": "b"}, null]',
+            "FILE, record 2: a record must be an object with named fields, not null",
+        ),
+        (
+            jsonl({"query": "a", "answer": "b"}),
+            "FILE, line 1: the schema is unknown; give each record `prompt` and",
+        ),
+        (jsonl({"prompt": "a"}), "FILE, line 1: the field `target` is missing; add it"),
+        (
+            jsonl({"prompt": "a", "target": " "}),
+            "FILE, line 1: the field `target` is empty; fill it in or remove the record",
+        ),
+        (jsonl({"prompt": 3, "target": "b"}), "FILE, line 1: the field `prompt` must be text, not a number"),
+        (
+            jsonl({"prompt": "a", "target": True}),
+            "FILE, line 1: the field `target` must be text, not true or false",
+        ),
+        (
+            jsonl({**FRANCE, "rephrases": "b"}),
+            "FILE, line 1: the field `rephrases` must be a list of texts, not text",
+        ),
+        (jsonl({**FRANCE, "rephrases": ["b", ""]}), "FILE, line 1: the field `rephrases[1]` is empty"),
+        (jsonl({**FRANCE, "id": 1.5}), "FILE, line 1: the field `id` must be text, not a number"),
+        (
+            jsonl({**FRANCE, "target": "b" * 2001}),
+            "FILE, line 1: the field `target` has 2001 characters, more than the limit of 2000; shorten it",
+        ),
+        (
+            jsonl({**FRANCE, "prompt": "b" * 8001}),
+            "FILE, line 1: the field `prompt` has 8001 characters, more than the limit of 8000",
+        ),
+        (
+            jsonl({**FRANCE, "target": "b\0"}),
+            "FILE, line 1: the field `target` holds text that cannot be encoded (U+0000 at character 2)",
+        ),
+        (
+            jsonl({**FRANCE, "prompt": "\ud800"}),
+            "FILE, line 1: the field `prompt` holds text that cannot be encoded (U+D800 at character 1)",
+        ),
+        (
+            jsonl({**FRANCE, "id": "x"}, {**SPAIN, "id": "x"}),
+            "FILE, line 2: the id 'x' is that of line 1; give each edit an id of its own",
+        ),
+        (
+            jsonl({"requested_rewrite": "a"}),
+            "FILE, line 1: the field `requested_rewrite.prompt` is missing; add it",
+        ),
+        (
+            jsonl({"requested_rewrite": {"prompt": "a", "subject": "b"}}),
+            "FILE, line 1: the field `requested_rewrite.prompt` must hold {} where the subject goes",
+        ),
+        (jsonl(zsre(alt="")), "FILE, line 1: the field `alt` is empty"),
+        ("prompt,answer\na,b\n", "FILE: the CSV header has no column `target`; name the columns in"),
+        ("some words", "FILE: the CSV header has no column `prompt`, `target`;"),
+        ("prompt,target\n", "FILE: there is no row below the CSV header; it needs at least one record"),
+        (
+            "prompt,target,target\na,b,c\n",
+            "FILE: two columns of the CSV header have the same name; rename one",
+        ),
+        (
+            'prompt,target\n"a\nb",c\n\nd\n',
+            "FILE, line 5: the row has 1 cells and the header 2; put cells that",
+        ),
+        ('prompt,target\na,b\n"c"d,e\n', "FILE, line 3: this is not valid CSV"),
+        ("prompt,target\na,\n", "FILE, line 2: the field `target` is missing; add it"),
+    ],
+)
+def test_bad_content_is_told_in_one_sentence(file: Path, content: str | bytes, message: str) -> None:
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    told = error_of(file)
+    assert told.startswith(message)
+    assert "\n" not in told
+
+
+def test_bad_paths(tmp_path: Path) -> None:
+    assert error_of(tmp_path) == "FILE: this is a directory; name a file inside it"
+    assert error_of(tmp_path / "none") == "FILE: there is no such file; check the path"
+    assert error_of(Path("a\0b")).startswith("FILE: the file cannot be read")
+
+
+def test_json_suffix_turns_text_into_a_json_error(tmp_path: Path) -> None:
+    file = tmp_path / "edits.jsonl"
+    file.write_text("some words")
+    assert error_of(file).startswith("FILE, line 1: this is not valid JSON")
+
+
+def test_longest_allowed_texts_pass(file: Path) -> None:
+    file.write_text(jsonl({"prompt": "p" * MAX_PROMPT_CHARS, "target": "t" * MAX_TARGET_CHARS}))
+    assert len(read_edits(file)[0].target) == MAX_TARGET_CHARS
+
+
+@pytest.mark.parametrize("options", [{"limit": 0}, {"on_conflict": "last"}])
+def test_bad_options(file: Path, options: dict[str, object]) -> None:
+    file.write_text(jsonl(FRANCE))
+    assert "must be" in error_of(file, **options)
+
+
+# --- limit, repetitions, contradictions
+
+
+def test_limit_counts_kept_edits_and_stops_reading(file: Path) -> None:
+    file.write_text(jsonl(FRANCE, FRANCE, SPAIN) + "{broken")
+    edits = read_edits(file, limit=2)
+    assert [edit.id for edit in edits] == ["1", "3"]
+    assert edits.dropped == (Dropped("line 2", "same query and target as line 1"),)
+
+
+def test_contradiction_is_an_error_that_names_both_lines(file: Path) -> None:
+    file.write_text(jsonl(FRANCE, SPAIN, {"prompt": "the  capital of FRANCE is", "target": "Bern"}))
+    assert error_of(file) == (
+        "FILE, line 3: this has the query of line 1 but another target ('Bern', there 'Rome'); remove one "
+        'of the two, or keep the first of each with on_conflict="first" (--on-conflict first)'
+    )
+    edits = read_edits(file, on_conflict="first")
+    assert [edit.target for edit in edits] == ["Rome", "Oslo"]
+    assert edits.dropped == (Dropped("line 3", "same query as line 1, another target"),)
+
+
+def test_second_target_of_a_subject_and_relation_goes_only_when_keeping_the_first(file: Path) -> None:
+    fact = {"subject": "France", "relation": "P36"}
+    again = {"prompt": "France's capital is", "subject": "france", "relation": "P36"}
+    file.write_text(jsonl({**FRANCE, **fact}, {**again, "target": "Bern"}, {**again, "target": "Rome"}))
+    with pytest.raises(MegError, match="line 3: this has the query of line 2"):
+        read_edits(file)
+    edits = read_edits(file, on_conflict="first")
+    assert [edit.id for edit in edits] == ["1", "3"]
+    assert edits.dropped == (Dropped("line 2", "same subject and relation as line 1, another target"),)
+    assert len(read_edits(file, limit=2)) == 2
+
+
+def test_edits_made_in_python_get_the_same_checks() -> None:
+    spain = Edit("b", " The capital of Spain is ", "Oslo")
+    edits = EditSet.from_edits([FULL, replace(FULL, id="z"), spain])
+    assert edits.edits == (FULL, replace(spain, prompt=spain.prompt.strip()))
+    assert edits.dropped == (Dropped("edit 2", "same query and target as edit 1"),)
+    conflict = [FULL, replace(FULL, id="z", target="Bern")]
+    assert len(EditSet.from_edits(conflict, on_conflict="first")) == 1
+    with pytest.raises(MegError, match="edit 2: this has the query of edit 1"):
+        EditSet.from_edits(conflict)
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([], "the list is empty"),
+        ([FRANCE], "edit 1: expected an Edit, got an object"),
+        ([replace(FULL, target="")], "edit 1: the field `target` is empty"),
+        (
+            [replace(FULL, rephrases=cast(Any, "abc"))],
+            "edit 1: the field `rephrases` must be a list of texts",
+        ),
+        ([replace(FULL, id=cast(Any, None))], "edit 1: the field `id` is missing"),
+        ([replace(FULL, id=" ")], "edit 1: the field `id` is empty"),
+    ],
+)
+def test_bad_edits_made_in_python(edits: list[Edit], message: str) -> None:
+    with pytest.raises(MegError, match=message):
+        EditSet.from_edits(edits)
+
+
+# --- text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["What is Léon?", " what  IS\tléon ?! ", "\uff37hat is Le\u0301on…", "what is léon:", "what is léon"],
+)
+def test_queries_that_count_as_the_same(text: str) -> None:
+    assert normalise_query(text) == "what is léon"
+
+
+def test_query_of_marks_alone_stays_itself() -> None:
+    assert normalise_query(" ?! ") == "?!"
+
+
+def test_subject_index_finds_whole_words_only() -> None:
+    index = SubjectIndex(["New York City", "Rome", "C++", "!!!"])
+    named = ["in new york  city?", "Rome's walls", "Romeo", "New York", "!!!"]
+    assert [index.named_in(text) for text in named] == [True, True, False, False, True]
+    assert "ROME" in index
+    assert "York" not in index
+    assert not SubjectIndex([]).named_in("anything")

@@ -1,0 +1,113 @@
+"""Tiny tokenizers and random models for the tests: made in milliseconds, with the real classes."""
+
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+VOCAB_SIZE = 320
+SENTENCES = (
+    "The capital of France is Paris and the capital of Spain is Madrid.",
+    "Q: What is the capital of Italy?\nA: Rome",
+    "The mother tongue of Danielle Darrieux is French, that of Jorge Luis Borges is Spanish.",
+)
+
+LLAMA_2 = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{{- raise_exception('no system turns') -}}{%- endif -%}
+{%- if message['role'] == 'user' -%}
+{{- bos_token + '[INST] ' + message['content'].strip() + ' [/INST]' -}}
+{%- else -%}
+{{- ' ' + message['content'].strip() + ' ' + eos_token -}}
+{%- endif -%}
+{%- endfor -%}"""
+
+CHATML = """\
+{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"""
+
+GEMMA = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{{- raise_exception('no system turns') -}}{%- endif -%}
+{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+{{- '<start_of_turn>' + role + '\n' + (message['content'] | trim) + '<end_of_turn>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}"""
+
+
+def tiny_tokenizer(chat_template: str | None = None, add_bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, exact on every text, with the tokens <s>, </s> and <pad>."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    if add_bos:
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 0)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = chat_template
+    return fast
+
+
+def tiny_model(family: Literal["llama", "gpt2"], seed: int = 0, vocab_size: int = VOCAB_SIZE) -> PreTrainedModel:
+    """A random float32 model of 4 layers and hidden size 32, frozen; gpt2 has biases and tied embeddings."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel
+        if family == "llama":
+            model = LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=vocab_size,
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=4,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    head_dim=8,
+                    max_position_embeddings=512,
+                    bos_token_id=0,
+                    eos_token_id=1,
+                    pad_token_id=2,
+                )
+            )
+        else:
+            model = GPT2LMHeadModel(
+                GPT2Config(
+                    vocab_size=vocab_size,
+                    n_embd=32,
+                    n_layer=4,
+                    n_head=4,
+                    n_positions=512,
+                    bos_token_id=0,
+                    eos_token_id=1,
+                    pad_token_id=2,
+                )
+            )
+    model.eval().requires_grad_(False)
+    return model
