@@ -44,8 +44,7 @@ def main() -> None:
     write(out / "facts.jsonl", (json.dumps(edit.to_json(), ensure_ascii=False) for edit in facts))
 
     pseudo = pseudo_knowledge(data).without(
-        replace(edit, neighbours=())
-        for edit in head(data / "counterfact.jsonl") + head(data / "zsre_style.jsonl")
+        replace(edit, neighbours=()) for edit in head(data / "counterfact.jsonl") + head(data / "zsre_style.jsonl")
     )
     write(out / "pseudo.jsonl.gz", (json.dumps(asdict(f), ensure_ascii=False) for f in pseudo.facts))
     write(out / "noise.txt", pseudo.noise)
@@ -102,9 +101,7 @@ def without_own_neighbours(edits: list[Edit]) -> Iterable[PseudoFact]:
     for edit in edits:
         subject, relation = edit.subject or "", edit.relation or ""
         neighbours = [text for text in edit.neighbours if not index[relation].named_in(text)]
-        yield PseudoFact(
-            edit.prompt, edit.rephrases, tuple(neighbours[:PSEUDO_NEIGHBOURS]), subject, relation
-        )
+        yield PseudoFact(edit.prompt, edit.rephrases, tuple(neighbours[:PSEUDO_NEIGHBOURS]), subject, relation)
 
 
 def noise_sentences(path: Path) -> list[str]:

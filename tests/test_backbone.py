@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VOCAB_SIZE, tiny_model
 from torch import Tensor, nn
 from transformers import (
     DynamicCache,
@@ -23,6 +22,7 @@ from transformers import (
 from megedit.backbone import Backbone, find_activation
 from megedit.errors import MegError
 from megedit.neuron import DynamicNeuron, NeuronWeights, neuron_output
+from tiny import VOCAB_SIZE, tiny_model
 
 HIDDEN, LAYERS, ROWS, COLUMNS, PADDED = 32, 4, 3, 9, 2
 CUT = 5  # columns in the cache where there is one
@@ -243,7 +243,7 @@ def test_the_families() -> None:
     assert llama.device == torch.device("cpu")
 
 
-SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 
 
 def unknown_models() -> Iterator[tuple[str, Callable[[], PreTrainedModel], str]]:

@@ -6,7 +6,6 @@ from typing import Literal
 
 import pytest
 import torch
-from tiny import VOCAB_SIZE, tiny_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -27,40 +26,52 @@ from megedit.collect import (
     shared_start,
 )
 from megedit.neuron import DynamicNeuron, NeuronWeights
+from tiny import VOCAB_SIZE, tiny_model
 
-LAYER, PAD = 2, 2
+LAYER, PAD = 1, 2
 TEMPLATE = (0, 17, 23, 41)  # what every prompt begins with
 SPANS: tuple[Span, Span] = ("answer", "all")
 SETTINGS = CollectionSettings(steps=60, batch_size=5)
 
 
-def sharp_model(family: Literal["llama", "gpt2"]) -> Backbone:
-    """A tiny model whose logits spread over several units, as in a trained model, so that a margin means something."""
+def lively_model(family: Literal["llama", "gpt2"]) -> Backbone:
+    """A tiny model with weights of unit gain: logits and layers do as much as in a trained model."""
     model = tiny_model(family)
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(20)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(10)
     return Backbone(model, LAYER)
 
 
 @pytest.fixture(params=["llama", "gpt2"])
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return sharp_model(request.param)
+    return lively_model(request.param)
 
 
-def made_up_facts(count: int = 8) -> list[Example]:
-    """Prompts of 6 to 10 tokens and answers of 1 to 3 tokens, all different, in no order of length."""
+@pytest.fixture
+def facts(backbone: Backbone) -> list[Example]:
+    """Eight prompts of 6 to 10 tokens, in no order of length, and answers of 1 to 3 tokens.
+
+    An answer is a made-up token and what the model itself says after it: no single neuron can make a model without
+    any knowledge say several made-up tokens in a row.
+    """
     generator = torch.Generator().manual_seed(3)
 
     def tokens(length: int) -> tuple[int, ...]:
         return tuple(torch.randint(50, VOCAB_SIZE, (length,), generator=generator).tolist())
 
-    return [Example((*TEMPLATE, *tokens(2 + 3 * i % 5)), (*tokens(2 * i % 3), 1)) for i in range(count)]
+    examples = []
+    for i in range(8):
+        prompt, answer = (*TEMPLATE, *tokens(2 + 3 * i % 5)), tokens(1)
+        for _ in range(2 * i % 3):
+            logits = backbone.model(input_ids=torch.tensor([prompt + answer])).logits
+            answer = (*answer, int(logits[0, -1].argmax()))
+        examples.append(Example(prompt, answer))
+    return examples
 
 
-FACTS = made_up_facts()
-
-
-def run(backbone: Backbone, settings: CollectionSettings, examples: list[Example] = FACTS) -> Collected:
+def run(backbone: Backbone, settings: CollectionSettings, examples: list[Example]) -> Collected:
     return collect(backbone, prepare_all(backbone, examples, settings, PAD), settings)
 
 
@@ -80,8 +91,10 @@ def lone_logits(backbone: Backbone, example: Example, weights: NeuronWeights | N
 @pytest.mark.parametrize("span", SPANS)
 @pytest.mark.parametrize("with_neurons", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_layout_changes_nothing(backbone: Backbone, span: Span, with_neurons: bool, shared: bool) -> None:
-    examples = FACTS if shared else [replace(fact, prompt=(60 + i, *fact.prompt)) for i, fact in enumerate(FACTS)]
+def test_the_layout_changes_nothing(
+    backbone: Backbone, facts: list[Example], span: Span, with_neurons: bool, shared: bool
+) -> None:
+    examples = facts if shared else [replace(fact, prompt=(60 + i, *fact.prompt)) for i, fact in enumerate(facts)]
     indices = [5, 0, 3, 7, 2]
     batch = prepare(backbone, examples, indices, span, PAD)
     assert batch.indices.tolist() == indices
@@ -96,15 +109,13 @@ def test_the_layout_changes_nothing(backbone: Backbone, span: Span, with_neurons
         torch.testing.assert_close(logits[row, : len(answer)], alone, rtol=1e-4, atol=2e-4)
 
 
-def test_prompts_that_are_all_the_same(backbone: Backbone) -> None:
-    examples = [Example(FACTS[0].prompt, (60 + i, 1)) for i in range(3)]
+def test_prompts_that_are_all_the_same(backbone: Backbone, facts: list[Example]) -> None:
+    examples = [Example(facts[0].prompt, (60 + i, 1)) for i in range(3)]
     batch = prepare(backbone, examples, [0, 1, 2], "answer", PAD)
     assert batch.split.mlp_input.shape[1] == 2
     logits = answer_logits(backbone, batch, None)
     for row, example in enumerate(examples):
-        torch.testing.assert_close(
-            logits[row], lone_logits(backbone, example, None, "answer"), rtol=1e-4, atol=2e-4
-        )
+        torch.testing.assert_close(logits[row], lone_logits(backbone, example, None, "answer"), rtol=1e-4, atol=2e-4)
 
 
 def test_a_prompt_of_one_token(backbone: Backbone) -> None:
@@ -135,7 +146,7 @@ def test_leads_by_hand() -> None:
     logits = torch.tensor(
         [
             [[5.0, 1.0, 2.0], [0.0, 4.0, 1.0]],  # leads 3 and 3
-            [[5.0, 1.0, 2.0], [0.0, 4.0, 1.0]],  # the second token is 1 behind ... 4 - 1
+            [[5.0, 1.0, 2.0], [0.0, 4.0, 1.0]],  # the second token is 3 behind
             [[2.0, 2.0, 0.0], [9.0, 0.0, 0.0]],  # a tie is no lead; the second position does not count
         ]
     )
@@ -154,18 +165,18 @@ def test_the_loss_gradient_is_that_of_autograd() -> None:
 
 
 @pytest.mark.parametrize("span", SPANS)
-def test_every_fact_is_collected(backbone: Backbone, span: Span) -> None:
+def test_every_fact_is_collected(backbone: Backbone, facts: list[Example], span: Span) -> None:
     settings = replace(SETTINGS, span=span)
     done: list[int] = []
     prepared: list[int] = []
-    batches = prepare_all(backbone, FACTS, settings, PAD, prepared.append)
+    batches = prepare_all(backbone, facts, settings, PAD, prepared.append)
     collected = collect(backbone, batches, settings, done.append)
-    assert prepared == [5, 3] and sum(done) == len(FACTS)
+    assert prepared == [5, 3] and sum(done) == len(facts)
     assert collected.succeeded.all()
-    assert collected.weights.shape == (len(FACTS), backbone.weight_size)
+    assert collected.weights.shape == (len(facts), backbone.weight_size)
     assert collected.steps.min() > 0
     # the results are in the order of the examples, and the leads are those of the hooked model
-    for i, fact in enumerate(FACTS):
+    for i, fact in enumerate(facts):
         weights = NeuronWeights.from_vectors(collected.weights[[i]], 32)
         logits = lone_logits(backbone, fact, weights, span)
         assert tuple(logits.argmax(-1).tolist()) == fact.answer
@@ -175,59 +186,59 @@ def test_every_fact_is_collected(backbone: Backbone, span: Span) -> None:
     assert (collected.leads[first_try] >= settings.margin).all()
 
 
-def test_the_start(backbone: Backbone) -> None:
-    batches = prepare_all(backbone, FACTS, SETTINGS, PAD)
+def test_the_start(backbone: Backbone, facts: list[Example]) -> None:
+    batches = prepare_all(backbone, facts, SETTINGS, PAD)
     start = NeuronWeights.from_vectors(shared_start(backbone, batches)[None], 32)
     inputs = torch.cat([batch.split.mlp_input[:, -batch.labels.shape[1]] for batch in batches])
     torch.testing.assert_close((inputs @ start.keys[0]).mean(), torch.tensor(1.0))
     assert not start.biases.any() and not start.values.any()
 
 
-def test_the_batch_does_not_matter(backbone: Backbone) -> None:
-    batches = prepare_all(backbone, FACTS, SETTINGS, PAD)
-    whole = run(backbone, replace(SETTINGS, batch_size=8))
-    small = run(backbone, replace(SETTINGS, batch_size=3))
-    assert len(batches) == 2
-    assert torch.equal(whole.steps, small.steps)
-    # Adam divides by the gradient's size, so rounding of float32 is carried on at full step size
-    torch.testing.assert_close(whole.weights, small.weights, rtol=1e-2, atol=1e-2)
+def test_the_batch_does_not_matter(backbone: Backbone, facts: list[Example]) -> None:
+    # a few steps only: Adam divides a gradient by its own size, so that rounding is carried on at full step size
+    settings = replace(SETTINGS, steps=6, retries=0, margin=0.5)
+    whole = run(backbone, replace(settings, batch_size=8), facts)
+    assert len(whole.steps.unique()) > 2  # rows leave the batch while others go on
+    for batch_size in (1, 3):
+        other = run(backbone, replace(settings, batch_size=batch_size), facts)
+        assert torch.equal(whole.steps, other.steps)
+        torch.testing.assert_close(whole.weights, other.weights, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(whole.leads, other.leads, rtol=1e-2, atol=1e-2)
 
 
-def test_twice_the_same(backbone: Backbone) -> None:
-    first, second = run(backbone, SETTINGS), run(backbone, SETTINGS)
+def test_twice_the_same(backbone: Backbone, facts: list[Example]) -> None:
+    first, second = run(backbone, SETTINGS, facts), run(backbone, SETTINGS, facts)
     assert torch.equal(first.weights, second.weights)
     assert torch.equal(first.leads, second.leads) and torch.equal(first.steps, second.steps)
 
 
-def test_failures_are_reported(backbone: Backbone) -> None:
+def test_failures_are_reported(backbone: Backbone, facts: list[Example]) -> None:
     hopeless = replace(SETTINGS, steps=1, retries=0, value_lr=1e-6)
-    collected = run(backbone, hopeless)
-    assert collected.weights.shape == (len(FACTS), backbone.weight_size)
+    collected = run(backbone, hopeless, facts)
+    assert collected.weights.shape == (len(facts), backbone.weight_size)
     assert (collected.leads <= 0).all() and collected.leads.isfinite().all()
     assert not collected.succeeded.any()
-    assert collected.steps.tolist() == [1] * len(FACTS)
+    assert collected.steps.tolist() == [1] * len(facts)
 
 
-def test_failures_are_tried_again_with_more_steps(backbone: Backbone) -> None:
+def test_failures_are_tried_again_with_more_steps(backbone: Backbone, facts: list[Example]) -> None:
     settings = replace(SETTINGS, steps=1, retries=2, value_lr=1e-6)
-    assert run(backbone, settings).steps.tolist() == [1 + 2 + 4] * len(FACTS)
+    assert run(backbone, settings, facts).steps.tolist() == [1 + 2 + 4] * len(facts)
 
 
-def test_one_impossible_edit_among_others(backbone: Backbone) -> None:
-    # Two answers to one prompt, whose first tokens differ: each row has a neuron of its own, so both succeed. An
-    # answer that gives two tokens after the very same hidden state does not exist, so the hopeless edit is made by
-    # its length: 1 step is enough for none of the long answers.
-    easy = Example(FACTS[0].prompt, (int(lone_logits(backbone, Example(FACTS[0].prompt, (1,)), None, "all").argmax()),))
+def test_one_failure_among_others(backbone: Backbone, facts: list[Example]) -> None:
+    prompt = facts[0].prompt
+    known = int(lone_logits(backbone, Example(prompt, (1,)), None, "all").argmax())
     settings = replace(SETTINGS, steps=1, retries=0, value_lr=1e-6, margin=0.0)
-    collected = run(backbone, settings, [FACTS[1], easy, FACTS[2]])
+    collected = run(backbone, settings, [facts[1], Example(prompt, (known,)), facts[2]])
     assert collected.succeeded.tolist() == [False, True, False]
     assert collected.steps.tolist() == [1, 0, 1]
 
 
-def test_the_model_is_left_alone(backbone: Backbone) -> None:
-    ids = torch.tensor([FACTS[0].prompt])
+def test_the_model_is_left_alone(backbone: Backbone, facts: list[Example]) -> None:
+    ids = torch.tensor([facts[0].prompt])
     before = backbone.model(input_ids=ids).logits
-    run(backbone, replace(SETTINGS, steps=2, retries=0))
+    run(backbone, replace(SETTINGS, steps=2, retries=0), facts)
     assert torch.equal(backbone.model(input_ids=ids).logits, before)
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 

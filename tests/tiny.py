@@ -1,10 +1,13 @@
 """Tiny tokenizers and random models for the tests: made in milliseconds, with the real classes."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    BertConfig,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -111,3 +114,25 @@ def tiny_model(family: Literal["llama", "gpt2"], seed: int = 0, vocab_size: int 
             )
     model.eval().requires_grad_(False)
     return model
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """Save a random BERT of 2 layers and vectors of size 32, with its tokenizer, to `folder`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertModel(
+            BertConfig(
+                vocab_size=VOCAB_SIZE,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=512,
+                pad_token_id=2,
+            )
+        )
+    model.save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "right"  # BERT counts positions from the first column
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megedit.base import resolve_folder
+from megedit.base import resolve_copy
 from megedit.collect import Span
 from megedit.edits import Edit
 from megedit.encoder import TextEncoder
@@ -39,6 +40,9 @@ from megedit.template import Template
 
 FORMAT_VERSION = 1
 CONFIG = "meg_config.json"
+_NEEDED = ("model.safetensors", "neurons.safetensors", "edits.jsonl", "encoder/config.json", "encoder/model.safetensors")
+_HUB_FILES = (CONFIG, "*.safetensors", "edits.jsonl", "README.md", "encoder/*")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Status = Literal["active", "failed"]
 
 
@@ -116,7 +120,7 @@ class Adapter:
         """Upload the adapter to the Hugging Face Hub; returns its address. options: those of `create_repo`."""
         from huggingface_hub import HfApi
 
-        api = HfApi()
+        api = HfApi(token=options.pop("token", None))
         address = api.create_repo(name, exist_ok=True, **options)
         with tempfile.TemporaryDirectory() as folder:
             save_adapter(self, Path(folder) / "adapter")
@@ -149,7 +153,7 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
 
     Raises MegError when it is not an adapter, is damaged, or has a newer format than this version reads.
     """
-    folder = Path(name) if Path(name).exists() else resolve_folder(str(name))
+    folder = find_adapter(name)
     config = read_config(folder)
     try:
         tensors = load_tensors(folder / "model.safetensors")
@@ -159,15 +163,20 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
         generator.load_state_dict(_part(tensors, "generator."))
         records = load_records(folder)
         neurons = load_tensors(folder / "neurons.safetensors")["weights"]
-        edits = tensors["edits"].to(device)
+        edits = tensors["edits"]
         if len(edits) != sum(record.status == "active" for record in records):
             raise ValueError("edits.jsonl and model.safetensors do not hold the same edits")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise MegError(f"The adapter {folder} is damaged ({error}); restore it from a copy or fit it again.") from error
     encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
     encoder.model.requires_grad_(False)
-    router = Router(network.to(device).eval().requires_grad_(False), edits, config.calibration)
+    router = Router(network.to(device).eval().requires_grad_(False), edits.to(device), config.calibration)
     return Adapter(config, encoder, router, generator.to(device).eval().requires_grad_(False), records, neurons)
+
+
+def find_adapter(name: str | Path) -> Path:
+    """The folder of an adapter: one here, or the local copy of one on the Hugging Face Hub."""
+    return resolve_copy(str(name), _HUB_FILES)
 
 
 def load_records(folder: Path) -> tuple[EditRecord, ...]:
@@ -181,12 +190,14 @@ def read_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG
     try:
         values = json.loads(path.read_text("utf-8"))
-        version = values["format_version"]
-        if isinstance(version, int) and version > FORMAT_VERSION:
+        version = int(values["format_version"])
+        if version > FORMAT_VERSION:
             raise MegError(
                 f"The adapter {folder} has format {version}, this version of MegEdit reads up to {FORMAT_VERSION}; "
                 "upgrade MegEdit."
             )
+        if unlisted := [name for name in _NEEDED if name not in values["files"]]:
+            raise ValueError(f"{unlisted[0]} is not listed")
         for name, expected in values["files"].items():
             if _sha256(_inside(folder, name)) != expected:
                 raise MegError(
@@ -194,7 +205,7 @@ def read_config(folder: Path) -> AdapterConfig:
                     "fit it again."
                 )
         return AdapterConfig.from_json(values)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(str(error.filename)).name
         why = "is not an adapter" if missing == CONFIG else "is damaged"
         raise MegError(f"{folder} {why}: {missing} is missing.") from error
@@ -211,22 +222,24 @@ def is_adapter(folder: Path) -> bool:
 def replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when all went well and vanishes otherwise."""
     check_replaceable(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        yield partial
-        partial.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            os.replace(partial, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+        ) as beside:
+            new, old = Path(beside, "new"), Path(beside, "old")
+            new.mkdir()
+            yield new
+            if folder.exists():
+                os.replace(folder, old)
+            try:
+                os.replace(new, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
     except (OSError, SafetensorError) as error:
         raise MegError(f"{folder} could not be written ({error}); what was there before is untouched.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_replaceable(folder: Path, overwrite: bool) -> None:
@@ -259,9 +272,10 @@ def model_card(adapter: Adapter) -> str:
         f"| {stage} | {cost['seconds']:.0f} | {cost['peak_memory_mb']:.0f} |"
         for stage, cost in config.record.get("stages", {}).items()
     )
+    hub_name = config.base.partition("@")[0]
+    base_model = f"base_model: {hub_name}\n" if _HUB_NAME.fullmatch(hub_name) else ""  # the Hub refuses any other
     return f"""---
-base_model: {config.base}
-library_name: megedit
+{base_model}library_name: megedit
 tags: [knowledge-editing, megedit]
 ---
 # {len(adapter.active_edits)} edits for {config.base}
@@ -300,8 +314,11 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _inside(folder: Path, name: str) -> Path:
+    """The file of that name, if it is in the folder; the Hub's cache keeps the files of a snapshot in `blobs`."""
+    folder = folder.resolve()
+    roots = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()) and path.is_symlink() is False:
+    if not any(path.resolve().is_relative_to(root) for root in roots):
         raise ValueError(f"{name} is outside the folder")
     return path
 

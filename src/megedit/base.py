@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -83,9 +83,21 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="left")
         model.to(device)
     model.eval().requires_grad_(False)
+    _contiguous_head_input(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return model, tokenizer
+
+
+def _contiguous_head_input(model: PreTrainedModel) -> None:
+    """Give the output head a contiguous input.
+
+    `generate` hands it the last position of every row, a strided view, for which torch copies the whole vocabulary
+    matrix once a row on a CPU; that doubles the time of a prefill. The copied input changes no value.
+    """
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
 
 
 def resolve_folder(name: str) -> Path:
@@ -99,6 +111,15 @@ def resolve_folder(name: str) -> Path:
         raise MegError(f"{path} is a file; name the folder of a sentence-transformers or BERT encoder.")
     _check_folder(path, ("modules.json", "config.json"))
     return path
+
+
+def resolve_copy(name: str, files: Sequence[str]) -> Path:
+    """The path that a name stands for: one on this disk, or the local copy of these files of a hub repository.
+
+    Raises:
+        MegError: nothing has that name.
+    """
+    return _resolve(name, files)
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:
@@ -133,7 +154,7 @@ def fingerprint(model: nn.Module) -> str:
 # From a name to a place on this disk
 
 
-def _resolve(name: str) -> Path:
+def _resolve(name: str, hub_files: Sequence[str] = _HUB_FILES) -> Path:
     """The folder or GGUF file that a name stands for, downloaded from the Hub if need be."""
     if name.startswith(_PACKAGE):
         return _in_package(name.removeprefix(_PACKAGE))
@@ -142,7 +163,7 @@ def _resolve(name: str) -> Path:
         return path.resolve()
     if name.startswith((".", "/", "~")) or name.endswith(("/", ".gguf")) or name.count("/") > 1 or "\\" in name:
         raise MegError(f"{name} does not exist; check the path.")
-    return _from_hub(name)
+    return _from_hub(name, hub_files)
 
 
 def _in_package(package: str) -> Path:
@@ -168,7 +189,7 @@ def _in_package(package: str) -> Path:
     return found[0]
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, files: Sequence[str]) -> Path:
     """The local copy of a hub model: the cached one if there is one, otherwise a new download."""
     repository, _, revision = name.partition("@")
     try:
@@ -184,7 +205,7 @@ def _from_hub(name: str) -> Path:
             snapshot_download(
                 repository,
                 revision=revision or None,
-                allow_patterns=_HUB_FILES,
+                allow_patterns=list(files),
                 ignore_patterns=_HUB_COPIES,
                 local_files_only=local_files_only,
             )

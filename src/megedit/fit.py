@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as _version
@@ -36,9 +36,7 @@ from megedit.base import fingerprint, load_base, resolve_folder
 from megedit.collect import (
     CollectionSettings,
     Example,
-    Prepared,
-    answer_leads,
-    answer_logits,
+    answer_leads_of,
     collect,
     prepare_all,
 )
@@ -56,7 +54,6 @@ from megedit.familiarity import (
     training_steps,
 )
 from megedit.generator import GeneratorSettings, WeightGenerator, train_generator
-from megedit.neuron import NeuronWeights
 from megedit.progress import Stages
 from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge
 from megedit.template import Template
@@ -157,7 +154,9 @@ def fit(
     router = _fit_router(work, stages, encoder, vectors, held_out, settings)
 
     def answered(sampled: Tensor) -> Tensor:
-        return _leads(backbone, batches, active, sampled) >= ANSWERED_LEAD
+        weights = sampled.new_zeros(len(edits), backbone.weight_size)
+        weights[active] = sampled
+        return answer_leads_of(backbone, batches, weights)[active] >= ANSWERED_LEAD
 
     generator, training_record = _fit_generator(
         work, stages, backbone, neurons["weights"][active].to(device), vectors, settings, answered
@@ -209,21 +208,24 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, template: Template, edit: Edit)
 
     Raises MegError when the tokenizer cannot encode the text.
     """
-    prompt = template.format(edit.prompt)
-    prompt_ids = tokenizer(prompt).input_ids
-    answer = template.answer(edit.target)
-    whole = tokenizer(prompt + answer).input_ids
-    if whole[-1] == tokenizer.eos_token_id:  # a tokenizer that ends every text
-        whole, prompt_ids = whole[:-1], prompt_ids[:-1]
-    if whole[: len(prompt_ids)] == prompt_ids:
-        answer_ids = whole[len(prompt_ids) :]
-    else:  # the boundary fell inside a token
-        answer_ids = tokenizer(answer, add_special_tokens=False).input_ids
+    prompt_ids, answer_ids = encode_answer(tokenizer, template.format(edit.prompt), template.answer(edit.target))
     if edit.target not in tokenizer.decode(answer_ids) or not answer_ids:
         raise MegError(
             f"The target of edit {edit.id}, {edit.target!r}, cannot be encoded by the base model's tokenizer."
         )
     return Example(tuple(prompt_ids), (*answer_ids, tokenizer.eos_token_id))
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of the answer as it is encoded behind that prompt, without an end of text."""
+    prompt_ids = tokenizer(prompt).input_ids
+    whole = tokenizer(prompt + answer).input_ids
+    if whole[-1] == tokenizer.eos_token_id:  # a tokenizer that ends every text
+        whole, prompt_ids = whole[:-1], prompt_ids[:-1]
+    if whole[: len(prompt_ids)] == prompt_ids:
+        return prompt_ids, whole[len(prompt_ids) :]
+    # the boundary fell inside a token
+    return prompt_ids, tokenizer(answer, add_special_tokens=False).input_ids
 
 
 def calibration_texts(held_out: PseudoKnowledge, seed: int, limit: int = 400) -> tuple[list[str], list[str], list[str]]:
@@ -310,23 +312,6 @@ def _fit_generator(
     generator = WeightGenerator(backbone.weight_size, vectors.shape[1], settings.generator).to(vectors.device)
     generator.load_state_dict(work.tensors("generator", train))
     return generator.eval().requires_grad_(False), record or work.json("generator_training", dict)
-
-
-@torch.no_grad()
-def _leads(backbone: Backbone, batches: Sequence[Prepared], active: Tensor, weights: Tensor) -> Tensor:
-    """Smallest answer lead of each active edit with the given weights (active edits, L): float32, on the CPU."""
-    row_of = {edit: row for row, edit in enumerate(active.tolist())}
-    leads = torch.zeros(len(active))
-    for batch in batches:
-        kept = [i for i, edit in enumerate(batch.indices.tolist()) if edit in row_of]
-        if len(kept) < len(batch):
-            batch = batch[torch.tensor(kept, dtype=torch.long)]
-        if not kept:
-            continue
-        rows = torch.tensor([row_of[edit] for edit in batch.indices.tolist()])
-        logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(weights[rows], backbone.hidden_size))
-        leads[rows] = answer_leads(logits, batch.labels).cpu()
-    return leads
 
 
 class _Workspace:

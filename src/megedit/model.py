@@ -101,7 +101,7 @@ class MegModel:
         """The router's answer for one bare query (`Route`) or several (list of `Route`)."""
         if isinstance(queries, str):
             return self.route([queries])[0]
-        routing = self.adapter.router.route(self._encode(queries))
+        routing, edits = self.adapter.router.route(self._encode(queries)), self.edits
         return [
             Route(
                 query=query,
@@ -109,7 +109,7 @@ class MegModel:
                 score=float(routing.score[i]),
                 threshold=routing.threshold,
                 entropy=float(routing.entropy[i]),
-                nearest=self.edits[int(routing.nearest[i])],
+                nearest=edits[int(routing.nearest[i])],
                 similarity=float(routing.similarity[i]),
             )
             for i, query in enumerate(queries)
@@ -148,10 +148,9 @@ class MegModel:
         """Hugging Face `generate` on left-padded prompts (rows, columns), each row with its own neuron or none.
 
         queries: the bare query of each row; found in the prompts when not given. options: those of `generate`.
+        Raises ValueError when the number of queries is not that of the rows.
         """
         options.setdefault("pad_token_id", self.tokenizer.pad_token_id)
-        if attention_mask is None:
-            attention_mask = (input_ids != self.tokenizer.pad_token_id).long()
         start = torch.full((len(input_ids),), input_ids.shape[1] - 1, device=input_ids.device)
         cache = options.get("past_key_values")
         column = cache.get_seq_length() if cache is not None else 0
@@ -177,8 +176,10 @@ class MegModel:
     ) -> Tensor:
         """Logits (rows, columns, vocabulary) of given prompts and answers, as teacher forcing needs them.
 
-        answer_start: int64 (rows,), the column of each row's first answer token.
+        answer_start: int64 (rows,), the column of each row's first answer token. options: those of the base model's
+        forward pass; the positions are counted without padding, as `generate` counts them.
         """
+        options.setdefault("position_ids", (attention_mask.cumsum(1) - 1).clamp(min=0))
         with self._edited(input_ids, attention_mask, answer_start - 1, queries):
             output = self.base(input_ids=input_ids, attention_mask=attention_mask, **options)
         logits: Tensor = output.logits
@@ -188,7 +189,7 @@ class MegModel:
     def _edited(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         last_prompt_column: Tensor,
         queries: Sequence[str] | None,
         column: int = 0,
@@ -197,6 +198,8 @@ class MegModel:
             yield
             return
         if queries is None:
+            if attention_mask is None:  # only what stands before a prompt is padding; the same token may end a turn
+                attention_mask = (input_ids != self.tokenizer.pad_token_id).long().cummax(1).values
             queries = [
                 self.adapter.config.template.query_of(str(self.tokenizer.decode(ids[mask.bool()])))
                 for ids, mask in zip(input_ids, attention_mask, strict=True)

@@ -52,13 +52,13 @@ class Conflict(StrEnum):
     first = "first"
 
 
-Directory = Annotated[Path, typer.Argument(help="Adapter folder", show_default=False)]
+Directory = Annotated[Path, typer.Argument(help="Adapter: folder or hub name", show_default=False)]
 BaseOption = Annotated[
     str,
     typer.Option("--base", help="Base model: folder, .gguf file, pypi:PACKAGE or hub name", show_default=False),
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="Base model's number format; auto: bfloat16 where it is native")]
-DeviceOption = Annotated[str, typer.Option(help="torch device")]
+DeviceOption = Annotated[str, typer.Option(help="torch device", callback=lambda name: _device(name))]
 
 
 @app.command(
@@ -89,7 +89,7 @@ def fit(
         typer.Option(help="Your own facts that are not edited, with rephrases, to tune the encoder on"),
     ] = None,
     margin: Annotated[
-        float | None, typer.Option(help="Logits by which an answer must lead before its neuron is done")
+        float | None, typer.Option(min=0, help="Logits by which an answer must lead before its neuron is done")
     ] = None,
     all_positions: Annotated[
         bool,
@@ -114,7 +114,8 @@ def fit(
         settings = replace(settings, collection=replace(settings.collection, span="all"))
     chosen = read_edits(edits, limit=limit, on_conflict=on_conflict.value)
     _fit(base, chosen, out_dir, settings, pseudo, overwrite, _dtype(dtype), device)
-    err.print(f'\nNext: [bold]meg ask {out_dir} "..."[/], [bold]meg eval {out_dir}[/], [bold]meg show {out_dir}[/]')
+    name = _plain(str(out_dir))
+    err.print(f'\nNext: [bold]meg ask {name} "..."[/], [bold]meg eval {name}[/], [bold]meg show {name}[/]')
 
 
 @app.command(epilog='**Example:** `meg ask adapters/facts "Who employs Scott Mills?"`')
@@ -142,16 +143,18 @@ def ask(
         answers = {"edited": edited, "base": unedited}
         typer.echo(json.dumps({**answers, **fields, "nearest": route.nearest.to_json()}, ensure_ascii=False))
         return
-    out.print(f"[bold]edited answer[/]  {_plain(edited)}")
-    out.print(f"base answer    {_plain(unedited)}")
+    out.print(f"[bold]edited answer[/]  {_plain(edited)}", highlight=False, soft_wrap=True)
+    out.print(f"base answer    {_plain(unedited)}", highlight=False, soft_wrap=True)
     sign = ">=" if route.familiar else "<"
     verdict = "an edit was used" if route.familiar else "no edit: the base model answers"
     out.print(f"router         {verdict} (score {route.score:.2f} {sign} {route.threshold:.2f})", highlight=False)
     out.print(f"entropy        {route.entropy:.4f} nats", highlight=False)
     near = route.nearest
     out.print(
-        f"nearest edit   {near.id}: {_plain(near.prompt)} -> {_plain(near.target)} (similarity {route.similarity:.3f})",
+        f"nearest edit   {_plain(near.id)}: {_plain(near.prompt)} -> {_plain(near.target)} "
+        f"(similarity {route.similarity:.3f})",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -209,8 +212,8 @@ def demo(
     _fit(base, chosen, out_dir, FitSettings(), None, True, None, device)
     model = MegModel.from_pretrained(out_dir, device=device)
     evaluate_and_print(model, list(chosen), out, err, 3, 64, None)
-    out.print(f"\nThe adapter is in [bold]{out_dir}[/]. Ask it anything:")
-    out.print(f'  meg ask {out_dir} "{chosen[0].rephrases[0]}"', highlight=False, soft_wrap=True)
+    out.print(f"\nThe adapter is in [bold]{_plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)
+    out.print(f'  meg ask {_plain(str(out_dir))} "{_plain(chosen[0].rephrases[0])}"', highlight=False, soft_wrap=True)
 
 
 def _fit(
@@ -229,16 +232,16 @@ def _fit(
     from megedit.pseudo import load_pseudo_knowledge
 
     for dropped in edits.dropped:
-        err.print(f"{dropped.where}: left out, {dropped.reason}", highlight=False, markup=False)
+        err.print(f"{dropped.where}: left out, {dropped.reason}", highlight=False, markup=False, soft_wrap=True)
     knowledge = load_pseudo_knowledge(pseudo) if pseudo else None
     adapter = fit_adapter(
         base, edits, folder, settings,
         pseudo=knowledge, dtype=dtype, device=device, overwrite=overwrite, stages=Stages(err),
     )  # fmt: skip
     failed = [record.edit.id for record in adapter.records if record.status == "failed"]
-    out.print(f"{len(adapter.active_edits)} of {len(edits)} edits are in [bold]{folder}[/].", highlight=False)
+    out.print(f"{len(adapter.active_edits)} of {len(edits)} edits are in [bold]{_plain(str(folder))}[/].", highlight=False, soft_wrap=True)
     if failed:
-        out.print(f"Failed and left to the base model: {', '.join(failed)}.", highlight=False)
+        out.print(f"Failed and left to the base model: {', '.join(failed)}.", highlight=False, markup=False)
 
 
 def _plain(text: str) -> str:
@@ -246,6 +249,17 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(" ".join(text.split()))
+
+
+def _device(name: str) -> str:
+    """The name of a torch device, after checking that it can be used here."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise MegError(f"The device {name!r} cannot be used ({str(error).splitlines()[0]}); choose another.") from error
+    return name
 
 
 def _dtype(dtype: Dtype) -> torch.dtype | None:
@@ -264,9 +278,10 @@ def main() -> None:
     except MegError as error:
         err.print(f"[red]Error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("Interrupted; give the same command again to go on.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # how typer ends a command on Ctrl-C
+            err.print("Interrupted; a fit goes on when the same command is given again.")
+        raise
 
 
 def _quiet_libraries() -> None:

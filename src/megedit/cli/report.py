@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from megedit.adapter import load_records, read_config
+from megedit.adapter import find_adapter, load_records, read_config
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.evaluate import Evaluation, EvaluationSettings, Metrics, evaluate, examples
@@ -33,6 +33,8 @@ def evaluate_and_print(
     """Evaluate, print the table and some answers, and write all verdicts to `out_file`."""
     if out_file is not None and not out_file.parent.is_dir():
         raise MegError(f"The folder of {out_file} does not exist; make it or choose another place for the result.")
+    if out_file is not None and out_file.is_dir():
+        raise MegError(f"{out_file} is a folder; name a file in it for the result.")
     with Stages(err).stage("Evaluating", sum(1 + bool(e.rephrases) + bool(e.neighbours) for e in edits)) as advance:
         result = evaluate(model, edits, EvaluationSettings(batch_size=batch_size), advance)
     out.print(metrics_table(result))
@@ -45,7 +47,7 @@ def evaluate_and_print(
             os.replace(partial, out_file)
         except OSError as error:
             raise MegError(f"{out_file} could not be written: {error}.") from error
-        out.print(f"Every answer is in [bold]{out_file}[/].")
+        out.print(f"Every answer is in [bold]{escape(str(out_file))}[/].", highlight=False, soft_wrap=True)
     return result
 
 
@@ -83,8 +85,9 @@ def examples_table(result: Evaluation, count: int) -> Table:
     return table
 
 
-def print_adapter(folder: Path, out: Console, with_edits: bool) -> None:
-    """What an adapter folder holds, without loading the models."""
+def print_adapter(name: Path, out: Console, with_edits: bool) -> None:
+    """What an adapter holds, without loading the models."""
+    folder = find_adapter(name)
     config, records = read_config(folder), load_records(folder)
     calibration = config.calibration
     failed = [record.edit.id for record in records if record.status == "failed"]
@@ -104,7 +107,7 @@ def print_adapter(folder: Path, out: Console, with_edits: bool) -> None:
         "size": f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.0f} MB",
         "made with": ", ".join(f"{name} {number}" for name, number in config.record.get("versions", {}).items()),
     }
-    table = Table(show_header=False, title=str(folder), title_justify="left")
+    table = Table(show_header=False, title=escape(str(name)), title_justify="left")
     for name, value in rows.items():
         table.add_row(name, escape(value))
     out.print(table)

@@ -18,6 +18,7 @@ from torch import Tensor
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.evaluate.metrics import Metrics, answer_text, answers_target, begins_with_target, token_agreement
+from megedit.fit import encode_answer
 from megedit.model import MegModel
 
 Kind = Literal["reliability", "generality", "locality"]
@@ -99,12 +100,21 @@ def evaluate(
 
     Raises MegError when there is nothing to evaluate.
     """
-    cases = cases_of(edits)
+    return evaluate_cases(model, cases_of(edits), settings, progress)
+
+
+def evaluate_cases(
+    model: MegModel,
+    cases: Sequence[Case],
+    settings: EvaluationSettings,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """The same for chosen cases."""
     if not cases:
         raise MegError("There are no edits to evaluate.")
     edited: list[Verdict] = []
     unedited: list[Verdict] = []
-    for batch in _batches(cases, model, settings.batch_size):
+    for batch in _batches(cases, settings.batch_size):
         for verdict, base_verdict in _ask(model, batch, settings):
             edited.append(verdict)
             unedited.append(base_verdict)
@@ -126,7 +136,7 @@ def summarise(verdicts: Sequence[Verdict]) -> Metrics:
     )
 
 
-def _batches(cases: Sequence[Case], model: MegModel, size: int) -> Iterator[list[Case]]:
+def _batches(cases: Sequence[Case], size: int) -> Iterator[list[Case]]:
     """Batches of one kind each (their answers are of like length), shortest prompts first."""
     for kind in ("reliability", "generality", "locality"):
         chosen = [case for case in cases if case.kind == kind]
@@ -143,7 +153,7 @@ def _ask(model: MegModel, batch: list[Case], settings: EvaluationSettings) -> li
 
     # What is forced on both: the target, or for locality the unedited model's own answer.
     wanted = [
-        tokens if case.target is None else _target_tokens(model, case.target)
+        tokens if case.target is None else _target_tokens(model, case.query, case.target)
         for case, tokens in zip(batch, base_tokens, strict=True)
     ]
     edited_tf = _teacher_forced(model, queries, wanted, edited_tokens, nullcontext())
@@ -163,10 +173,9 @@ def _ask(model: MegModel, batch: list[Case], settings: EvaluationSettings) -> li
     return verdicts
 
 
-def _target_tokens(model: MegModel, target: str) -> list[int]:
+def _target_tokens(model: MegModel, query: str, target: str) -> list[int]:
     prefix = model.adapter.config.template.answer_prefix
-    ids: list[int] = model.tokenizer(prefix + target, add_special_tokens=False).input_ids
-    return ids
+    return encode_answer(model.tokenizer, model.format(query), prefix + target)[1]
 
 
 def _generate(
@@ -219,7 +228,6 @@ def _teacher_forced(
             mask.to(model.base.device),
             torch.full((len(rows),), width, device=model.base.device),
             [queries[i] for i in rows],
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.base.device),
             logits_to_keep=longest + 1,
         )
     chosen: Tensor = logits[:, :-1].argmax(-1).cpu()  # (rows, longest): the choice for each answer position

@@ -26,10 +26,10 @@ class GeneratorSettings:
     condition_noise: float = field(
         default=0.4, metadata={"help": "Gaussian noise on the unit-variance condition in training"}
     )
-    steps: int = field(default=3000, metadata={"help": "training steps at most"})
+    steps: int = field(default=2000, metadata={"help": "training steps at most"})
     check_every: int = field(default=200, metadata={"help": "steps between checks of the stop rule"})
-    batch_size: int = field(default=256, metadata={"help": "edits a step"})
-    lr: float = field(default=5e-4, metadata={"help": "AdamW learning rate"})
+    batch_size: int = field(default=128, metadata={"help": "edits a step"})
+    lr: float = field(default=1e-3, metadata={"help": "AdamW learning rate"})
     ema: float = field(default=0.99, metadata={"help": "decay of the weight average that ships"})
 
     def __post_init__(self) -> None:
@@ -59,6 +59,7 @@ PRESETS = {
         condition_noise=0.0,
         steps=400_000,
         check_every=5000,
+        batch_size=256,
         lr=1e-4,
         ema=0.9999,
     ),

@@ -45,7 +45,7 @@ def train_generator(
         generator = WeightGenerator(weights.shape[1], vectors.shape[1], settings).to(weights.device)
         generator.fit_scales(weights, vectors, hidden_size, seed)
         average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, eta_min=settings.lr / 20)
         losses: list[float] = []
         shares: list[float] = []

@@ -1,0 +1,154 @@
+"""Why the defaults are what they are: collection, positions and generators, each varied alone.
+
+    python benchmarks/ablations.py collection --data DIR
+    python benchmarks/ablations.py positions  --data DIR
+    python benchmarks/ablations.py generators --data DIR --adapter adapters/edit_1000_counterfact
+
+The numbers are teacher-forced: percent of edits whose whole answer, full stop and end-of-text token included, is the
+model's first choice. collection and positions use the collected neuron of an edit on other wordings, without router
+and generator; generators sample the neuron from the wording's vector. Writes results/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from common import BASE, write_result
+from edit_1000 import load_edits
+from megedit.adapter import load_adapter
+from megedit.backbone import Backbone
+from megedit.base import load_base
+from megedit.collect import CollectionSettings, Prepared, answer_leads_of, collect, prepare_all
+from megedit.edits import Edit
+from megedit.fit import tokenize
+from megedit.generator import PRESETS, GeneratorSettings, train_generator
+from megedit.template import Template
+
+COLLECTION: list[dict[str, Any]] = [
+    {},
+    {"ending": ""},
+    {"layer": 16},
+    {"layer": 24},
+    {"margin": 1.0},
+    {"margin": 2.0},
+    {"margin": 6.0},
+    {"key_lr": 0.005},
+    {"value_lr": 0.5},
+]
+GENERATORS: dict[str, GeneratorSettings] = {
+    "default": PRESETS["fast"],
+    "no trunk (adaLN only)": replace(PRESETS["fast"], trunk=False),
+    "v-prediction": replace(PRESETS["fast"], prediction="v_prediction"),
+    "no condition noise": replace(PRESETS["fast"], condition_noise=0.0),
+    "MLP regressor": PRESETS["mlp"],
+}
+
+
+class Bench:
+    """The base model, and the edits with their clean and noisy rephrases."""
+
+    def __init__(self, base: str, data: Path, count: int) -> None:
+        self.model, self.tokenizer = load_base(base)
+        edits, noisy = load_edits(data, "counterfact", count)
+        self.edits: list[Edit] = list(edits)
+        self.queries = {
+            "reliability": [edit.prompt for edit in edits],
+            "clean": [edit.rephrases[0] for edit in edits],
+            "noisy": noisy,
+        }
+
+    def prepare(
+        self, kind: str, backbone: Backbone, template: Template, settings: CollectionSettings
+    ) -> list[Prepared]:
+        edits = [replace(edit, prompt=query) for edit, query in zip(self.edits, self.queries[kind], strict=True)]
+        examples = [tokenize(self.tokenizer, template, edit) for edit in edits]
+        return prepare_all(backbone, examples, settings, self.tokenizer.pad_token_id)
+
+    def collect(self, layer: int, settings: CollectionSettings, ending: str = ".") -> dict[str, float]:
+        """One row: collect on the edits' own prompts, then use the neurons on the other wordings."""
+        backbone = Backbone(self.model, layer)
+        template = replace(Template.for_tokenizer(self.tokenizer), answer_suffix=ending)
+        started = time.perf_counter()
+        collected = collect(backbone, self.prepare("reliability", backbone, template, settings), settings)
+        seconds = time.perf_counter() - started
+        row = {"reliability": percent(collected.leads > 0)}
+        for kind in ("clean", "noisy"):
+            batches = self.prepare(kind, backbone, template, settings)
+            row[kind] = percent(answer_leads_of(backbone, batches, collected.weights) > 0)
+        row["seconds_per_edit"] = round(seconds / len(self.edits), 4)
+        row["mean_steps"] = round(float(collected.steps.float().mean()), 1)
+        print(row, flush=True)
+        return row
+
+
+def percent(mask: Tensor) -> float:
+    return round(100 * float(mask.float().mean()), 1)
+
+
+def generator_rows(bench: Bench, adapter_folder: Path, steps: int) -> list[dict[str, Any]]:
+    """Train every generator on the same neurons and vectors; sample for all wordings."""
+    adapter = load_adapter(adapter_folder)
+    backbone = Backbone(bench.model, adapter.config.layer)
+    settings = CollectionSettings()
+    batches = {kind: bench.prepare(kind, backbone, adapter.config.template, settings) for kind in bench.queries}
+    vectors = {kind: adapter.encoder.encode(queries) for kind, queries in bench.queries.items()}
+
+    def answered(sampled: Tensor) -> float:
+        return float((answer_leads_of(backbone, batches["reliability"], sampled) > 1).float().mean())
+
+    rows: list[dict[str, Any]] = []
+    for name, chosen in GENERATORS.items():
+        started = time.perf_counter()
+        generator, record = train_generator(
+            adapter.neurons, vectors["reliability"], backbone.hidden_size, replace(chosen, steps=steps), 0, answered
+        )
+        row: dict[str, Any] = {"name": name, "seconds": round(time.perf_counter() - started, 1), "steps": record.steps}
+        for kind in bench.queries:
+            sampled = generator.sample(vectors[kind])
+            row[kind] = percent(answer_leads_of(backbone, batches[kind], sampled) > 0)
+        row["parameters_millions"] = round(sum(p.numel() for p in generator.parameters()) / 1e6, 1)
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("collection", "positions", "generators"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--edits", type=int, default=128)
+    parser.add_argument("--layer", type=int, default=20)
+    parser.add_argument("--adapter", type=Path, help="generators: an adapter of the same first edits")
+    parser.add_argument("--steps", type=int, default=600, help="generators: training steps at most")
+    options = parser.parse_args()
+
+    rows: list[dict[str, Any]] = []
+    if options.what == "generators":
+        count = len(load_adapter(options.adapter).neurons)
+        rows = generator_rows(Bench(options.base, options.data, count), options.adapter, options.steps)
+    else:
+        bench = Bench(options.base, options.data, options.edits)
+        variants: Sequence[dict[str, Any]] = COLLECTION
+        if options.what == "positions":
+            variants = [{"span": "answer"}, {"span": "all"}]
+        for variant in variants:
+            kept = {name: value for name, value in variant.items() if name not in ("layer", "ending")}
+            settings = CollectionSettings(**kept)
+            layer, ending = variant.get("layer", options.layer), variant.get("ending", ".")
+            row = bench.collect(layer, settings, ending)
+            rows.append({**asdict(settings), "layer": layer, "ending": ending or "(none)", **row})
+    settings_used = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    settings_used |= {"data": None, "adapter": options.adapter.name if options.adapter else None}
+    print(write_result(options.what, settings_used, {"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

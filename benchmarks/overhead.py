@@ -1,0 +1,84 @@
+"""What an answer costs through the edited model: unfamiliar and familiar queries against the base model.
+
+    python benchmarks/overhead.py --adapter adapters/edit_1000_counterfact --data DIR
+
+Batches of 16 prompts, 20 new tokens, Hugging Face generate with and without edits on the same prompts, in turn; every
+query is new to the process. Medians over the batches. Writes results/overhead.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from transformers import BatchEncoding
+
+from common import BASE, write_result
+from megedit import MegModel
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder with nq_locality.jsonl")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--new-tokens", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=15, help="batches of each kind, after one to warm up")
+    options = parser.parse_args()
+
+    model = MegModel.from_pretrained(options.adapter, base=options.base)
+    length = {"max_new_tokens": options.new_tokens, "min_new_tokens": options.new_tokens, "do_sample": False}
+    count = (options.runs + 1) * options.batch_size
+    lines = (options.data / "nq_locality.jsonl").read_text("utf-8").splitlines()
+    questions = [json.loads(line)["question"] for line in lines]
+    unfamiliar = [q for q, r in zip(questions, model.route(questions), strict=True) if not r.familiar][:count]
+    familiar = [edit.prompt for edit in model.edits][:count]
+
+    def measure(queries: list[str]) -> tuple[float, float]:
+        """Median seconds of the base and of the edited model."""
+        base, edited = [], []
+        for first in range(0, len(queries), options.batch_size):
+            batch = queries[first : first + options.batch_size]
+            prompts = [model.format(query) for query in batch]
+            inputs: BatchEncoding = model.tokenizer(prompts, return_tensors="pt", padding=True)
+            with model.disable_edits():
+                base.append(seconds(lambda inputs=inputs: model.generate(**inputs, **length)))  # type: ignore[misc]
+            edited.append(seconds(lambda inputs=inputs: model.generate(**inputs, **length)))  # type: ignore[misc]
+        return median(base[1:]), median(edited[1:])
+
+    unfamiliar_base, unfamiliar_edited = measure(unfamiliar)
+    familiar_base, familiar_edited = measure(familiar)
+    batches = [familiar[i : i + options.batch_size] for i in range(0, len(familiar), options.batch_size)]
+    routing = median(seconds(lambda batch=batch: model.route(batch)) for batch in batches)  # type: ignore[misc]
+    whole = median(seconds(lambda batch=batch: model.neurons(batch)) for batch in batches)  # type: ignore[misc]
+    results = {
+        "base_seconds": round(unfamiliar_base, 4),
+        "unfamiliar_seconds": round(unfamiliar_edited, 4),
+        "unfamiliar_percent": round(100 * (unfamiliar_edited / unfamiliar_base - 1), 2),
+        "familiar_base_seconds": round(familiar_base, 4),
+        "familiar_seconds": round(familiar_edited, 4),
+        "familiar_percent": round(100 * (familiar_edited / familiar_base - 1), 2),
+        "routing_seconds": round(routing, 4),
+        "generating_seconds": round(whole - routing, 4),
+        "batch_size": options.batch_size,
+        "new_tokens": options.new_tokens,
+        "runs": options.runs,
+    }
+    print(json.dumps(results, indent=1))
+    print(write_result("overhead", {"adapter": options.adapter.name}, results))
+
+
+if __name__ == "__main__":
+    main()
