@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CHATML, tiny_encoder, tiny_model, tiny_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +27,7 @@ from megedit.neuron import NeuronWeights
 from megedit.progress import Stages
 from megedit.pseudo import PseudoFact, PseudoKnowledge
 from megedit.template import Template
+from tiny import CHATML, tiny_encoder, tiny_model, tiny_tokenizer
 
 PEOPLE = ("Ada Brook", "Bo Chen", "Cy Dale", "Di Elm", "Ed Fox", "Flo Gray", "Gus Hill", "Hal Ives")
 TOWNS = ("Par", "Ital", "Jorge", "Borge", "Lu", "Ma", "Ro", "Sp")  # one token each

@@ -13,10 +13,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from conftest import Fitted
 from huggingface_hub import constants
+from huggingface_hub.utils._paths import filter_repo_objects
 
 import megedit.adapter
+from conftest import Fitted
 from megedit.adapter import (
     CONFIG,
     FORMAT_VERSION,
@@ -381,7 +382,7 @@ def test_what_is_downloaded_is_all_of_it(fitted: Fitted, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("megedit.base.snapshot_download", download)
     load_adapter("owner/name@v1")
-    chosen = huggingface_hub.utils.filter_repo_objects(
+    chosen = filter_repo_objects(
         [*FILES, "evil.py", "model.bin"],
         allow_patterns=asked[0]["allow_patterns"],
         ignore_patterns=asked[0]["ignore_patterns"],

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Fitted
-from safetensors.torch import load_file
-from tiny import LLAMA_2, tiny_tokenizer
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import megedit.adapter
+from conftest import Fitted
 from megedit.adapter import Adapter, load_adapter
 from megedit.collect import Collected
 from megedit.edits import Edit, EditSet
@@ -27,6 +26,7 @@ from megedit.errors import MegError
 from megedit.fit import FitSettings, calibration_texts, encode_answer, tokenize
 from megedit.pseudo import PseudoFact, PseudoKnowledge
 from megedit.template import Template
+from tiny import LLAMA_2, tiny_tokenizer
 
 fitting = importlib.import_module("megedit.fit")  # the package has a function of that name
 
@@ -117,7 +117,7 @@ def failing(*failed: int) -> Callable[..., Collected]:
     collect = fitting.collect
 
     def fails(*args: Any) -> Collected:
-        collected = collect(*args)
+        collected: Collected = collect(*args)
         collected.leads[list(failed)] = -1.0
         return collected
 
@@ -159,7 +159,7 @@ def test_an_uncertain_neuron_is_told(
     leads_of = fitting.answer_leads_of
 
     def first_is_low(*args: Any) -> torch.Tensor:
-        leads = leads_of(*args)
+        leads: torch.Tensor = leads_of(*args)
         leads[0] = 0.5
         return leads
 
@@ -214,14 +214,13 @@ def test_a_full_disk_in_a_stage(fitted: Fitted, adapter_folder: Path, monkeypatc
 
 
 def test_a_full_disk_at_the_end(fitted: Fitted, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "save_tensors", megedit.adapter.save_tensors)
-    save, calls = megedit.adapter.save_file, []
+    calls: list[Path] = []
 
     def fails_in_the_adapter(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if path.name.startswith("neurons") and path.parent.name != ".adapter.fit":
             calls.append(path)
             full_disk()
-        save(tensors, path)
+        save_file(tensors, path)
 
     monkeypatch.setattr(megedit.adapter, "save_file", fails_in_the_adapter)
     with pytest.raises(MegError, match=r"could not be written .*No space left.*untouched"):

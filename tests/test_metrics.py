@@ -51,7 +51,7 @@ def test_answer_text(generated: str, text: str) -> None:
         ("", "Paris", False),
         ("東京", "東京", True),
         ("東京都", "東京", False),
-        ("МОСКВА.", "Москва", True),
+        ("ԲԱՔՈՒ.", "Բաքու", True),
         ("STRASSE", "Straße", True),
         ("القاهرة.", "القاهرة", True),
     ],
@@ -84,7 +84,7 @@ def test_token_agreement() -> None:
     assert token_agreement([1, 2, 3, 4], [1, 2, 9, 4]) == 0.75
     assert token_agreement([1], [2]) == 0.0
     assert token_agreement([], []) == 1.0
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match="zip"):
         token_agreement([1, 2], [1])
 
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +39,13 @@ from megedit.template import Template
 
 FORMAT_VERSION = 1
 CONFIG = "meg_config.json"
-_NEEDED = ("model.safetensors", "neurons.safetensors", "edits.jsonl", "encoder/config.json", "encoder/model.safetensors")
+_NEEDED = (
+    "model.safetensors",
+    "neurons.safetensors",
+    "edits.jsonl",
+    "encoder/config.json",
+    "encoder/model.safetensors",
+)
 _HUB_FILES = (CONFIG, "*.safetensors", "edits.jsonl", "README.md", "encoder/*")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Status = Literal["active", "failed"]

@@ -335,9 +335,7 @@ def _convert(file: Path, folder: Path) -> None:
     config = deepcopy(read.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        config, dtype=torch.bfloat16
-    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.save_pretrained(folder)

@@ -52,7 +52,7 @@ class Conflict(StrEnum):
     first = "first"
 
 
-Directory = Annotated[Path, typer.Argument(help="Adapter: folder or hub name", show_default=False)]
+AdapterName = Annotated[str, typer.Argument(help="Adapter: folder or hub name", show_default=False)]
 BaseOption = Annotated[
     str,
     typer.Option("--base", help="Base model: folder, .gguf file, pypi:PACKAGE or hub name", show_default=False),
@@ -120,7 +120,7 @@ def fit(
 
 @app.command(epilog='**Example:** `meg ask adapters/facts "Who employs Scott Mills?"`')
 def ask(
-    adapter: Directory,
+    adapter: AdapterName,
     question: Annotated[str, typer.Argument(help="The question, without any template", show_default=False)],
     base: Annotated[str | None, typer.Option(help="Where the base model is now, if it was moved")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers")] = 50,
@@ -133,6 +133,8 @@ def ask(
 
     if not question.strip():
         raise MegError("The question is empty; give one in quotation marks.")
+    if question.encode(errors="ignore").decode() != question:
+        raise MegError("The question holds bytes that are not UTF-8; type it again.")
     model = MegModel.from_pretrained(adapter, base=base, dtype=_dtype(dtype), device=device)
     edited = model.answer([question], max_new_tokens=max_new_tokens)[0]
     with model.disable_edits():
@@ -160,7 +162,7 @@ def ask(
 
 @app.command("eval", epilog="**Example:** `meg eval adapters/facts --out result.json`")
 def evaluate(
-    adapter: Directory,
+    adapter: AdapterName,
     data: Annotated[
         Path | None, typer.Option(help="Edits with rephrases and neighbours [default: those in the adapter]")
     ] = None,
@@ -186,7 +188,7 @@ def evaluate(
 
 @app.command(epilog="**Example:** `meg show adapters/facts --edits`")
 def show(
-    adapter: Directory,
+    adapter: AdapterName,
     edits: Annotated[bool, typer.Option("--edits", help="List every edit with its status")] = False,
 ) -> None:
     """Say what an adapter holds."""
@@ -239,7 +241,8 @@ def _fit(
         pseudo=knowledge, dtype=dtype, device=device, overwrite=overwrite, stages=Stages(err),
     )  # fmt: skip
     failed = [record.edit.id for record in adapter.records if record.status == "failed"]
-    out.print(f"{len(adapter.active_edits)} of {len(edits)} edits are in [bold]{_plain(str(folder))}[/].", highlight=False, soft_wrap=True)
+    done = f"{len(adapter.active_edits)} of {len(edits)} edits"
+    out.print(f"{done} are in [bold]{_plain(str(folder))}[/].", highlight=False, soft_wrap=True)
     if failed:
         out.print(f"Failed and left to the base model: {', '.join(failed)}.", highlight=False, markup=False)
 

@@ -85,7 +85,7 @@ def examples_table(result: Evaluation, count: int) -> Table:
     return table
 
 
-def print_adapter(name: Path, out: Console, with_edits: bool) -> None:
+def print_adapter(name: str, out: Console, with_edits: bool) -> None:
     """What an adapter holds, without loading the models."""
     folder = find_adapter(name)
     config, records = read_config(folder), load_records(folder)
@@ -107,7 +107,7 @@ def print_adapter(name: Path, out: Console, with_edits: bool) -> None:
         "size": f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.0f} MB",
         "made with": ", ".join(f"{name} {number}" for name, number in config.record.get("versions", {}).items()),
     }
-    table = Table(show_header=False, title=escape(str(name)), title_justify="left")
+    table = Table(show_header=False, title=escape(name), title_justify="left")
     for name, value in rows.items():
         table.add_row(name, escape(value))
     out.print(table)
