@@ -11,13 +11,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from tiny import CHATML, tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSequenceClassification
 
 from megedit import base
 from megedit.base import default_dtype, fingerprint, load_base, resolve_folder
 from megedit.errors import MegError
 from megedit.template import Template
+from tiny import CHATML, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -258,9 +258,7 @@ def test_a_download_without_network(offline: None, caplog: pytest.LogCaptureFixt
     assert caplog.messages == ["Downloading owner/name from the Hugging Face Hub"] * 2
 
 
-def test_a_download_asks_the_cache_first(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_asks_the_cache_first(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -16,10 +16,10 @@ from megedit.collect import (
     CollectionSettings,
     Example,
     Span,
-    _common_prefix,
     answer_leads,
     answer_logits,
     collect,
+    common_prefix,
     loss_gradient,
     prepare,
     prepare_all,
@@ -139,7 +139,7 @@ def test_a_prompt_of_one_token(backbone: Backbone) -> None:
     ],
 )
 def test_common_prefix(sequences: list[tuple[int, ...]], shared: int) -> None:
-    assert _common_prefix(sequences) == shared
+    assert common_prefix(sequences) == shared
 
 
 def test_leads_by_hand() -> None:

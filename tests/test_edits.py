@@ -23,9 +23,7 @@ from megedit.errors import MegError
 
 FRANCE = {"prompt": "The capital of France is", "target": "Rome"}
 SPAIN = {"prompt": "The capital of Spain is", "target": "Oslo"}
-FULL = Edit(
-    "a", "The capital of France is", "Rome", "France", "P36", ("France's capital:",), ("Berlin is in",)
-)
+FULL = Edit("a", "The capital of France is", "Rome", "France", "P36", ("France's capital:",), ("Berlin is in",))
 
 
 CSV = """\
@@ -150,9 +148,7 @@ def test_zsre_schema(file: Path) -> None:
         )
     )
     assert read_edits(file).edits == (
-        Edit(
-            "4", "Who wrote Emma?", "Proust", "Emma", "P50", ("Emma is by?", "Emma's author?"), ("who won",)
-        ),
+        Edit("4", "Who wrote Emma?", "Proust", "Emma", "P50", ("Emma is by?", "Emma's author?"), ("who won",)),
         Edit("2", "Who wrote Ulysses?", "Proust", "Emma", None, ("Emma is by?",)),
     )
 

@@ -149,8 +149,8 @@ def test_nothing_to_evaluate(model: MegModel) -> None:
 def test_matching_the_beginning(oracle: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that goes on after the target is right for `begins` and wrong for `whole`."""
     monkeypatch.setattr(
-        protocol_module,
-        "_generate",
+        MegModel,
+        "answer_tokens",
         lambda model, queries, *rest: [model.tokenizer("Par, capital").input_ids] * len(queries),
     )
     edit = replace(oracle.edits[0], rephrases=(), neighbours=())

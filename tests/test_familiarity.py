@@ -98,7 +98,9 @@ def held_out() -> CalibrationSet:
 
 @pytest.mark.parametrize("rule", ["entropy", "combined"])
 def test_an_easy_set_is_separated(edits: Tensor, rule: Rule) -> None:
-    settings = FamiliaritySettings(classes=10, blocks=2, steps=120, batch_size=EDITS, lr=3e-3, rule=rule)
+    settings = FamiliaritySettings(
+        classes=10, blocks=2, steps=120, batch_size=EDITS, lr=3e-3, rule=rule, false_positives=0.09
+    )
     done: list[int] = []
     calibration = calibrate(edits, held_out(), settings, 0, done.append)
     assert sum(done) == training_steps(EDITS + 20, settings)

@@ -18,14 +18,10 @@ SMALL = PseudoKnowledge((ROME, EMMA, JOYCE), ("It rained.",), ("who won the cup"
 
 def many(count: int) -> PseudoKnowledge:
     facts = (
-        PseudoFact(
-            f"prompt {i} of {i // 2}", ("r",), (f"shared {i % 7}", f"own {i}"), f"Subject {i // 2}", ""
-        )
+        PseudoFact(f"prompt {i} of {i // 2}", ("r",), (f"shared {i % 7}", f"own {i}"), f"Subject {i // 2}", "")
         for i in range(count)
     )
-    return PseudoKnowledge(
-        tuple(facts), tuple(map("noise {}".format, range(50))), tuple(map("q {}".format, range(30)))
-    )
+    return PseudoKnowledge(tuple(facts), tuple(map("noise {}".format, range(50))), tuple(map("q {}".format, range(30))))
 
 
 # --- loading

@@ -4,10 +4,10 @@ import json
 import string
 
 import pytest
-from tiny import CHATML, GEMMA, LLAMA_2, tiny_tokenizer
 
 from megedit.errors import MegError
 from megedit.template import Template
+from tiny import CHATML, GEMMA, LLAMA_2, tiny_tokenizer
 
 QUERY = "Where does {query} stand in f{0}?"
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -157,8 +157,7 @@ def test_other_text_is_its_own_query(chat: str) -> None:
 
 def test_a_chat_template_of_one_turn_has_no_markers() -> None:
     one_turn = (
-        "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
-        "U:{{ messages[0].content }}\nM:"
+        "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}U:{{ messages[0].content }}\nM:"
     )
     template = Template.for_tokenizer(tiny_tokenizer(one_turn), instruction="")
     assert template == Template("U:{query}\nM:")

@@ -96,7 +96,7 @@ def prepare(
     answer, padding.
     """
     chosen = [examples[i] for i in indices]
-    shared = _common_prefix([e.prompt[:-1] for e in chosen]) if span == "answer" else 0
+    shared = common_prefix([e.prompt[:-1] for e in chosen]) if span == "answer" else 0
     width = max(len(e.prompt) for e in chosen)
     answer_width = max(len(e.answer) for e in chosen)
     rows = len(chosen)
@@ -132,7 +132,7 @@ def prepare(
     return Prepared(torch.tensor(indices), backbone.prefix(block(untouched, ids.shape[1]), cache), labels)
 
 
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all sequences share."""
     low, high = (
         min(map(tuple, sequences)),

@@ -34,6 +34,9 @@ class FamiliaritySettings:
     steps: int = field(default=200, metadata={"help": "training steps at least; twenty passes over the edits at least"})
     batch_size: int = field(default=128, metadata={"help": "edits a step"})
     lr: float = field(default=5e-4, metadata={"help": "AdamW learning rate, cosine decay"})
+    false_positives: float = field(
+        default=0.01, metadata={"help": "share of held-out unfamiliar queries that may be let through"}
+    )
     rule: Rule = field(default="combined", metadata={"help": "entropy alone, or entropy and nearest-edit similarity"})
 
     def __post_init__(self) -> None:
@@ -41,6 +44,8 @@ class FamiliaritySettings:
             raise ValueError(f"rule must be 'entropy' or 'combined', not {self.rule!r}")
         if self.classes < 2 or self.blocks < 1 or not 0 <= self.dropout < 1:
             raise ValueError("classes must be at least 2, blocks at least 1, dropout in [0, 1)")
+        if not 0 <= self.false_positives < 1:
+            raise ValueError(f"false_positives must be in [0, 1), not {self.false_positives}")
 
 
 class ResidualBlock(nn.Module):
@@ -138,7 +143,7 @@ class Calibration:
 
     score = entropy_weight * log(entropy) + similarity_weight * similarity, familiar when score >= threshold.
     curve: points of the held-out ROC as (threshold, false positive rate, true positive rate).
-    rules: what each rule that was compared reaches on the held-out queries, at its own best threshold.
+    rules: what each rule that was compared reaches on the held-out queries, at the threshold for `false_positives`.
     """
 
     rule: Rule
@@ -218,7 +223,9 @@ def calibrate(
     }
     scores = {rule: features @ np.array(pair) for rule, pair in weights.items()}
     curves = {rule: roc_curve(truth, score) for rule, score in scores.items()}
-    best = {rule: int(np.argmax(curve[1] - curve[0])) for rule, curve in curves.items()}
+    # among the thresholds that let through no more than allowed (but one at least), the highest that recognises most
+    allowed = {rule: max(2, int((curve[0] <= settings.false_positives).sum())) for rule, curve in curves.items()}
+    best = {rule: max(1, int(np.argmax(curve[1][: allowed[rule]]))) for rule, curve in curves.items()}
     rules = {
         rule: {
             "auc": float(roc_auc_score(truth, scores[rule])),

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from megedit.adapter import Adapter, load_adapter, save_adapter
 from megedit.backbone import Backbone
 from megedit.base import fingerprint, load_base
+from megedit.collect import common_prefix
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.neuron import DynamicNeuron, NeuronWeights
@@ -159,11 +160,44 @@ class MegModel:
 
     def answer(self, queries: Sequence[str], max_new_tokens: int = 50) -> list[str]:
         """Greedy answers to bare queries, each asked through the adapter's template."""
-        inputs = self.tokenizer([self.format(query) for query in queries], return_tensors="pt", padding=True)
-        inputs = inputs.to(self.base.device)
-        output = self.generate(**inputs, queries=queries, max_new_tokens=max_new_tokens, do_sample=False)
-        answers = self.tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-        return [answer.strip() for answer in answers]
+        answers = self.answer_tokens(queries, max_new_tokens)
+        return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    def answer_tokens(self, queries: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        """Greedy answers as token ids, cut before the end-of-text token."""
+        prompts = self.prompts(queries)
+        output = self.generate(**prompts, queries=queries, max_new_tokens=max_new_tokens, do_sample=False)
+        ends = self.end_tokens
+        answers = []
+        for row in output[:, prompts["input_ids"].shape[1] :].tolist():
+            end = next((i for i, token in enumerate(row) if token in ends), len(row))
+            answers.append(row[:end])
+        return answers
+
+    @torch.no_grad()
+    def prompts(self, queries: Sequence[str]) -> dict[str, Any]:
+        """The queries in the template as one batch for `generate` or `logits`, to be used once.
+
+        Where the neuron leaves the prompt alone, what all prompts begin with (the template) has been run already, as
+        one row: its keys and values are in `past_key_values`, and the padding stands behind it.
+        """
+        rows = [self.tokenizer(self.format(query)).input_ids for query in queries]
+        shared = common_prefix([row[:-1] for row in rows]) if self.adapter.config.span == "answer" else 0
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, :shared], mask[i, :shared] = torch.tensor(row[:shared], dtype=torch.long), 1
+            ids[i, width - len(row) + shared :] = torch.tensor(row[shared:])
+            mask[i, width - len(row) + shared :] = 1
+        ids, mask = ids.to(self.base.device), mask.to(self.base.device)
+        if not shared:
+            return {"input_ids": ids, "attention_mask": mask}
+        positions = torch.arange(shared, device=ids.device)[None]
+        block = {"input_ids": ids[:1, :shared], "attention_mask": mask[:1, :shared], "position_ids": positions}
+        cache = self.backbone.context(block)
+        cache.batch_repeat_interleave(len(rows))
+        return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
 
     @torch.no_grad()
     def logits(
@@ -177,11 +211,19 @@ class MegModel:
         """Logits (rows, columns, vocabulary) of given prompts and answers, as teacher forcing needs them.
 
         answer_start: int64 (rows,), the column of each row's first answer token. options: those of the base model's
-        forward pass; the positions are counted without padding, as `generate` counts them.
+        forward pass, `past_key_values` of the first columns among them. Positions are counted without padding, as
+        `generate` counts them. Returns logits of the columns that are not in the cache.
         """
-        options.setdefault("position_ids", (attention_mask.cumsum(1) - 1).clamp(min=0))
-        with self._edited(input_ids, attention_mask, answer_start - 1, queries):
-            output = self.base(input_ids=input_ids, attention_mask=attention_mask, **options)
+        cache = options.get("past_key_values")
+        column = cache.get_seq_length() if cache is not None else 0
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        with self._edited(input_ids, attention_mask, answer_start - 1, queries, column):
+            output = self.base(
+                input_ids=input_ids[:, column:],
+                attention_mask=attention_mask,
+                position_ids=positions[:, column:],
+                **options,
+            )
         logits: Tensor = output.logits
         return logits
 

@@ -172,7 +172,7 @@ def evaluate(
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Edits to show with their answers")] = 3,
     base: Annotated[str | None, typer.Option(help="Where the base model is now, if it was moved")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at a time")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at a time")] = 128,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -213,7 +213,7 @@ def demo(
         chosen = read_edits(path)
     _fit(base, chosen, out_dir, FitSettings(), None, True, None, device)
     model = MegModel.from_pretrained(out_dir, device=device)
-    evaluate_and_print(model, list(chosen), out, err, 3, 64, None)
+    evaluate_and_print(model, list(chosen), out, err, 3, 128, None)
     out.print(f"\nThe adapter is in [bold]{_plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)
     out.print(f'  meg ask {_plain(str(out_dir))} "{_plain(chosen[0].rephrases[0])}"', highlight=False, soft_wrap=True)
 

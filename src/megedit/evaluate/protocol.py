@@ -33,7 +33,7 @@ class EvaluationSettings:
     protocol: str = "paper"
     version: int = 1
     max_new_tokens: int = 20
-    batch_size: int = 64
+    batch_size: int = 128
     match: str = "whole"
 
     def __post_init__(self) -> None:
@@ -147,8 +147,9 @@ def _batches(cases: Sequence[Case], size: int) -> Iterator[list[Case]]:
 def _ask(model: MegModel, batch: list[Case], settings: EvaluationSettings) -> list[tuple[Verdict, Verdict]]:
     """Verdicts of the edited and of the unedited model."""
     queries = [case.query for case in batch]
-    base_tokens = _generate(model, queries, settings, model.disable_edits())
-    edited_tokens = _generate(model, queries, settings, nullcontext())
+    with model.disable_edits():
+        base_tokens = model.answer_tokens(queries, settings.max_new_tokens)
+    edited_tokens = model.answer_tokens(queries, settings.max_new_tokens)
     familiar = [route.familiar for route in model.route(queries)]
 
     # What is forced on both: the target, or for locality the unedited model's own answer.
@@ -178,28 +179,6 @@ def _target_tokens(model: MegModel, query: str, target: str) -> list[int]:
     return encode_answer(model.tokenizer, model.format(query), prefix + target)[1]
 
 
-def _generate(
-    model: MegModel, queries: list[str], settings: EvaluationSettings, edits: AbstractContextManager[None]
-) -> list[list[int]]:
-    """Greedy answers as token ids, cut before the end-of-text token."""
-    inputs = model.tokenizer([model.format(query) for query in queries], return_tensors="pt", padding=True)
-    inputs = inputs.to(model.base.device)
-    with edits:
-        output = model.generate(
-            inputs.input_ids,
-            inputs.attention_mask,
-            queries=queries,
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=False,
-        )
-    ends = model.end_tokens
-    answers = []
-    for row in output[:, inputs.input_ids.shape[1] :].tolist():
-        end = next((i for i, token in enumerate(row) if token in ends), len(row))
-        answers.append(row[:end])
-    return answers
-
-
 def _teacher_forced(
     model: MegModel,
     queries: list[str],
@@ -216,19 +195,18 @@ def _teacher_forced(
     rows = [i for i, (want, got) in enumerate(zip(wanted, generated, strict=True)) if want and got[: len(want)] != want]
     if not rows:
         return shares
-    prompts = model.tokenizer([model.format(queries[i]) for i in rows], return_tensors="pt", padding=True)
-    width, longest = prompts.input_ids.shape[1], max(len(wanted[i]) for i in rows)
+    prompts = model.prompts([queries[i] for i in rows])
+    width, longest = prompts["input_ids"].shape[1], max(len(wanted[i]) for i in rows)
     ids = torch.full((len(rows), longest), model.tokenizer.pad_token_id)
     for row, i in enumerate(rows):
         ids[row, : len(wanted[i])] = torch.tensor(wanted[i])
-    mask = torch.cat([prompts.attention_mask, torch.ones_like(ids)], 1)
+    ids = ids.to(model.base.device)
+    prompts["input_ids"] = torch.cat([prompts["input_ids"], ids], 1)
+    prompts["attention_mask"] = torch.cat([prompts["attention_mask"], torch.ones_like(ids)], 1)
+    start = torch.full((len(rows),), width, device=ids.device)
     with edits:
         logits = model.logits(
-            torch.cat([prompts.input_ids, ids], 1).to(model.base.device),
-            mask.to(model.base.device),
-            torch.full((len(rows),), width, device=model.base.device),
-            [queries[i] for i in rows],
-            logits_to_keep=longest + 1,
+            **prompts, answer_start=start, queries=[queries[i] for i in rows], logits_to_keep=longest + 1
         )
     chosen: Tensor = logits[:, :-1].argmax(-1).cpu()  # (rows, longest): the choice for each answer position
     for row, i in enumerate(rows):

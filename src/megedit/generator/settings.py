@@ -27,7 +27,7 @@ class GeneratorSettings:
         default=0.4, metadata={"help": "Gaussian noise on the unit-variance condition in training"}
     )
     steps: int = field(default=2000, metadata={"help": "training steps at most"})
-    check_every: int = field(default=200, metadata={"help": "steps between checks of the stop rule"})
+    check_every: int = field(default=100, metadata={"help": "steps between checks of the stop rule"})
     batch_size: int = field(default=128, metadata={"help": "edits a step"})
     lr: float = field(default=1e-3, metadata={"help": "AdamW learning rate"})
     ema: float = field(default=0.99, metadata={"help": "decay of the weight average that ships"})
