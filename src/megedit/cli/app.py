@@ -206,12 +206,15 @@ def demo(
     """Edit the 320 shipped facts into a small real model, measure the result, and show some answers."""
     from megedit.cli.report import evaluate_and_print
     from megedit.edits import read_edits
+    from megedit.encoder import EncoderSettings
     from megedit.fit import FitSettings
     from megedit.model import MegModel
 
     with as_file(files("megedit") / "data" / "facts.jsonl") as path:
         chosen = read_edits(path)
-    _fit(base, chosen, out_dir, FitSettings(), None, True, None, device)
+    # half the encoder's usual steps: a few hundred facts are told apart more easily than thousands
+    settings = FitSettings(encoder=EncoderSettings(steps=40))
+    _fit(base, chosen, out_dir, settings, None, True, None, device)
     model = MegModel.from_pretrained(out_dir, device=device)
     evaluate_and_print(model, list(chosen), out, err, 3, 128, None)
     out.print(f"\nThe adapter is in [bold]{_plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)
