@@ -77,7 +77,12 @@ def test_a_mixed_batch(oracle: MegModel) -> None:
     edits = oracle.edits
     queries = [OTHERS[0], edits[3].prompt, OTHERS[1], OTHERS[2], edits[0].rephrases[1], OTHERS[3], edits[6].prompt]
     inputs = prompts(oracle, queries)
-    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options: dict[str, Any] = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     edited = oracle.generate(**inputs, queries=queries, **options)
     unedited = base_generate(oracle, inputs, **options)
     said = answers(oracle, inputs, edited.sequences)
