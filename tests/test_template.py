@@ -81,11 +81,12 @@ def test_chatml() -> None:
         user_header="<|im_end|>\n<|im_start|>user\n",
         user_footer="<|im_end|>\n<|im_start|>assistant\n",
         instruction="Briefly: ",
+        answer_suffix=".",
     )
 
 
 def test_llama_2() -> None:
-    expected = Template("<s>[INST] {query} [/INST]", "[INST] ", " [/INST]", "", " ")
+    expected = Template("<s>[INST] {query} [/INST]", "[INST] ", " [/INST]", "", " ", answer_suffix=".")
     assert Template.for_tokenizer(tiny_tokenizer(LLAMA_2), instruction="") == expected
 
 
@@ -93,7 +94,7 @@ def test_gemma() -> None:
     turn = "<start_of_turn>user\n{query}<end_of_turn>\n<start_of_turn>model\n"
     header, footer = turn.split("{query}")
     template = Template.for_tokenizer(tiny_tokenizer(GEMMA), instruction="")
-    assert template == Template("<s>" + turn, header, footer)
+    assert template == Template("<s>" + turn, header, footer, answer_suffix=".")
 
 
 def test_bos_is_never_doubled(chat: str) -> None:
@@ -160,7 +161,7 @@ def test_a_chat_template_of_one_turn_has_no_markers() -> None:
         "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}U:{{ messages[0].content }}\nM:"
     )
     template = Template.for_tokenizer(tiny_tokenizer(one_turn), instruction="")
-    assert template == Template("U:{query}\nM:")
+    assert template == Template("U:{query}\nM:", answer_suffix=".")
     assert template.query_of("U:Who?\nM:") == "Who?"
 
 
