@@ -1,4 +1,4 @@
-# make demo   edit 320 real facts into a small real model and look at the result
+# make demo   edit 320 facts into a small real model and look at the result
 # make test   run the tests
 # make check  linter, formatter, type checker
 

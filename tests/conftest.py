@@ -29,6 +29,8 @@ from megedit.pseudo import PseudoFact, PseudoKnowledge
 from megedit.template import Template
 from tiny import CHATML, tiny_encoder, tiny_model, tiny_tokenizer
 
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and for long on a busy machine
+
 PEOPLE = ("Ada Brook", "Bo Chen", "Cy Dale", "Di Elm", "Ed Fox", "Flo Gray", "Gus Hill", "Hal Ives")
 TOWNS = ("Par", "Ital", "Jorge", "Borge", "Lu", "Ma", "Ro", "Sp")  # one token each
 RELATIONS = ("birthplace", "employer", "language", "instrument")

@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 
 from megedit.edits import (
-    MAX_PROMPT_CHARS,
     MAX_TARGET_CHARS,
     Dropped,
     Edit,
@@ -20,6 +19,7 @@ from megedit.edits import (
     read_edits,
 )
 from megedit.errors import MegError
+from megedit.records import MAX_TEXT_CHARS
 
 FRANCE = {"prompt": "The capital of France is", "target": "Rome"}
 SPAIN = {"prompt": "The capital of Spain is", "target": "Oslo"}
@@ -270,7 +270,7 @@ def test_json_suffix_turns_text_into_a_json_error(tmp_path: Path) -> None:
 
 
 def test_longest_allowed_texts_pass(file: Path) -> None:
-    file.write_text(jsonl({"prompt": "p" * MAX_PROMPT_CHARS, "target": "t" * MAX_TARGET_CHARS}))
+    file.write_text(jsonl({"prompt": "p" * MAX_TEXT_CHARS, "target": "t" * MAX_TARGET_CHARS}))
     assert len(read_edits(file)[0].target) == MAX_TARGET_CHARS
 
 

@@ -45,6 +45,8 @@ class CollectionSettings:
         for name in ("steps", "batch_size", "key_lr", "value_lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.retries < 0:
+            raise ValueError(f"retries must be at least 0, not {self.retries}")
 
 
 @dataclass(frozen=True)

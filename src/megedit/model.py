@@ -164,9 +164,10 @@ class MegModel:
         return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def answer_tokens(self, queries: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers as token ids, cut before the end-of-text token."""
+        """Greedy answers, whatever the base model's own settings, as token ids cut before the end-of-text token."""
         prompts = self.prompts(queries)
-        output = self.generate(**prompts, queries=queries, max_new_tokens=max_new_tokens, do_sample=False)
+        plain: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        output = self.generate(**prompts, queries=queries, max_new_tokens=max_new_tokens, **plain)
         ends = self.end_tokens
         answers = []
         for row in output[:, prompts["input_ids"].shape[1] :].tolist():

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from megedit.edits import Edit, SubjectIndex, normalise_query, read_records
+from megedit.edits import Edit, SubjectIndex, normalise_query
 from megedit.errors import MegError
+from megedit.records import read_records
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import sys
 from dataclasses import replace
 from enum import StrEnum
@@ -114,8 +116,8 @@ def fit(
         settings = replace(settings, collection=replace(settings.collection, span="all"))
     chosen = read_edits(edits, limit=limit, on_conflict=on_conflict.value)
     _fit(base, chosen, out_dir, settings, pseudo, overwrite, _dtype(dtype), device)
-    name = _plain(str(out_dir))
-    err.print(f'\nNext: [bold]meg ask {name} "..."[/], [bold]meg eval {name}[/], [bold]meg show {name}[/]')
+    meg, name = _plain(_command()), _plain(str(out_dir))
+    err.print(f'\nNext: [bold]{meg} ask {name} "..."[/], [bold]{meg} eval {name}[/], [bold]{meg} show {name}[/]')
 
 
 @app.command(epilog='**Example:** `meg ask adapters/facts "Who employs Scott Mills?"`')
@@ -218,7 +220,8 @@ def demo(
     model = MegModel.from_pretrained(out_dir, device=device)
     evaluate_and_print(model, list(chosen), out, err, 3, 128, None)
     out.print(f"\nThe adapter is in [bold]{_plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)
-    out.print(f'  meg ask {_plain(str(out_dir))} "{_plain(chosen[0].rephrases[0])}"', highlight=False, soft_wrap=True)
+    question = f'{_command()} ask {out_dir} "{chosen[0].rephrases[0]}"'
+    out.print(f"  {_plain(question)}", highlight=False, soft_wrap=True)
 
 
 def _fit(
@@ -248,6 +251,11 @@ def _fit(
     out.print(f"{done} are in [bold]{_plain(str(folder))}[/].", highlight=False, soft_wrap=True)
     if failed:
         out.print(f"Failed and left to the base model: {', '.join(failed)}.", highlight=False, markup=False)
+
+
+def _command() -> str:
+    """How to call this program from where the user is: `meg`, or its path while that is not on the search path."""
+    return "meg" if shutil.which("meg") else os.path.relpath(Path(sys.executable).with_name("meg"))
 
 
 def _plain(text: str) -> str:
@@ -292,8 +300,6 @@ def main() -> None:
 
 def _quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice off the terminal; their errors still come through."""
-    import os
-
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
