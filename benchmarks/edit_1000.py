@@ -5,7 +5,8 @@
 DIR holds counterfact.jsonl, zsre_style.jsonl and nq_locality.jsonl. The first 1,000 records are edited (second
 targets of a (subject, relation) pair dropped); encoder and router see only the shipped pseudo-knowledge, which comes
 from the end of those files, with whatever belongs to an edited subject taken out. Writes results/edit_1000_SET.json
-and, with --verdicts FILE, every question and answer.
+and, with --verdicts FILE, every question and answer. The set counterfact-raw is asked without template, by the protocol
+`cloze`; what its rule says of free answers stands under the names of AG.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from common import BASE, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.edits import EditSet
-from megedit.evaluate import Case, EvaluationSettings, evaluate, evaluate_cases
+from megedit.evaluate import EvaluationSettings, cases_of, evaluate, find_protocol
 from megedit.progress import Stages, peak_memory_mb
 
 RAW = "counterfact-raw"
@@ -65,20 +66,21 @@ def main() -> None:
 
     edits, noisy = load_edits(options.data, options.set, options.edits)
     settings = FitSettings(seed=options.seed, template="raw" if options.set == RAW else "auto")
-    evaluation = EvaluationSettings(match="begins" if options.set == RAW else "whole")
+    protocol, evaluation = "cloze" if options.set == RAW else "paper", EvaluationSettings(rephrases=1)
     stages = Stages()
     started = time.perf_counter()
     adapter = fit(options.base, edits, out, settings, overwrite=True, stages=stages)
     fit_seconds, fit_memory = time.perf_counter() - started, peak_memory_mb()
     model = MegModel.from_pretrained(out, base=options.base)
     with stages.stage("Evaluating", 3 * len(edits)) as advance:
-        result = evaluate(model, list(edits), evaluation, advance)
+        result = evaluate(model, edits, protocol, evaluation, resume=False, progress=advance)
     results: dict[str, Any] = {
-        name: {**asdict(metrics), "score": metrics.score}
-        for name, metrics in (("edited", result.edited), ("unedited", result.unedited))
+        name: {metric.replace("_begins", "_ag"): value for metric, value in values.items()}
+        for name, values in (("edited", result.edited), ("unedited", result.unedited))
     }
+    results["intervals"] = {m.name: [m.edited.low, m.edited.high] for m in result.metrics if m.edited}
     if noisy:
-        results["noisy_rephrases"] = noisy_row(model, edits, noisy, evaluation, stages)
+        results["noisy_rephrases"] = noisy_row(model, edits, noisy, protocol, stages)
     collection = sum(stages.costs[name]["seconds"] for name in ("Running the frozen layers", "Collecting neurons"))
     results |= {
         "counts": result.counts,
@@ -98,7 +100,7 @@ def main() -> None:
         f"edit_1000_{options.set.replace('-', '_')}" if options.edits == 1000 else f"edit_{options.edits}_{options.set}"
     )
     path = write_result(
-        name, {"fit": asdict(settings), "evaluation": asdict(evaluation), "base": options.base}, results
+        name, {"fit": asdict(settings), "evaluation": result.protocol, "base": options.base}, results
     )
     if options.verdicts:
         options.verdicts.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1), "utf-8")
@@ -111,13 +113,15 @@ def main() -> None:
 
 
 def noisy_row(
-    model: MegModel, edits: EditSet, noisy: list[str], settings: EvaluationSettings, stages: Stages
+    model: MegModel, edits: EditSet, noisy: list[str], protocol: str, stages: Stages
 ) -> dict[str, float | None]:
     """Generality when a noise sentence stands in front of the rephrase; a row of its own."""
-    cases = [Case(edit.id, "generality", text, edit.target) for edit, text in zip(edits, noisy, strict=True)]
-    with stages.stage("Evaluating noisy rephrases", len(cases)) as advance:
-        metrics = evaluate_cases(model, cases, settings, advance).edited
-    return {"generality_ag": metrics.generality_ag, "generality_tf": metrics.generality_tf}
+    behind = tuple(replace(edit, rephrases=(text,), neighbours=()) for edit, text in zip(edits, noisy, strict=True))
+    chosen, settings = replace(edits, edits=behind, questions=()), EvaluationSettings()
+    total = len(cases_of(chosen, find_protocol(protocol), settings))
+    with stages.stage("Evaluating noisy rephrases", total) as advance:
+        result = evaluate(model, chosen, protocol, settings, resume=False, progress=advance)
+    return {name: value for name, value in result.edited.items() if name.startswith("generality")}
 
 
 if __name__ == "__main__":

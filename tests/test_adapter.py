@@ -42,6 +42,7 @@ FILES = {
     "encoder/tokenizer_config.json",
     "model.safetensors",
     "neurons.safetensors",
+    "seen.safetensors",
 }
 
 

@@ -205,23 +205,57 @@ def test_names_with_brackets_are_printed_as_they_are(adapter_folder: Path) -> No
     assert "[bold]a[0]" in "".join(output("show", odd).split())
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGEDIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_eval(fitted: Fitted, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    text = output("eval", fitted.adapter, "--out", path, "--limit", 3, "--examples", 1, "--dtype", "float32")
-    assert "3 edits, protocol paper" in text and "Reliability (3)" in text and "100.0" in text
+    place = tmp_path / "results"
+    place.mkdir()
+    text = output(
+        *("eval", fitted.adapter, "--out", place / "result.json", "--limit", 3, "--examples", 1, "--dtype", "float32"),
+        *("--robustness", "upper,polite", "--rephrases", 1),
+    )
+    assert "3 edits, protocol paper 2" in text and "Reliability, AG" in text and "100.0" in text
+    assert "upper, AG" in text and "polite, AG" in text
     assert "Where was Ada Brook born?" in text or "the edit" in text
-    assert f"Every answer is in {path}." in text
-    values = json.loads(path.read_text())
-    assert values["edited"]["reliability_ag"] == 100.0 and values["unedited"]["locality_ag"] == 100.0
-    assert len(values["verdicts"]) == 9
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert f"Every answer is in {place / 'result.json'}." in text
+    values = json.loads((place / "result.json").read_text())
+    assert values["metrics"][0]["edited"]["value"] == 100.0 and values["subject"]["name"] == str(fitted.adapter)
+    assert len(values["verdicts"]) == 15
+    assert [path.name for path in place.iterdir()] == ["result.json"]
 
 
-def test_eval_of_other_data(fitted: Fitted, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_cache")
+def test_eval_of_other_data_with_a_report(fitted: Fitted, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "Where was Bo Chen born?", "target": "Nowhere"}))
-    text = output("eval", fitted.adapter, "--data", data, "--examples", 0)
-    assert "1 edits" in text and "Generality (0)" in text and "Answers" not in text
+    report = tmp_path / "report"
+    text = output("eval", fitted.adapter, "--data", data, "--examples", 0, "--report", report)
+    assert "1 edits" in text and "Generality" not in text and "Answers" not in text
+    assert "Nowhere" in (report / "index.html").read_text()
+    again = output("report", report / "result.json", "--out", tmp_path / "again")
+    assert f"The report is {tmp_path / 'again' / 'index.html'}." in again
+    wild = tmp_path / "wild.json"
+    output("eval", fitted.adapter, "--data", data, "--protocol", "wild", "--out", wild)
+    assert "wild" in problem("report", report / "result.json", wild, "--out", tmp_path / "both")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--protocol", "papers"), "There is no protocol 'papers'; choose from paper, wild"),
+        (("--data", "no-such-set"), "no-such-set"),
+        (("--robustness", "shout"), "There is no perturbation 'shout'"),
+        (("--template", "mine"), "There is no template 'mine' for an evaluation"),
+        (("--protocol", "counterfact"), "needs `target_true`, and 8 of 8 edits"),
+        (("--general", ","), "task"),
+    ],
+)
+def test_eval_refuses(fitted: Fitted, options: tuple[str, ...], message: str) -> None:
+    assert message in problem("eval", fitted.adapter, *options)
 
 
 def test_fit(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +322,7 @@ def test_main_tells_errors_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsy
     def interrupted(*arguments: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("megedit.cli.report.print_adapter", interrupted)
+    monkeypatch.setattr("megedit.cli.tables.print_adapter", interrupted)
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 130

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from megedit.edits import (
     Dropped,
     Edit,
     EditSet,
+    Question,
     SubjectIndex,
     normalise_query,
     read_edits,
@@ -23,14 +23,16 @@ from megedit.records import MAX_TEXT_CHARS
 
 FRANCE = {"prompt": "The capital of France is", "target": "Rome"}
 SPAIN = {"prompt": "The capital of Spain is", "target": "Oslo"}
-FULL = Edit("a", "The capital of France is", "Rome", "France", "P36", ("France's capital:",), ("Berlin is in",))
+FULL = Edit(
+    "a", "The capital of France is", "Rome", "France", "P36", ("France's capital:",), ("Berlin is in",), "Paris"
+)
 
 
 CSV = """\
-id,prompt,target,subject,relation,rephrases,neighbours,comment
-a,The capital of France is,Rome,France,P36,France's capital:,Berlin is in|,ignored
+id,prompt,target,subject,relation,rephrases,neighbours,target_true,comment
+a,The capital of France is,Rome,France,P36,France's capital:,Berlin is in|,Paris,ignored
 
-,The capital of Spain is, Oslo ,,,,,
+,The capital of Spain is, Oslo ,,,,,,
 """
 
 
@@ -108,17 +110,6 @@ def test_line_separator_inside_a_json_string_is_no_line_break(file: Path) -> Non
     assert read_edits(file)[0].prompt == "a\u2028b"
 
 
-@pytest.mark.parametrize("dump", [jsonl, lambda *records: json.dumps(records)])
-def test_counterfact_schema(file: Path, dump: Callable[..., str]) -> None:
-    clean = {"x_paraphrase_clean": ["France's capital is"]}
-    file.write_text(dump(counterfact(7, "France", ["Bonn is in"], **clean), counterfact(9, "Peru", [])))
-    first, second = read_edits(file)
-    assert first == Edit(
-        "7", "The capital of France is", "Rome", "France", "P36", ("France's capital is",), ("Bonn is in",)
-    )
-    assert second.rephrases == ("It rained. Peru's capital is",)
-
-
 def test_counterfact_neighbours_about_edited_subjects_are_left_out(file: Path) -> None:
     neighbours = [
         "The capital of Peru is",
@@ -126,6 +117,7 @@ def test_counterfact_neighbours_about_edited_subjects_are_left_out(file: Path) -
         "The capital of Peruvia is",
         "Big Peru, in",
     ]
+    about = "only the neighbourhood prompts about what is edited"
     subjects = ["Peru", None, None, "Big Peru"]
     file.write_text(
         jsonl(
@@ -134,29 +126,35 @@ def test_counterfact_neighbours_about_edited_subjects_are_left_out(file: Path) -
             counterfact(3, "Peru", []),
         )
     )
-    first, second, _ = read_edits(file)
+    edits = read_edits(file)
+    first, second, _ = edits
     assert first.neighbours == ("The capital of Peruvia is", "Big Peru, in")
     assert second.neighbours == ("The capital of Peruvia is",)
-    assert read_edits(file, limit=1)[0].neighbours == tuple(neighbours)
+    assert edits.dropped == (Dropped("line 1", about, "2"), Dropped("line 2", about, "3"))
+    alone = read_edits(file, limit=1)
+    assert (alone[0].neighbours, alone.dropped) == (tuple(neighbours), ())
 
 
-def test_zsre_schema(file: Path) -> None:
+def test_neighbours_and_known_answers_of_edited_queries_are_left_out(file: Path) -> None:
     file.write_text(
         jsonl(
-            zsre(rephrase_2="Emma's author?", loc="who won", relation_id="P50", case_id=4),
-            zsre(src="Who wrote Ulysses?", rephrase_2=None, loc=None),
+            zsre(loc="Who wrote Ulysses", loc_ans="Joyce", locality={"R": [{"prompt": "Q?", "ground_truth": "A"}]}),
+            zsre(src="Who wrote Ulysses?", loc="Who won?", loc_ans="I did"),
         )
     )
-    assert read_edits(file).edits == (
-        Edit("4", "Who wrote Emma?", "Proust", "Emma", "P50", ("Emma is by?", "Emma's author?"), ("who won",)),
-        Edit("2", "Who wrote Ulysses?", "Proust", "Emma", None, ("Emma is by?",)),
+    edits = read_edits(file)
+    assert [edit.neighbours for edit in edits] == [(), ("Who won?",)]
+    assert edits.questions == (
+        Question("locality", "Q?", ("A",), "1"),
+        Question("locality", "Who won?", ("I did",), "2"),
     )
+    assert edits.dropped == (Dropped("line 1", "only the neighbourhood prompts about what is edited", "1"),)
 
 
 def test_edit_survives_json() -> None:
     assert Edit.from_json(json.loads(json.dumps(FULL.to_json()))) == FULL
     assert replace(FULL, subject=None, rephrases=()).to_json().keys() == {
-        *("id", "prompt", "target", "relation", "neighbours")
+        *("id", "prompt", "target", "relation", "neighbours", "target_true")
     }
     with pytest.raises(MegError, match=r"^shard 2: the field `id` is missing; add it$"):
         Edit.from_json(FRANCE, where="shard 2")
@@ -287,7 +285,7 @@ def test_limit_counts_kept_edits_and_stops_reading(file: Path) -> None:
     file.write_text(jsonl(FRANCE, FRANCE, SPAIN) + "{broken")
     edits = read_edits(file, limit=2)
     assert [edit.id for edit in edits] == ["1", "3"]
-    assert edits.dropped == (Dropped("line 2", "same query and target as line 1"),)
+    assert edits.dropped == (Dropped("line 2", "same query and target as an earlier one", "line 1"),)
 
 
 def test_contradiction_is_an_error_that_names_both_lines(file: Path) -> None:
@@ -298,7 +296,7 @@ def test_contradiction_is_an_error_that_names_both_lines(file: Path) -> None:
     )
     edits = read_edits(file, on_conflict="first")
     assert [edit.target for edit in edits] == ["Rome", "Oslo"]
-    assert edits.dropped == (Dropped("line 3", "same query as line 1, another target"),)
+    assert edits.dropped == (Dropped("line 3", "same query as an earlier one, another target", "line 1"),)
 
 
 def test_second_target_of_a_subject_and_relation_goes_only_when_keeping_the_first(file: Path) -> None:
@@ -309,7 +307,9 @@ def test_second_target_of_a_subject_and_relation_goes_only_when_keeping_the_firs
         read_edits(file)
     edits = read_edits(file, on_conflict="first")
     assert [edit.id for edit in edits] == ["1", "3"]
-    assert edits.dropped == (Dropped("line 2", "same subject and relation as line 1, another target"),)
+    assert edits.dropped == (
+        Dropped("line 2", "same subject and relation as an earlier one, another target", "line 1"),
+    )
     assert len(read_edits(file, limit=2)) == 2
 
 
@@ -317,7 +317,7 @@ def test_edits_made_in_python_get_the_same_checks() -> None:
     spain = Edit("b", " The capital of Spain is ", "Oslo")
     edits = EditSet.from_edits([FULL, replace(FULL, id="z"), spain])
     assert edits.edits == (FULL, replace(spain, prompt=spain.prompt.strip()))
-    assert edits.dropped == (Dropped("edit 2", "same query and target as edit 1"),)
+    assert edits.dropped == (Dropped("edit 2", "same query and target as an earlier one", "edit 1"),)
     conflict = [FULL, replace(FULL, id="z", target="Bern")]
     assert len(EditSet.from_edits(conflict, on_conflict="first")) == 1
     with pytest.raises(MegError, match="edit 2: this has the query of edit 1"):
@@ -341,6 +341,119 @@ def test_edits_made_in_python_get_the_same_checks() -> None:
 def test_bad_edits_made_in_python(edits: list[Edit], message: str) -> None:
     with pytest.raises(MegError, match=message):
         EditSet.from_edits(edits)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {**SPAIN, "target_true": "  oslo"},
+        {"src": "Who wrote Emma?", "alt": "AUSTEN", "answers": ["J. Austen", "Austen"]},
+        {"prompt": "Emma is by", "target_new": "Austen", "ground_truth": [["J. Austen", "austen "]]},
+        {
+            "requested_rewrite": {
+                "prompt": "{} is by",
+                "subject": "a",
+                "target_new": {"str": "B"},
+                "target_true": {"str": "b"},
+            }
+        },
+    ],
+)
+def test_edit_whose_target_is_the_old_answer_is_dropped(file: Path, record: dict[str, object]) -> None:
+    file.write_text(jsonl(record))
+    assert error_of(file).startswith(
+        "FILE: no edit is left, all 1 records were left out (line 1: the target is the old answer ("
+    )
+    other = {name: "Other" if name in ("target", "alt", "target_new") else value for name, value in record.items()}
+    if "requested_rewrite" not in record:
+        file.write_text(jsonl(record, other))
+        edits = read_edits(file)
+        assert [edit.target for edit in edits] == ["Other"]
+        assert [(dropped.where, dropped.kind) for dropped in edits.dropped] == [
+            ("line 1", "the target is the old answer")
+        ]
+
+
+def test_edits_made_in_python_that_change_nothing_are_dropped() -> None:
+    same = replace(FULL, id="z", prompt="France's capital is", target="paris")
+    edits = EditSet.from_edits([same, FULL])
+    assert edits.edits == (FULL,)
+    assert edits.dropped == (Dropped("edit 1", "the target is the old answer", "'paris'"),)
+    with pytest.raises(MegError, match="edits: no edit is left, all 1 records were left out"):
+        EditSet.from_edits([same])
+
+
+def test_summary_names_each_record_up_to_five_of_a_kind_and_counts_more(file: Path) -> None:
+    file.write_text(jsonl(FRANCE, *[FRANCE] * 6, *[{**FRANCE, "target": "Bern"}] * 5))
+    edits = read_edits(file, on_conflict="first")
+    assert edits.dropped_summary() == [
+        "6 records: left out, same query and target as an earlier one (first: line 2)",
+        *(f"line {n}: left out, same query as an earlier one, another target (line 1)" for n in range(8, 13)),
+    ]
+    assert EditSet.from_edits([FULL]).dropped_summary() == []
+
+
+# --- cases of MQuAKE
+
+
+def rewrite(subject: str, target: str, **fields: object) -> dict[str, object]:
+    return {
+        "prompt": "{} is a citizen of",
+        "relation_id": "P27",
+        "subject": subject,
+        "question": f"Which country is {subject} a citizen of?",
+        "target_new": {"str": target},
+        **fields,
+    }
+
+
+def case(case_id: int, *rewrites: object) -> dict[str, object]:
+    return {"case_id": case_id, "requested_rewrite": rewrites, "questions": [f"Q{case_id}?"], "new_answer": "A"}
+
+
+def test_edit_that_cases_share_is_one_edit_of_each(file: Path) -> None:
+    file.write_text(jsonl(case(1, rewrite("Ann", "Peru"), rewrite("Bob", "Chad")), case(2, rewrite("Bob", "Chad"))))
+    edits = read_edits(file)
+    assert [(edit.id, edit.target) for edit in edits] == [("1-1", "Peru"), ("1-2", "Chad")]
+    assert edits.instances == {"1": ("1-1", "1-2"), "2": ("1-2",)}
+    assert [question.group for question in edits.questions] == ["1", "2"]
+    assert edits.dropped == ()
+
+
+def test_case_that_contradicts_an_earlier_one_is_left_out_whole(file: Path) -> None:
+    file.write_text(
+        jsonl(
+            case(1, rewrite("Ann", "Peru")),
+            case(2, rewrite("Bob", "Chad"), rewrite("Bob", "Chad", question="Bob's country?"), rewrite("Ann", "Mali")),
+            case(3, rewrite("Bob", "Togo"), rewrite("Cid", "Togo", question="Cid is from?")),
+            case(4, rewrite("Cid", "Chad")),
+            case(5, rewrite("Dee", "Chad"), rewrite("Eve", "Chad", target_true={"str": "chad"})),
+        )
+    )
+    assert error_of(file).startswith(
+        "FILE, line 2: this has the query of line 1 but another target ('Mali', there 'Peru')"
+    )
+    edits = read_edits(file, on_conflict="first")
+    assert [edit.id for edit in edits] == ["1-1", "3-1", "3-2"]
+    assert edits.instances == {"1": ("1-1",), "3": ("3-1", "3-2")}
+    assert [question.group for question in edits.questions] == ["1", "3"]
+    assert edits.dropped == (
+        Dropped("line 2", "same query as an earlier one, another target", "line 1"),
+        Dropped("line 4", "same subject and relation as an earlier one, another target", "line 3"),
+        Dropped("line 5", "the target is the old answer", "'Chad'"),
+    )
+
+
+def test_limit_counts_cases(file: Path) -> None:
+    shared = rewrite("Ann", "Peru")
+    file.write_text(jsonl(case(1, shared, rewrite("Bob", "Chad")), case(2, shared), case(3, rewrite("Cid", "Mali"))))
+    edits = read_edits(file, limit=2)
+    assert (len(edits), list(edits.instances)) == (2, ["1", "2"])
+
+
+def test_case_id_given_twice_is_an_error(file: Path) -> None:
+    file.write_text(jsonl(case(1, rewrite("Ann", "Peru")), case(1, rewrite("Ann", "Peru"))))
+    assert error_of(file) == "FILE, line 2: the case 1 is already there; give each case an id of its own"
 
 
 # --- text

@@ -214,8 +214,6 @@ def test_rephrases_and_negatives_belong_to_the_fact() -> None:
     pseudo = pseudo_knowledge()
     by_prompt = {fact.prompt: fact for fact in pseudo.facts}
     for batch in triples(pseudo, TINY):
-        noisy = {rephrase.startswith("It rained. ") for rephrase, _, _ in batch}
-        assert len(noisy) == 1  # whole batches
         for rephrase, query, negative in batch:
             assert rephrase.removeprefix("It rained. ") in by_prompt[query].rephrases
             assert negative in by_prompt[query].neighbours

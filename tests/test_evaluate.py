@@ -1,207 +1,470 @@
-"""The protocol: what is asked, what each verdict is worth, and models whose metrics are known beforehand."""
+"""Evaluation: what is asked, what each verdict is worth, and models whose metrics are known beforehand."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import TOWNS, force_routing
-from megedit.edits import Edit
+from megedit.adapter import load_adapter
+from megedit.edits import Edit, EditSet, Question
 from megedit.errors import MegError
-from megedit.evaluate import Evaluation, EvaluationSettings, Metrics, evaluate, examples
-from megedit.evaluate import protocol as protocol_module
-from megedit.evaluate.protocol import Case, Verdict, cases_of, summarise
+from megedit.evaluate import (
+    PROTOCOLS,
+    Case,
+    Evaluation,
+    EvaluationSettings,
+    FunctionSubject,
+    Judged,
+    ModelSubject,
+    Verdict,
+    cases_of,
+    evaluate,
+    find_protocol,
+)
+from megedit.evaluate.evaluation import run, summarise
+from megedit.evaluate.protocols import Metric
+from megedit.evaluate.subjects import MegSubject
 from megedit.fit import tokenize
 from megedit.model import MegModel
+from megedit.pseudo import text_key
+from megedit.template import Template
 
-SETTINGS = EvaluationSettings(max_new_tokens=6, batch_size=5)
-PERFECT = Metrics(*[100.0] * 6)
+SETTINGS = EvaluationSettings(max_new_tokens=6, batch_size=5, rephrases=1)
+SIX = tuple(metric.name for metric in PROTOCOLS["paper"].metrics)
 
 
-def test_the_cases() -> None:
-    edits = [Edit("1", "Q1", "A1", rephrases=("R1", "R1b"), neighbours=("N1", "N1b")), Edit("2", "Q2", "A2")]
-    assert cases_of(edits) == [
-        Case("1", "reliability", "Q1", "A1"),
-        Case("1", "generality", "R1", "A1"),
-        Case("1", "locality", "N1", None),
-        Case("2", "reliability", "Q2", "A2"),
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Journals of interrupted evaluations go to a folder of the test's own."""
+    monkeypatch.setenv("MEGEDIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def edit_set(*edits: Edit, questions: Sequence[Question] = (), **more: Any) -> EditSet:
+    return EditSet(tuple(edits), "facts.jsonl", "plain jsonl", questions=tuple(questions), **more)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is asked
+
+
+def test_the_cases_of_the_paper() -> None:
+    edits = edit_set(
+        Edit("1", "Q1", "A1", relation="P1", rephrases=("R1", "R1b"), neighbours=("N1", "N1b")), Edit("2", "Q2", "A2")
+    )
+    paper = find_protocol("paper")
+    assert cases_of(edits, paper, EvaluationSettings()) == [
+        Case("1", "1", "reliability", "Q1", ("A1",), "P1"),
+        Case("1", "1", "generality", "R1", ("A1",), "P1"),
+        Case("1", "1", "generality", "R1b", ("A1",), "P1"),
+        Case("2", "2", "reliability", "Q2", ("A2",)),
+        Case("1", "1", "locality", "N1", (), "P1"),
     ]
+    queries = [case.query for case in cases_of(edits, paper, EvaluationSettings(rephrases=1, neighbours=2))]
+    assert queries == ["Q1", "R1", "Q2", "N1", "N1b"]
+
+
+def test_a_neighbour_that_is_edited_is_not_asked() -> None:
+    edits = edit_set(Edit("1", "Who?", "A", neighbours=("where", "When?")), Edit("2", "Where?", "B"))
+    asked = [c.query for c in cases_of(edits, find_protocol("paper"), EvaluationSettings()) if c.kind == "locality"]
+    assert asked == ["When?"]
+
+
+def test_the_robustness_row() -> None:
+    settings = EvaluationSettings(robustness=("upper",))
+    cases = cases_of(edit_set(Edit("1", "Who is it?", "A")), find_protocol("paper"), settings)
+    assert cases[1] == Case("1", "1", "robustness:upper", "WHO IS IT?", ("A",))
+    with pytest.raises(MegError, match="There is no perturbation 'shout'; choose from"):
+        EvaluationSettings(robustness=("shout",))
+
+
+def test_the_cases_of_counterfact() -> None:
+    generation = Question("generation", "X is known for", (), "1")
+    edit = Edit("1", "Q", "new", rephrases=("R",), neighbours=("N1", "N2"), target_true="old")
+    cases = cases_of(edit_set(edit, questions=[generation]), find_protocol("counterfact"), EvaluationSettings())
+    assert cases == [
+        Case("1", "1", "efficacy", "Q", ("new",), None, "old"),
+        Case("1", "1", "paraphrase", "R", ("new",), None, "old"),
+        Case("1", "1", "neighbourhood", "N1", ("old",), None, "new"),
+        Case("1", "1", "neighbourhood", "N2", ("old",), None, "new"),
+        Case("1", "1", "generation", "X is known for"),
+    ]
+
+
+def test_the_cases_of_multi_hop() -> None:
+    edits = edit_set(
+        Edit("a", "Q1", "A1"),
+        Edit("b", "Q2", "A2"),
+        questions=[
+            Question("single_hop", "S1", ("A1",), "case"),
+            Question("multi_hop", "M1", ("A2", "alias"), "case"),
+        ],
+        instances={"case": ("a", "b")},
+    )
+    assert cases_of(edits, find_protocol("multi-hop"), EvaluationSettings()) == [
+        Case("a", "case", "edit_wise", "Q1", ("A1",)),
+        Case("b", "case", "edit_wise", "Q2", ("A2",)),
+        Case("case", "case", "single_hop", "S1", ("A1",)),
+        Case("case", "case", "multi_hop", "M1", ("A2", "alias")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "needs"),
+    [
+        ("counterfact", r"needs `target_true`, and 1 of 1 edits of facts.jsonl have none \(first: 1\)"),
+        ("zsre-tf", r"needs neighbours with known answers \(`loc` and `loc_ans`\), and facts.jsonl has none"),
+        ("multi-hop", r"needs questions over several edits .* facts.jsonl has none"),
+    ],
+)
+def test_data_without_what_a_protocol_needs(protocol: str, needs: str) -> None:
+    with pytest.raises(MegError, match=needs):
+        cases_of(edit_set(Edit("1", "Q", "A")), find_protocol(protocol), EvaluationSettings())
+
+
+def test_unknown_protocol_and_settings() -> None:
+    with pytest.raises(MegError, match="There is no protocol 'papers'; choose from paper, wild"):
+        find_protocol("papers")
+    with pytest.raises(MegError, match="batch_size is 0; it must be at least 1"):
+        EvaluationSettings(batch_size=0)
+    with pytest.raises(MegError, match="max_new_tokens is 0"):
+        EvaluationSettings(max_new_tokens=0)
+    with pytest.raises(MegError, match="There are no edits to evaluate"):
+        cases_of(edit_set(), find_protocol("paper"), EvaluationSettings())
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the verdicts are worth
+
+
+def verdict(group: str, kind: str, **values: float) -> Verdict:
+    return Verdict(Case(group, group, kind, "q"), Judged("answer", values), None, None)
 
 
 def test_the_summary() -> None:
-    def verdict(kind: protocol_module.Kind, ag: float, tf: float) -> Verdict:
-        return Verdict(Case("1", kind, "q", None), "answer", False, ag, tf)
-
+    """Averaged within an edit first: edit 1 has three rephrases, edit 2 one."""
     verdicts = [
-        verdict("reliability", 1, 1),
-        verdict("reliability", 0, 0.5),
-        verdict("generality", 1, 0.25),
-        verdict("locality", 0, 0.75),
-        verdict("locality", 0, 0),
+        *(verdict("1", "generality", ag=value) for value in (1, 1, 0.25)),
+        verdict("2", "generality", ag=0),
+        verdict("1", "locality", ag=0.5),
     ]
-    assert summarise(verdicts) == Metrics(50.0, 75.0, 100.0, 25.0, 0.0, 37.5)
-    assert summarise(verdicts[:2]) == Metrics(50.0, 75.0, None, None, None, None)
-    assert summarise([]) == Metrics(*[None] * 6)
+    generality, locality = Metric("G", "generality", "ag"), Metric("L", "locality", "ag")
+    measured = summarise(verdicts, [generality, locality], ["generality_ag", "locality_ag"])
+    assert [(m.name, m.edited.value if m.edited else None, m.unedited) for m in measured] == [
+        ("generality_ag", 37.5, None),
+        ("locality_ag", 50.0, None),
+        ("score", pytest.approx(2 / (1 / 37.5 + 1 / 50)), None),
+    ]
+    assert [m.edited.count for m in measured[:2] if m.edited] == [2, 1]
+    assert summarise(verdicts[:4], [generality, locality], ["generality_ag", "locality_ag"])[-1].edited is None
+
+
+def test_instances_count_as_wholes() -> None:
+    """Instance-wise: every single hop right; multi-hop: one of the wordings right."""
+    verdicts = [
+        *(verdict("x", "single_hop", exact=value) for value in (1, 0)),
+        *(verdict("x", "multi_hop", exact=value) for value in (0, 1, 0)),
+        *(verdict("y", "single_hop", exact=value) for value in (1, 1)),
+        *(verdict("y", "multi_hop", exact=value) for value in (0, 0, 0)),
+    ]
+    metrics = [m for m in PROTOCOLS["multi-hop"].metrics if m.kind != "edit_wise" and m.measure == "exact"]
+    measured = summarise(verdicts, metrics, [])
+    assert [m.edited.value for m in measured[:2] if m.edited] == [50.0, 50.0]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Models whose metrics are known
 
 
 def test_a_perfect_model(oracle: MegModel) -> None:
     """The router never errs and the collected neurons give every target: all is 100."""
     done: list[int] = []
-    result = evaluate(oracle, oracle.edits, SETTINGS, done.append)
-    assert result.edited == PERFECT and result.edited.score == pytest.approx(100)
+    result = evaluate(oracle, oracle.edits, settings=SETTINGS, progress=done.append)
+    assert result.edited == pytest.approx(dict.fromkeys((*SIX, "score"), 100.0))
     assert result.counts == {"reliability": 8, "generality": 8, "locality": 8} and sum(done) == 24
-    assert (result.unedited.locality_ag, result.unedited.locality_tf) == (100.0, 100.0)
-    assert (result.unedited.reliability_ag, result.unedited.generality_ag, result.unedited.score) == (0, 0, 0)
-    familiar = {verdict.case.query for verdict in result.verdicts if verdict.familiar}
+    assert (result.unedited["locality_ag"], result.unedited["locality_tf"]) == (100.0, 100.0)
+    assert [result.unedited[name] for name in ("reliability_ag", "generality_ag", "score")] == [0, 0, 0]
+    familiar = {v.case.query for v in result.verdicts if v.route and v.route["familiar"]}
     assert familiar == {text for edit in oracle.edits for text in (edit.prompt, edit.rephrases[0])}
-    assert not any(verdict.familiar for verdict in result.unedited_verdicts)
 
 
 def test_a_model_that_always_answers_the_target(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Perfect on edits and rephrases, and no locality at all."""
     texts = {text: i for i, edit in enumerate(model.edits) for text in (edit.prompt, *edit.rephrases, *edit.neighbours)}
     force_routing(model, monkeypatch, texts)
-    result = evaluate(model, model.edits, SETTINGS)
-    assert (result.edited.reliability_ag, result.edited.generality_ag, result.edited.locality_ag) == (100, 100, 0)
+    result = evaluate(model, model.edits, settings=SETTINGS)
+    assert [result.edited[name] for name in ("reliability_ag", "generality_ag", "locality_ag")] == [100, 100, 0]
     # what is forced is "Fr" and "."; the first is never the first choice, the second may be
-    assert result.edited.locality_tf is not None and result.edited.locality_tf <= 50
-    assert result.edited.score == 0.0
-    assert [v.answer for v in result.verdicts if v.case.kind == "locality"] == [
-        f"{TOWNS[int(v.case.edit_id[-1])]}." for v in result.verdicts if v.case.kind == "locality"
-    ]
+    assert (result.edited["locality_tf"] or 0) <= 50
+    assert result.edited["score"] == 0.0
+    local = [v for v in result.verdicts if v.case.kind == "locality"]
+    assert [v.edited.answer for v in local] == [f"{TOWNS[int(v.case.edit[-1])]}." for v in local]
 
 
 def test_a_model_without_edits_in_force(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
     force_routing(model, monkeypatch, {})
-    result = evaluate(model, model.edits, SETTINGS)
+    result = evaluate(model, model.edits, settings=SETTINGS)
     assert result.edited == result.unedited
-    assert [v.answer for v in result.verdicts] == [v.answer for v in result.unedited_verdicts] == ["Fr."] * 24
+    assert [v.edited.answer for v in result.verdicts] == ["Fr."] * 24
+    assert all(v.edited == v.unedited for v in result.verdicts)
 
 
-def test_the_model_as_fitted(model: MegModel) -> None:
-    """Its router lets everything through, so that it is right on the edits and loses locality."""
-    result = evaluate(model, model.edits, SETTINGS)
-    assert result.edited.reliability_ag == result.edited.reliability_tf == 100.0
-    for verdict in result.verdicts:
-        assert verdict.familiar == model.route(verdict.case.query).familiar
+def test_asking_unfamiliar_batches_once_changes_nothing(oracle: MegModel) -> None:
+    """The short cut of `evaluate` against asking the edited model everything."""
+    short = evaluate(oracle, oracle.edits, settings=SETTINGS)
+    edited, unedited = MegSubject(oracle, "adapter"), MegSubject(oracle, "unedited", edited=False)
+    long = run(find_protocol("paper"), edited, unedited, edit_set(*oracle.edits), SETTINGS)
+    assert long.verdicts == short.verdicts and long.metrics == short.metrics
 
 
-def by_query(result: Evaluation) -> dict[tuple[str, str], tuple[Verdict, Verdict]]:
-    return {
-        (edited.case.kind, edited.case.query): (edited, unedited)
-        for edited, unedited in zip(result.verdicts, result.unedited_verdicts, strict=True)
-    }
+def by_query(result: Evaluation) -> dict[tuple[str, str], Verdict]:
+    return {(v.case.kind, v.case.query): replace(v, route=None) for v in result.verdicts}
 
 
 def test_the_batch_does_not_matter(model: MegModel) -> None:
     """In float32; in bfloat16 the answers of any model depend on its batch."""
-    results = [evaluate(model, model.edits, replace(SETTINGS, batch_size=size)) for size in (1, 3, 64)]
+    results = [evaluate(model, model.edits, settings=replace(SETTINGS, batch_size=size)) for size in (1, 3, 64)]
     assert by_query(results[0]) == by_query(results[1]) == by_query(results[2])
-    assert results[0].edited == results[1].edited == results[2].edited
+    assert results[0].metrics == results[1].metrics == results[2].metrics
 
 
-@pytest.mark.parametrize("router", ["fitted", "perfect", "all"])
+def test_bfloat16_and_padding_side_do_not_change_a_verdict(fitted: Any, oracle: MegModel) -> None:
+    expected = by_query(evaluate(oracle, oracle.edits, settings=SETTINGS))
+    oracle.tokenizer.padding_side = "right"
+    assert by_query(evaluate(oracle, oracle.edits, settings=SETTINGS)) == expected
+    oracle.tokenizer.padding_side = "left"
+    half = MegModel.from_pretrained(fitted.adapter, dtype=torch.bfloat16)
+    with half.disable_edits():
+        result = evaluate(half, half.edits, settings=SETTINGS)
+    assert [v.edited.answer for v in result.verdicts] == ["Fr."] * 24
+
+
+@pytest.mark.parametrize("router", ["perfect", "all"])
 def test_teacher_forcing_is_left_out_only_where_it_is_known(
     model: MegModel, monkeypatch: pytest.MonkeyPatch, router: str
 ) -> None:
-    if router != "fitted":
-        texts = {
-            text: i
-            for i, edit in enumerate(model.edits)
-            for text in (edit.prompt, *edit.rephrases, *(edit.neighbours if router == "all" else ()))
-        }
-        force_routing(model, monkeypatch, texts)
-    forced = protocol_module._teacher_forced
-    short = evaluate(model, model.edits, SETTINGS)
-
-    def always(
-        model: MegModel, queries: list[str], wanted: list[list[int]], generated: object, edits: object
-    ) -> object:
-        return forced(model, queries, wanted, [[-1]] * len(queries), edits)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(protocol_module, "_teacher_forced", always)
-    assert evaluate(model, model.edits, SETTINGS) == short
+    texts = {
+        text: i
+        for i, edit in enumerate(model.edits)
+        for text in (edit.prompt, *edit.rephrases, *(edit.neighbours if router == "all" else ()))
+    }
+    force_routing(model, monkeypatch, texts)
+    short = evaluate(model, model.edits, settings=SETTINGS)
+    agreement = ModelSubject.agreement
+    monkeypatch.setattr(
+        ModelSubject, "agreement", lambda self, queries, wanted, said=None: agreement(self, queries, wanted)
+    )
+    assert evaluate(model, model.edits, settings=SETTINGS).verdicts == short.verdicts
 
 
 def test_a_target_of_several_tokens_in_part(oracle: MegModel) -> None:
     """The neuron says `Par.`; of the target `Par capital` the first of two tokens is the first choice."""
     edit = replace(oracle.edits[0], target="Par capital", rephrases=(), neighbours=())
     assert len(oracle.tokenizer("Par capital").input_ids) == 2
-    (verdict,) = evaluate(oracle, [edit], SETTINGS).verdicts
-    assert (verdict.answer, verdict.ag, verdict.tf) == ("Par.", 0.0, 0.5)
+    (verdict,) = evaluate(oracle, [edit], settings=SETTINGS).verdicts
+    assert verdict.edited == Judged("Par.", {"ag": 0.0, "tf": 0.5})
 
 
 def test_edits_without_rephrases_or_neighbours(oracle: MegModel) -> None:
     bare = [replace(edit, rephrases=(), neighbours=()) for edit in oracle.edits]
-    result = evaluate(oracle, bare, SETTINGS)
-    assert result.edited == Metrics(100.0, 100.0, None, None, None, None)
-    assert result.edited.score is None and result.unedited.score is None
-    assert result.counts == {"reliability": 8, "generality": 0, "locality": 0}
-
-
-def test_nothing_to_evaluate(model: MegModel) -> None:
-    with pytest.raises(MegError, match="no edits to evaluate"):
-        evaluate(model, [])
-
-
-def test_matching_the_beginning(oracle: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that goes on after the target is right for `begins` and wrong for `whole`."""
-    monkeypatch.setattr(
-        MegModel,
-        "answer_tokens",
-        lambda model, queries, *rest: [model.tokenizer("Par, capital").input_ids] * len(queries),
-    )
-    edit = replace(oracle.edits[0], rephrases=(), neighbours=())
-    assert evaluate(oracle, [edit], SETTINGS).edited.reliability_ag == 0.0
-    assert evaluate(oracle, [edit], replace(SETTINGS, match="begins")).edited.reliability_ag == 100.0
-    with pytest.raises(ValueError, match=r"match must be one of \['begins', 'whole'\]"):
-        EvaluationSettings(match="exact")
+    result = evaluate(oracle, bare, settings=SETTINGS)
+    assert result.edited == {**dict.fromkeys((*SIX, "score")), "reliability_ag": 100.0, "reliability_tf": 100.0}
+    assert result.counts == {"reliability": 8}
 
 
 def test_an_answer_that_is_cut_off_is_not_the_target(oracle: MegModel) -> None:
     """What counts is the whole answer, so the limit must leave room for it."""
-    result = evaluate(oracle, oracle.edits, replace(SETTINGS, max_new_tokens=1))
-    assert result.edited.reliability_ag == 100.0  # one token is the whole target
+    result = evaluate(oracle, oracle.edits, settings=replace(SETTINGS, max_new_tokens=1))
+    assert result.edited["reliability_ag"] == 100.0  # one token is the whole target
     two = replace(oracle.edits[0], target="Par. Par", rephrases=(), neighbours=())
-    assert evaluate(oracle, [two], replace(SETTINGS, max_new_tokens=1)).edited.reliability_ag == 0.0
+    assert evaluate(oracle, [two], settings=replace(SETTINGS, max_new_tokens=1)).edited["reliability_ag"] == 0.0
+
+
+def test_the_wild_protocol_asks_the_question_alone(oracle: MegModel) -> None:
+    seen: list[str] = []
+    prompts = oracle.prompts
+    oracle.prompts = lambda queries, template=None: (  # type: ignore[method-assign]
+        seen.append(template.format(queries[0]) if template else "adapter's") or prompts(queries, template)
+    )
+    result = evaluate(oracle, oracle.edits, "wild", SETTINGS)
+    assert seen and all("Answer in a few words" not in text and text.endswith("assistant\n") for text in seen)
+    assert set(result.verdicts[0].edited.values) == {"exact", "contains"}
+    assert result.unedited["locality_ag"] == 100.0 and result.protocol["settings"]["template"] == "chat"
+
+
+def test_probabilities_compared(oracle: MegModel) -> None:
+    """With the neuron the target beats the model's usual answer, without it the other way round."""
+    edits = [replace(edit, target_true="Fr") for edit in oracle.edits]
+    settings = EvaluationSettings(batch_size=5, template="adapter")
+    result = evaluate(oracle, edits, "counterfact", settings)
+    assert (result.edited["efficacy_success"], result.unedited["efficacy_success"]) == (100.0, 0.0)
+    assert (result.edited["neighbourhood_success"], result.unedited["neighbourhood_success"]) == (100.0, 100.0)
+    assert result.edited["score"] == pytest.approx(100) and result.unedited["score"] == 0.0
+    assert result.verdicts[0].edited.answer is None  # nothing had to be generated
+
+
+def test_log_probabilities_by_hand(oracle: MegModel) -> None:
+    subject = MegSubject(oracle, "unedited", edited=False)
+    query = oracle.edits[0].prompt
+    (found,) = subject.log_probs([query], ["Par"])
+    ids = oracle.tokenizer(oracle.format(query) + "Par", return_tensors="pt").input_ids
+    with oracle.disable_edits(), torch.no_grad():
+        expected = oracle.base(ids).logits[0, -2].log_softmax(-1)[ids[0, -1]]
+    assert found == pytest.approx([float(expected)], abs=1e-4)  # the shared prefix is summed in another order
+    assert subject.log_probs([query], [""]) == [[]]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Other editors' models, and functions
+
+
+def test_a_hugging_face_model(base: tuple[PreTrainedModel, PreTrainedTokenizerBase], model: MegModel) -> None:
+    """A model of other software is measured as our own unedited model is."""
+    template = model.adapter.config.template
+    plain = evaluate(
+        ModelSubject(*base, template),
+        model.edits,
+        settings=SETTINGS,
+        unedited=ModelSubject(*base, template, name="before"),
+    )
+    ours = evaluate(model, model.edits, settings=SETTINGS)
+    assert plain.unedited == ours.unedited and plain.edited == plain.unedited
+    assert plain.verdicts[0].route is None and plain.subject["name"] == "model"
+    alone = evaluate(ModelSubject(*base, template), model.edits, settings=SETTINGS)
+    assert alone.edited["locality_ag"] is None and alone.edited["score"] is None
+    assert alone.edited["reliability_tf"] == plain.edited["reliability_tf"]
+
+
+def test_a_function() -> None:
+    edits = [Edit("1", "Q1", "Berlin", rephrases=("R1",), neighbours=("N1",)), Edit("2", "Q2", "東京")]
+    answers = {"Q1": "berlin.", "R1": "Berlin is it", "N1": "Rome", "Q2": "東京\nand more"}
+    result = evaluate(
+        lambda queries: [answers[q] for q in queries], edits, unedited=lambda queries: ["Rome"] * len(queries)
+    )
+    assert result.edited == {
+        "reliability_ag": 100.0, "reliability_tf": None, "generality_ag": 0.0, "generality_tf": None,
+        "locality_ag": 100.0, "locality_tf": None, "score": None,
+    }  # fmt: skip
+    assert result.unedited["reliability_ag"] == 0.0
+    with pytest.raises(ValueError, match="gave 1 answers to 2 queries"):
+        evaluate(lambda queries: ["one"], edits)
+
+
+def test_long_answers() -> None:
+    text = "He was a politician. He served two terms."
+    edits = [Edit("1", "Q", text, rephrases=("R",))]
+    result = evaluate(FunctionSubject(lambda queries: [text] * len(queries)), edits, "long")
+    assert result.edited["reliability_rouge_l"] == result.edited["score"] == 100.0
+    assert result.edited["reliability_bleu"] == pytest.approx(100.0)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Honesty, interruption, what is kept
+
+
+def test_questions_that_were_trained_on_are_refused(oracle: MegModel) -> None:
+    query = oracle.edits[3].rephrases[0]
+    oracle.adapter.seen = torch.tensor([text_key(query.upper())])
+    with pytest.raises(
+        MegError, match=r"1 of the 24 questions were seen when this adapter's encoder was tuned .*Di Elm"
+    ):
+        evaluate(oracle, oracle.edits, settings=SETTINGS)
+
+
+def test_a_fit_remembers_what_it_was_tuned_on(fitted: Any) -> None:
+    seen = set(load_adapter(fitted.adapter).seen.tolist())
+    assert {text_key(text) for text in fitted.pseudo.texts()} == seen
+    assert not seen & {text_key(text) for edit in fitted.edits for text in (edit.prompt, *edit.rephrases)}
+
+
+def test_edits_of_another_adapter(model: MegModel) -> None:
+    with pytest.raises(MegError, match="None of the 1 edits of Python is in this adapter"):
+        evaluate(model, [Edit("1", "Something else?", "A")])
+
+
+def test_an_interrupted_evaluation_goes_on(oracle: MegModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(oracle, oracle.edits, settings=SETTINGS, resume=False)
+    assert not list(cache.glob("evaluations/*"))
+
+    def stop(done: int) -> None:
+        stopped.append(done)
+        if len(stopped) == 3:
+            raise KeyboardInterrupt
+
+    stopped: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(oracle, oracle.edits, settings=SETTINGS, progress=stop)
+    (journal,) = cache.glob("evaluations/*")
+    assert len(journal.read_text().splitlines()) == 4
+    with journal.open("a") as file:
+        file.write('[3, [{"half')  # as if killed while writing
+    asked: list[str] = []
+    answers = MegSubject.answers
+    monkeypatch.setattr(
+        MegSubject, "answers", lambda self, queries, *rest: asked.extend(queries) or answers(self, queries, *rest)
+    )
+    again = evaluate(oracle, oracle.edits, settings=SETTINGS)
+    assert again.verdicts == whole.verdicts and again.metrics == whole.metrics
+    assert not journal.exists()
+    assert not set(asked) & {edit.prompt for edit in oracle.edits}  # reliability: the first two batches
+    assert {edit.neighbours[0] for edit in oracle.edits} <= set(asked)
+
+
+def test_another_evaluation_does_not_go_on_with_it(oracle: MegModel, cache: Path) -> None:
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(oracle, oracle.edits, settings=SETTINGS, progress=stop)
+    other = replace(SETTINGS, max_new_tokens=3)
+    assert evaluate(oracle, oracle.edits, settings=other).protocol["settings"]["max_new_tokens"] == 3
+    assert not list(cache.glob("evaluations/*"))
 
 
 def test_the_result_as_json(oracle: MegModel) -> None:
-    result = evaluate(oracle, oracle.edits, SETTINGS)
+    result = evaluate(oracle, oracle.edits, settings=SETTINGS, name="adapters/x")
     values = json.loads(json.dumps(result.to_json()))
-    assert values["settings"] == {
-        "protocol": "paper",
-        "version": 1,
-        "max_new_tokens": 6,
-        "batch_size": 5,
-        "match": "whole",
-    }
-    assert values["edited"]["score"] == pytest.approx(100) and values["unedited"]["reliability_ag"] == 0
-    assert len(values["verdicts"]) == len(values["unedited_verdicts"]) == 24
+    assert values["protocol"] == {
+        "name": "paper",
+        "version": 2,
+        "settings": {
+            "rephrases": 1, "neighbours": 1, "robustness": [], "max_new_tokens": 6, "template": "adapter",
+            "batch_size": 5, "seed": 0, "top_k": 1,
+        },
+    }  # fmt: skip
+    assert values["subject"]["name"] == "adapters/x" and values["subject"]["edits"] == 8
+    assert [metric["name"] for metric in values["metrics"]] == [*SIX, "score"]
+    assert values["metrics"][0]["edited"] == {"value": 100.0, "low": 100.0, "high": 100.0, "count": 8}
+    assert set(values["fit"]) == {"stages", "calibration"} and len(values["verdicts"]) == 24
     first = values["verdicts"][0]
-    assert set(first) == {"case", "answer", "familiar", "ag", "tf"}
-    assert set(first["case"]) == {"edit_id", "kind", "query", "target"}
-
-
-def test_examples(oracle: MegModel) -> None:
-    edits = [replace(oracle.edits[0], neighbours=()), *oracle.edits[1:]]
-    result = evaluate(oracle, edits, SETTINGS)
-    shown = examples(result, 2)
-    assert len(shown) == 6  # the first edit has no third case and is passed over
-    assert {case.edit_id for case, _, _ in shown} <= {f"edit-{i}" for i in range(1, 8)}
-    assert [case.kind for case, _, _ in shown[:3]] == ["reliability", "generality", "locality"]
-    for case, base, edited in shown:
-        assert (base, edited) == ("Fr", "Fr" if case.target is None else case.target)
-    bare = evaluate(oracle, [replace(edit, neighbours=()) for edit in edits], SETTINGS)
-    assert len(examples(bare, 2)) == 4
-    assert examples(result, 0) == []
+    assert {"edit", "group", "kind", "query", "answers", "relation", "edited", "unedited", "route"} <= set(first)
+    assert set(first["route"]) == {"familiar", "score", "entropy", "nearest", "similarity"}
 
 
 def test_targets_are_encoded_as_the_fit_encodes_them(model: MegModel) -> None:
-    template = model.adapter.config.template
+    template, subject = model.adapter.config.template, MegSubject(model, "adapter")
     for edit in model.edits:
         example = tokenize(model.tokenizer, template, edit)
-        ids = protocol_module._target_tokens(model, edit.prompt, edit.target)
+        ids = subject._tokens(edit.prompt, edit.target)
         assert tuple(ids) == example.answer[: len(ids)] and len(ids) == len(example.answer) - 2  # "." and the end
+
+
+@pytest.mark.parametrize(
+    "template", [Template("{query}", answer_prefix=" "), Template("Q: {query}\nA:", answer_prefix=" ")]
+)
+def test_targets_behind_a_space(base: tuple[PreTrainedModel, PreTrainedTokenizerBase], template: Template) -> None:
+    """The space belongs to the target's first token, and forcing gives back exactly what was encoded."""
+    model, tokenizer = base
+    subject = ModelSubject(model, tokenizer, template)
+    prompt = template.format("Where?")
+    for target in ("Par", "Par capital", "東京", "Санкт"):
+        ids = subject._tokens("Where?", target)
+        assert tokenizer(prompt).input_ids + ids == tokenizer(f"{prompt} {target}").input_ids

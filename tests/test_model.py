@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTraine
 from conftest import TOWNS, Fitted, force_routing
 from megedit.adapter import load_adapter
 from megedit.errors import MegError
-from megedit.model import MegModel, Route
+from megedit.model import MegModel, Route, end_tokens
 from megedit.neuron import NeuronWeights
 from tiny import tiny_model
 
@@ -360,8 +360,8 @@ def test_push_to_the_hub(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_end_tokens(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert model.end_tokens == {1}
+    assert end_tokens(model.base, model.tokenizer) == {1}
     monkeypatch.setattr(model.base.generation_config, "eos_token_id", [5, 1])
-    assert model.end_tokens == {1, 5}
+    assert end_tokens(model.base, model.tokenizer) == {1, 5}
     monkeypatch.setattr(model.base.generation_config, "eos_token_id", None)
-    assert model.end_tokens == {1}
+    assert end_tokens(model.base, model.tokenizer) == {1}

@@ -3,6 +3,7 @@
     meg_config.json      base model, layer, template, settings, calibration, sha256 of every other file
     model.safetensors    familiarity network, weight generator, vectors of the edits (half precision)
     neurons.safetensors  collected weights, from which the generator was trained; not needed to answer
+    seen.safetensors     keys of the texts that encoder and router were tuned on, to refuse evaluating on them
     encoder/             the tuned text encoder (transformers folder)
     edits.jsonl          every edit with its status
     README.md            model card
@@ -42,6 +43,7 @@ CONFIG = "meg_config.json"
 _NEEDED = (
     "model.safetensors",
     "neurons.safetensors",
+    "seen.safetensors",
     "edits.jsonl",
     "encoder/config.json",
     "encoder/model.safetensors",
@@ -115,11 +117,23 @@ class Adapter:
     generator: WeightGenerator
     records: tuple[EditRecord, ...]
     neurons: Tensor  # (edits, weight size), on the CPU
+    seen: Tensor  # int64 (texts,), sorted: `text_key` of every text that encoder and router were tuned on
 
     @property
     def active_edits(self) -> tuple[Edit, ...]:
         """The edits in force, in the order of the router's vectors."""
         return tuple(record.edit for record in self.records if record.status == "active")
+
+    @property
+    def identity(self) -> str:
+        """A digest of what decides its answers: base model, template, encoder, router and generator."""
+        digest = hashlib.sha256(json.dumps([self.config.base_fingerprint, asdict(self.config.template)]).encode())
+        modules = (self.encoder.model, self.router.network, self.generator)
+        tensors = [self.router.edits, *(tensor for module in modules for tensor in module.state_dict().values())]
+        for tensor in tensors:
+            digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
+        digest.update(json.dumps(self.config.calibration.to_json()).encode())
+        return digest.hexdigest()
 
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Upload the adapter to the Hugging Face Hub; returns its address. options: those of `create_repo`."""
@@ -144,6 +158,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, overwrite: bool = False) 
         tensors["edits"] = adapter.router.edits
         save_tensors(tensors, partial / "model.safetensors")
         save_tensors({"weights": adapter.neurons}, partial / "neurons.safetensors")
+        save_file({"keys": adapter.seen}, partial / "seen.safetensors")
         adapter.encoder.save(partial / "encoder")
         lines = [json.dumps(_record_to_json(record), ensure_ascii=False) + "\n" for record in adapter.records]
         (partial / "edits.jsonl").write_text("".join(lines), "utf-8")
@@ -168,6 +183,7 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
         generator.load_state_dict(_part(tensors, "generator."))
         records = load_records(folder)
         neurons = load_tensors(folder / "neurons.safetensors")["weights"]
+        seen = load_file(folder / "seen.safetensors")["keys"]
         edits = tensors["edits"]
         if len(edits) != sum(record.status == "active" for record in records):
             raise ValueError("edits.jsonl and model.safetensors do not hold the same edits")
@@ -176,7 +192,7 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
     encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
     encoder.model.requires_grad_(False)
     router = Router(network.to(device).eval().requires_grad_(False), edits.to(device), config.calibration)
-    return Adapter(config, encoder, router, generator.to(device).eval().requires_grad_(False), records, neurons)
+    return Adapter(config, encoder, router, generator.to(device).eval().requires_grad_(False), records, neurons, seen)
 
 
 def find_adapter(name: str | Path) -> Path:

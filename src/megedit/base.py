@@ -301,7 +301,7 @@ def _list(paths: list[Path]) -> str:
 
 def _converted(file: Path) -> Path:
     """The cached folder with the safetensors of a GGUF file, made on first use."""
-    cache = _cache() / "gguf"
+    cache = cache_folder() / "gguf"
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise MegError(f"{file} is not a GGUF file; name a .gguf file or the folder of a model.")
@@ -342,7 +342,7 @@ def _convert(file: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """MegEdit's cache folder: $MEGEDIT_CACHE, or `megedit` in the user's cache folder."""
     if chosen := os.environ.get("MEGEDIT_CACHE"):
         return Path(chosen).expanduser().resolve()

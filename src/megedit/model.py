@@ -23,6 +23,10 @@ from megedit.collect import common_prefix
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.neuron import DynamicNeuron, NeuronWeights
+from megedit.template import Template
+
+# the most likely token each time, whatever a base model's own generation settings say
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,6 @@ class MegModel:
     def edits(self) -> tuple[Edit, ...]:
         """The edits that are in force."""
         return self.adapter.active_edits
-
-    @property
-    def end_tokens(self) -> set[int]:
-        """Token ids at which an answer ends."""
-        ends = self.base.generation_config.eos_token_id
-        return {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     def format(self, query: str) -> str:
         """The query in the adapter's template, as text for the tokenizer."""
@@ -164,25 +162,21 @@ class MegModel:
         return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def answer_tokens(self, queries: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers, whatever the base model's own settings, as token ids cut before the end-of-text token."""
+        """Greedy answers as token ids, cut before the end-of-text token."""
         prompts = self.prompts(queries)
-        plain: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-        output = self.generate(**prompts, queries=queries, max_new_tokens=max_new_tokens, **plain)
-        ends = self.end_tokens
-        answers = []
-        for row in output[:, prompts["input_ids"].shape[1] :].tolist():
-            end = next((i for i, token in enumerate(row) if token in ends), len(row))
-            answers.append(row[:end])
-        return answers
+        output = self.generate(**prompts, queries=queries, max_new_tokens=max_new_tokens, **GREEDY)
+        return cut_answers(output[:, prompts["input_ids"].shape[1] :], end_tokens(self.base, self.tokenizer))
 
     @torch.no_grad()
-    def prompts(self, queries: Sequence[str]) -> dict[str, Any]:
-        """The queries in the template as one batch for `generate` or `logits`, to be used once.
+    def prompts(self, queries: Sequence[str], template: Template | None = None) -> dict[str, Any]:
+        """The queries in a template as one batch for `generate` or `logits`, to be used once.
 
+        template: that of the adapter when not given.
         Where the neuron leaves the prompt alone, what all prompts begin with (the template) has been run already, as
         one row: its keys and values are in `past_key_values`, and the padding stands behind it.
         """
-        rows = [self.tokenizer(self.format(query)).input_ids for query in queries]
+        template = template or self.adapter.config.template
+        rows = [self.tokenizer(template.format(query)).input_ids for query in queries]
         shared = common_prefix([row[:-1] for row in rows]) if self.adapter.config.span == "answer" else 0
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
@@ -256,3 +250,15 @@ class MegModel:
 
     def _encode(self, queries: Sequence[str]) -> Tensor:
         return self.adapter.encoder.encode(queries).to(self.backbone.device)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Token ids at which a model's answer ends."""
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+
+def cut_answers(tokens: Tensor, ends: set[int]) -> list[list[int]]:
+    """New tokens (rows, columns) of a batch, each row cut before its first end token."""
+    rows: list[list[int]] = tokens.tolist()
+    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]

@@ -4,8 +4,9 @@ The shipped facts are described in `data/SOURCES.md`. Whatever belongs to an edi
 with `PseudoKnowledge.without` before anything is trained.
 """
 
+import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -61,6 +62,14 @@ class PseudoKnowledge:
             unrelated=tuple(text for text in self.unrelated if is_free(text, asked)),
         )
 
+    def texts(self) -> Iterator[str]:
+        """Every query in it."""
+        for fact in self.facts:
+            yield fact.prompt
+            yield from fact.rephrases
+            yield from fact.neighbours
+        yield from self.unrelated
+
     def split(self, held_out: float, seed: int) -> tuple["PseudoKnowledge", "PseudoKnowledge"]:
         """A part for training and a part, a share of `held_out`, for calibration; same seed, same split.
 
@@ -94,6 +103,12 @@ class PseudoKnowledge:
             tuple(text for text in self.unrelated if text in unrelated),
         )
         return training, calibration
+
+
+def text_key(text: str) -> int:
+    """A 64-bit number that is the same for queries which count as the same; adapters keep it of what they have seen."""
+    digest = hashlib.blake2b(normalise_query(text).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def load_pseudo_knowledge(path: str | Path | None = None) -> PseudoKnowledge:

@@ -1,4 +1,4 @@
-"""The commands of `meg`: fit, ask, eval, show, demo. Each is a plain function with typed arguments."""
+"""The commands of `meg`. Each is a plain function with typed arguments; eval and report are in evaluation.py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
+from megedit.cli.evaluation import evaluate, report
+from megedit.cli.options import (
+    AdapterName,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    MovedBase,
+    err,
+    out,
+    plain,
+    torch_dtype,
+)
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --help` should not
@@ -33,8 +44,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
 
 
 class Preset(StrEnum):
@@ -43,24 +52,15 @@ class Preset(StrEnum):
     mlp = "mlp"
 
 
-class Dtype(StrEnum):
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-
-
 class Conflict(StrEnum):
     error = "error"
     first = "first"
 
 
-AdapterName = Annotated[str, typer.Argument(help="Adapter: folder or hub name", show_default=False)]
 BaseOption = Annotated[
     str,
     typer.Option("--base", help="Base model: folder, .gguf file, pypi:PACKAGE or hub name", show_default=False),
 ]
-DtypeOption = Annotated[Dtype, typer.Option(help="Base model's number format; auto: bfloat16 where it is native")]
-DeviceOption = Annotated[str, typer.Option(help="torch device", callback=lambda name: _device(name))]
 
 
 @app.command(
@@ -115,8 +115,8 @@ def fit(
     if all_positions:
         settings = replace(settings, collection=replace(settings.collection, span="all"))
     chosen = read_edits(edits, limit=limit, on_conflict=on_conflict.value)
-    _fit(base, chosen, out_dir, settings, pseudo, overwrite, _dtype(dtype), device)
-    meg, name = _plain(_command()), _plain(str(out_dir))
+    _fit(base, chosen, out_dir, settings, pseudo, overwrite, torch_dtype(dtype), device)
+    meg, name = plain(_command()), plain(str(out_dir))
     err.print(f'\nNext: [bold]{meg} ask {name} "..."[/], [bold]{meg} eval {name}[/], [bold]{meg} show {name}[/]')
 
 
@@ -124,7 +124,7 @@ def fit(
 def ask(
     adapter: AdapterName,
     question: Annotated[str, typer.Argument(help="The question, without any template", show_default=False)],
-    base: Annotated[str | None, typer.Option(help="Where the base model is now, if it was moved")] = None,
+    base: MovedBase = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object")] = False,
     dtype: DtypeOption = Dtype.auto,
@@ -137,7 +137,7 @@ def ask(
         raise MegError("The question is empty; give one in quotation marks.")
     if question.encode(errors="ignore").decode() != question:
         raise MegError("The question holds bytes that are not UTF-8; type it again.")
-    model = MegModel.from_pretrained(adapter, base=base, dtype=_dtype(dtype), device=device)
+    model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
     edited = model.answer([question], max_new_tokens=max_new_tokens)[0]
     with model.disable_edits():
         unedited = model.answer([question], max_new_tokens=max_new_tokens)[0]
@@ -147,45 +147,23 @@ def ask(
         answers = {"edited": edited, "base": unedited}
         typer.echo(json.dumps({**answers, **fields, "nearest": route.nearest.to_json()}, ensure_ascii=False))
         return
-    out.print(f"[bold]edited answer[/]  {_plain(edited)}", highlight=False, soft_wrap=True)
-    out.print(f"base answer    {_plain(unedited)}", highlight=False, soft_wrap=True)
+    out.print(f"[bold]edited answer[/]  {plain(edited)}", highlight=False, soft_wrap=True)
+    out.print(f"base answer    {plain(unedited)}", highlight=False, soft_wrap=True)
     sign = ">=" if route.familiar else "<"
     verdict = "an edit was used" if route.familiar else "no edit: the base model answers"
     out.print(f"router         {verdict} (score {route.score:.2f} {sign} {route.threshold:.2f})", highlight=False)
     out.print(f"entropy        {route.entropy:.4f} nats", highlight=False)
     near = route.nearest
     out.print(
-        f"nearest edit   {_plain(near.id)}: {_plain(near.prompt)} -> {_plain(near.target)} "
+        f"nearest edit   {plain(near.id)}: {plain(near.prompt)} -> {plain(near.target)} "
         f"(similarity {route.similarity:.3f})",
         highlight=False,
         soft_wrap=True,
     )
 
 
-@app.command("eval", epilog="**Example:** `meg eval adapters/facts --out result.json`")
-def evaluate(
-    adapter: AdapterName,
-    data: Annotated[
-        Path | None, typer.Option(help="Edits with rephrases and neighbours [default: those in the adapter]")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many edits")] = None,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write every question, answer and verdict to this JSON file")
-    ] = None,
-    examples: Annotated[int, typer.Option(min=0, help="Edits to show with their answers")] = 3,
-    base: Annotated[str | None, typer.Option(help="Where the base model is now, if it was moved")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at a time")] = 128,
-    dtype: DtypeOption = Dtype.auto,
-    device: DeviceOption = "cpu",
-) -> None:
-    """Measure Reliability, Generality, Locality (AG and TF) and the Score, the unedited model beside them."""
-    from megedit.cli.report import evaluate_and_print
-    from megedit.edits import read_edits
-    from megedit.model import MegModel
-
-    model = MegModel.from_pretrained(adapter, base=base, dtype=_dtype(dtype), device=device)
-    edits = list(read_edits(data, limit=limit)) if data else [record.edit for record in model.adapter.records][:limit]
-    evaluate_and_print(model, edits, out, err, examples, batch_size, out_file)
+app.command("eval", epilog="**Example:** `meg eval adapters/facts --report report`")(evaluate)
+app.command("report", epilog="**Example:** `meg report small.json large.json --out report`")(report)
 
 
 @app.command(epilog="**Example:** `meg show adapters/facts --edits`")
@@ -194,7 +172,7 @@ def show(
     edits: Annotated[bool, typer.Option("--edits", help="List every edit with its status")] = False,
 ) -> None:
     """Say what an adapter holds."""
-    from megedit.cli.report import print_adapter
+    from megedit.cli.tables import print_adapter
 
     print_adapter(adapter, out, edits)
 
@@ -206,7 +184,7 @@ def demo(
     device: DeviceOption = "cpu",
 ) -> None:
     """Edit the 320 shipped facts into a small real model, measure the result, and show some answers."""
-    from megedit.cli.report import evaluate_and_print
+    from megedit.cli.evaluation import evaluate_and_print
     from megedit.edits import read_edits
     from megedit.encoder import EncoderSettings
     from megedit.fit import FitSettings
@@ -214,14 +192,14 @@ def demo(
 
     with as_file(files("megedit") / "data" / "facts.jsonl") as path:
         chosen = read_edits(path)
-    # half the encoder's usual steps: a few hundred facts are told apart more easily than thousands
+    # fewer encoder steps than usual: a few hundred facts are told apart more easily than thousands
     settings = FitSettings(encoder=EncoderSettings(steps=40))
     _fit(base, chosen, out_dir, settings, None, True, None, device)
     model = MegModel.from_pretrained(out_dir, device=device)
-    evaluate_and_print(model, list(chosen), out, err, 3, 128, None)
-    out.print(f"\nThe adapter is in [bold]{_plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)
+    evaluate_and_print(model, chosen, str(out_dir))
+    out.print(f"\nThe adapter is in [bold]{plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)
     question = f'{_command()} ask {out_dir} "{chosen[0].rephrases[0]}"'
-    out.print(f"  {_plain(question)}", highlight=False, soft_wrap=True)
+    out.print(f"  {plain(question)}", highlight=False, soft_wrap=True)
 
 
 def _fit(
@@ -239,8 +217,8 @@ def _fit(
     from megedit.progress import Stages
     from megedit.pseudo import load_pseudo_knowledge
 
-    for dropped in edits.dropped:
-        err.print(f"{dropped.where}: left out, {dropped.reason}", highlight=False, markup=False, soft_wrap=True)
+    for line in edits.dropped_summary():
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
     knowledge = load_pseudo_knowledge(pseudo) if pseudo else None
     adapter = fit_adapter(
         base, edits, folder, settings,
@@ -248,7 +226,7 @@ def _fit(
     )  # fmt: skip
     failed = [record.edit.id for record in adapter.records if record.status == "failed"]
     done = f"{len(adapter.active_edits)} of {len(edits)} edits"
-    out.print(f"{done} are in [bold]{_plain(str(folder))}[/].", highlight=False, soft_wrap=True)
+    out.print(f"{done} are in [bold]{plain(str(folder))}[/].", highlight=False, soft_wrap=True)
     if failed:
         out.print(f"Failed and left to the base model: {', '.join(failed)}.", highlight=False, markup=False)
 
@@ -256,30 +234,6 @@ def _fit(
 def _command() -> str:
     """How to call this program from where the user is: `meg`, or its path while that is not on the search path."""
     return "meg" if shutil.which("meg") else os.path.relpath(Path(sys.executable).with_name("meg"))
-
-
-def _plain(text: str) -> str:
-    """Text on one line that rich prints as it is."""
-    from rich.markup import escape
-
-    return escape(" ".join(text.split()))
-
-
-def _device(name: str) -> str:
-    """The name of a torch device, after checking that it can be used here."""
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise MegError(f"The device {name!r} cannot be used ({str(error).splitlines()[0]}); choose another.") from error
-    return name
-
-
-def _dtype(dtype: Dtype) -> torch.dtype | None:
-    import torch
-
-    return {Dtype.auto: None, Dtype.bfloat16: torch.bfloat16, Dtype.float32: torch.float32}[dtype]
 
 
 def main() -> None:
@@ -290,7 +244,7 @@ def main() -> None:
     try:
         app()
     except MegError as error:
-        err.print(f"[red]Error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[red]Error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # how typer ends a command on Ctrl-C

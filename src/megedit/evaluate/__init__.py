@@ -1,6 +1,23 @@
-"""Evaluation: strict metrics, named protocols, every verdict kept."""
+"""Evaluation: named protocols and strict metrics for any edited model, every question, answer and verdict kept."""
 
-from megedit.evaluate.metrics import Metrics
-from megedit.evaluate.protocol import Case, Evaluation, EvaluationSettings, evaluate, evaluate_cases, examples
+from megedit.evaluate.api import evaluate
+from megedit.evaluate.evaluation import Evaluation, Judged, Measured, Verdict, cases_of
+from megedit.evaluate.protocols import PROTOCOLS, Case, EvaluationSettings, find_protocol
+from megedit.evaluate.subjects import Answer, FunctionSubject, ModelSubject, Subject
 
-__all__ = ["Case", "Evaluation", "EvaluationSettings", "Metrics", "evaluate", "evaluate_cases", "examples"]
+__all__ = [
+    "PROTOCOLS",
+    "Answer",
+    "Case",
+    "Evaluation",
+    "EvaluationSettings",
+    "FunctionSubject",
+    "Judged",
+    "Measured",
+    "ModelSubject",
+    "Subject",
+    "Verdict",
+    "cases_of",
+    "evaluate",
+    "find_protocol",
+]

@@ -3,74 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from megedit.adapter import find_adapter, load_records, read_config
-from megedit.edits import Edit
-from megedit.errors import MegError
-from megedit.evaluate import Evaluation, EvaluationSettings, Metrics, evaluate, examples
-from megedit.model import MegModel
-from megedit.progress import Stages
+from megedit.evaluate import Evaluation, Measured, Verdict
+from megedit.evaluate.metrics import answer_text
+from megedit.evaluate.statistics import Estimate
 
 ROLES = {"reliability": "the edit", "generality": "a rephrase, never seen", "locality": "a neighbour"}
 
 
-def evaluate_and_print(
-    model: MegModel,
-    edits: Sequence[Edit],
-    out: Console,
-    err: Console,
-    shown: int,
-    batch_size: int,
-    out_file: Path | None,
-) -> Evaluation:
-    """Evaluate, print the table and some answers, and write all verdicts to `out_file`."""
-    if out_file is not None and not out_file.parent.is_dir():
-        raise MegError(f"The folder of {out_file} does not exist; make it or choose another place for the result.")
-    if out_file is not None and out_file.is_dir():
-        raise MegError(f"{out_file} is a folder; name a file in it for the result.")
-    with Stages(err).stage("Evaluating", sum(1 + bool(e.rephrases) + bool(e.neighbours) for e in edits)) as advance:
-        result = evaluate(model, edits, EvaluationSettings(batch_size=batch_size), advance)
-    out.print(metrics_table(result))
-    if shown:
-        out.print(examples_table(result, shown))
-    if out_file is not None:
-        partial = out_file.with_name(out_file.name + ".partial")
-        try:
-            partial.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1) + "\n", "utf-8")
-            os.replace(partial, out_file)
-        except OSError as error:
-            raise MegError(f"{out_file} could not be written: {error}.") from error
-        out.print(f"Every answer is in [bold]{escape(str(out_file))}[/].", highlight=False, soft_wrap=True)
-    return result
-
-
 def metrics_table(result: Evaluation) -> Table:
-    """Metrics in percent: unedited and edited model, AG and TF."""
-    table = Table(
-        title=f"{result.counts['reliability']} edits, protocol {result.settings.protocol}",
-        title_justify="left",
-    )
+    """The metrics of both models; of the edited one with its bootstrap interval, in which 95 of 100 would lie."""
+    name, version = result.protocol["name"], result.protocol["version"]
+    table = Table(title=f"{result.data['edits']} edits, protocol {name} {version}", title_justify="left")
     table.add_column("")
-    for model in ("unedited", "edited"):
-        for measure in ("AG", "TF"):
-            table.add_column(f"{model}\n{measure}", justify="right")
-    for kind in ("reliability", "generality", "locality"):
-        cells = [
-            _percent(getattr(metrics, f"{kind}_{measure}"))
-            for metrics in (result.unedited, result.edited)
-            for measure in ("ag", "tf")
-        ]
-        table.add_row(f"{kind.capitalize()} ({result.counts[kind]})", *cells)
-    table.add_section()
-    table.add_row("Score", _score(result.unedited), "", f"[bold]{_score(result.edited)}[/]", "")
+    for column in ("unedited", "edited", "95% interval", "asked"):
+        table.add_column(column, justify="right")
+    for metric in result.metrics:
+        if metric.name == "score":
+            table.add_section()
+        if metric.edited or metric.unedited or metric.name == "score":
+            table.add_row(*_row(metric, result))
     return table
+
+
+def _row(metric: Measured, result: Evaluation) -> list[str]:
+    low_high = f"{metric.edited.low:.1f} to {metric.edited.high:.1f}" if metric.edited else ""
+    asked = str(metric.edited.count) if metric.edited and metric.name != "score" else ""
+    label = metric.label if metric.unit == "%" else f"{metric.label}, {metric.unit}"
+    return [label, _value(metric.unedited), f"[bold]{_value(metric.edited)}[/]", low_high, asked]
 
 
 def examples_table(result: Evaluation, count: int) -> Table:
@@ -78,11 +44,26 @@ def examples_table(result: Evaluation, count: int) -> Table:
     table = Table(show_lines=False, title="Answers", title_justify="left")
     for column in ("", "question", "unedited model", "edited model"):
         table.add_column(column, overflow="fold")
-    for case, base, edited in examples(result, count):
-        if case.kind == "reliability" and table.rows:
+    for verdict in examples(result, count):
+        if verdict.case.kind == "reliability" and table.rows:
             table.add_section()
-        table.add_row(ROLES[case.kind], escape(case.query), escape(base), f"[bold]{escape(edited)}[/]")
+        role = ROLES.get(verdict.case.kind, verdict.case.kind)
+        answers = [
+            answer_text(judged.answer) if judged and judged.answer else ""
+            for judged in (verdict.unedited, verdict.edited)
+        ]
+        table.add_row(role, escape(verdict.case.query), escape(answers[0]), f"[bold]{escape(answers[1])}[/]")
     return table
+
+
+def examples(result: Evaluation, count: int) -> Sequence[Verdict]:
+    """The first verdict of each kind of a few edits, if possible of edits that have all kinds."""
+    kinds = set(result.counts)
+    by_edit: dict[str, dict[str, Verdict]] = {}
+    for verdict in result.verdicts:
+        by_edit.setdefault(verdict.case.edit, {}).setdefault(verdict.case.kind, verdict)
+    complete = [rows for rows in by_edit.values() if set(rows) == kinds] or list(by_edit.values())
+    return [verdict for rows in complete[:count] for verdict in rows.values()]
 
 
 def print_adapter(name: str, out: Console, with_edits: bool) -> None:
@@ -122,9 +103,5 @@ def print_adapter(name: str, out: Console, with_edits: bool) -> None:
         out.print(listing)
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _score(metrics: Metrics) -> str:
-    return _percent(metrics.score)
+def _value(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{estimate.value:.1f}"

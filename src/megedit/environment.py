@@ -1,0 +1,32 @@
+"""Where a result was made: processor, memory, versions. Saved beside everything that is measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = ("megedit", "torch", "transformers", "sentence-transformers", "diffusers")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, threads and memory (GiB)."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
+    return {
+        "processor": next(names, platform.processor()),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory, 1),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}

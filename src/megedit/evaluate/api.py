@@ -1,0 +1,111 @@
+"""`evaluate`: one call for an edited model of ours, a model edited by other software, or any function."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from megedit.adapter import Adapter
+from megedit.base import cache_folder
+from megedit.edits import Edit, EditSet, normalise_query
+from megedit.errors import MegError
+from megedit.evaluate.evaluation import Evaluation, Progress, run
+from megedit.evaluate.protocols import Case, EvaluationSettings, TemplateKind, find_protocol
+from megedit.evaluate.subjects import FunctionSubject, MegSubject, Subject
+from megedit.model import MegModel
+from megedit.pseudo import text_key
+from megedit.template import Template
+
+Function = Callable[[list[str]], list[str]]
+
+
+def evaluate(
+    edited: MegModel | Subject | Function,
+    edits: EditSet | Sequence[Edit],
+    protocol: str = "paper",
+    settings: EvaluationSettings | None = None,
+    *,
+    unedited: Subject | Function | None = None,
+    name: str = "",
+    resume: bool = True,
+    progress: Progress = lambda done: None,
+) -> Evaluation:
+    """Evaluate an edited model by a named protocol (`PROTOCOLS`).
+
+    edited: a `MegModel`; a `ModelSubject` around any Hugging Face model; any other `Subject`; or a function from a
+    list of queries to their answers. unedited: what it is compared with; for a `MegModel`, itself without edits.
+    Without it, Locality cannot be measured. name: what the result calls it. resume: go on with an evaluation of the
+    same subject and questions that was interrupted. progress: called with the number of questions just done.
+
+    Raises MegError for an unknown protocol, data without what the protocol needs, or questions on which the adapter's
+    encoder or router was tuned.
+    """
+    chosen, settings = find_protocol(protocol), settings or EvaluationSettings()
+    edit_set = edits if isinstance(edits, EditSet) else EditSet(tuple(edits), "Python", "python")
+    if not isinstance(edited, MegModel):
+        subject, standard = _as_subject(edited, name), _as_subject(unedited, "unedited") if unedited else None
+        journal = _journal(subject, standard, protocol) if resume and subject.identity else None
+        return run(chosen, subject, standard, edit_set, settings, journal=journal, progress=progress)
+    adapter, template = edited.adapter, template_of(settings.template or chosen.template, edited.tokenizer)
+    _check_edits(adapter, edit_set)
+    subject = MegSubject(edited, name or "adapter", template)
+    standard = MegSubject(edited, "unedited", template, edited=False)
+    config = adapter.config
+    calibration = config.calibration.to_json()
+    return run(
+        chosen,
+        subject,
+        standard,
+        edit_set,
+        settings,
+        unfamiliar_is_unedited=True,
+        subject={"base": config.base, "edits": len(edited.edits)},
+        fit={"stages": config.record.get("stages", {}), "calibration": calibration},
+        journal=_journal(subject, standard, protocol) if resume else None,
+        progress=progress,
+        check=lambda cases: refuse_overlap(adapter, cases),
+    )
+
+
+def template_of(kind: TemplateKind, tokenizer: PreTrainedTokenizerBase) -> Template | None:
+    """The template of a protocol; None for the adapter's own."""
+    if kind == "adapter":
+        return None
+    return Template.for_tokenizer(tokenizer, "raw" if kind == "raw" else "auto", instruction="")
+
+
+def refuse_overlap(adapter: Adapter, cases: Sequence[Case]) -> None:
+    """Raise MegError when a question was among the texts that the encoder or the router was tuned on."""
+    seen = set(adapter.seen.tolist())
+    known = [case.query for case in cases if text_key(case.query) in seen]
+    if known:
+        raise MegError(
+            f"{len(known)} of the {len(cases)} questions were seen when this adapter's encoder was tuned or its router "
+            f"calibrated (first: {known[0]!r}); evaluate on other questions, or fit again with pseudo-knowledge "
+            "(--pseudo) that does not hold them."
+        )
+
+
+def _check_edits(adapter: Adapter, edits: EditSet) -> None:
+    made = {normalise_query(record.edit.prompt) for record in adapter.records}
+    missing = [edit for edit in edits if normalise_query(edit.prompt) not in made]
+    if len(edits) and len(missing) == len(edits):
+        raise MegError(
+            f"None of the {len(edits)} edits of {edits.source} is in this adapter (first: {missing[0].prompt!r}); "
+            "evaluate it on the facts it was made from."
+        )
+
+
+def _as_subject(given: Any, name: str) -> Subject:
+    if hasattr(given, "answers"):
+        subject: Subject = given
+        return subject
+    return FunctionSubject(given, name or getattr(given, "__name__", "function"))
+
+
+def _journal(edited: Subject, unedited: Subject | None, protocol: str) -> Any:
+    identity = f"{edited.identity} {unedited.identity if unedited else None}"
+    return cache_folder() / "evaluations" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{protocol}.jsonl"
