@@ -99,9 +99,7 @@ def main() -> None:
     name = (
         f"edit_1000_{options.set.replace('-', '_')}" if options.edits == 1000 else f"edit_{options.edits}_{options.set}"
     )
-    path = write_result(
-        name, {"fit": asdict(settings), "evaluation": result.protocol, "base": options.base}, results
-    )
+    path = write_result(name, {"fit": asdict(settings), "evaluation": result.protocol, "base": options.base}, results)
     if options.verdicts:
         options.verdicts.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1), "utf-8")
     print(

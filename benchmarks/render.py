@@ -166,6 +166,31 @@ def overhead(results: Results) -> str | None:
     return table(["", "seconds a batch", "more than unedited, %"], rows) + f"\n\n{note}"
 
 
+def evaluation_cost(results: Results) -> str | None:
+    """What the timed evaluation took."""
+    if "evaluation" not in results:
+        return None
+    found = results["evaluation"]["results"]
+    row = [number(found["edits"], 0), number(found["questions"], 0), number(found["seconds"] / 60)]
+    return table(["edits", "questions", "minutes"], [row])
+
+
+def protocols(results: Results) -> str | None:
+    """Every protocol's metrics of one adapter."""
+    if "evaluation" not in results:
+        return None
+    rows = []
+    for name, row in results["evaluation"]["results"]["rows"].items():
+        for metric in row["metrics"]:
+            edited, unedited = metric["edited"], metric["unedited"]
+            if edited:
+                interval = f"{number(edited['low'])} to {number(edited['high'])}"
+                label = metric["label"] if metric["unit"] == "%" else f"{metric['label']}, {metric['unit']}"
+                before = number(unedited["value"]) if unedited else NONE
+                rows.append([f"{name}: {label}", before, number(edited["value"]), interval, str(edited["count"])])
+    return table(["protocol and metric", "unedited", "edited", "95% interval", "edits"], rows)
+
+
 Column = tuple[str, str, int | None]  # header, key, decimals; None: text as it is
 QUALITY: list[Column] = [("reliability, %", "reliability", 1), ("clean, %", "clean", 1), ("noisy, %", "noisy", 1)]
 COST: list[Column] = [("seconds an edit", "seconds_per_edit", 3), ("steps", "mean_steps", 1)]
@@ -213,6 +238,8 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "router": (router, SETS),
     "noisy": (noisy, {"CounterFact": SETS["CounterFact"], **RAW}),
     "raw": (lambda results: quality(results, RAW), RAW),
+    "evaluation": (evaluation_cost, {"Evaluation": "evaluation"}),
+    "protocols": (protocols, {"Evaluation": "evaluation"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
     "positions": (lambda results: plain_rows(results, "positions"), {"Positions": "positions"}),
     "collection": (lambda results: plain_rows(results, "collection"), {"Collection": "collection"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +14,9 @@ from megedit.adapter import find_adapter, load_records, read_config
 from megedit.evaluate import Evaluation, Measured, Verdict
 from megedit.evaluate.metrics import answer_text
 from megedit.evaluate.statistics import Estimate
+
+if TYPE_CHECKING:  # lm-evaluation-harness takes seconds to import
+    from megedit.evaluate.general import GeneralResult
 
 ROLES = {"reliability": "the edit", "generality": "a rephrase, never seen", "locality": "a neighbour"}
 
@@ -66,6 +70,24 @@ def examples(result: Evaluation, count: int) -> Sequence[Verdict]:
     return [verdict for rows in complete[:count] for verdict in rows.values()]
 
 
+def general_table(result: GeneralResult) -> Table:
+    """General ability: every task and metric of both models, in the harness's own units."""
+    table = Table(title=f"General ability, lm-evaluation-harness {result.harness_version}", title_justify="left")
+    table.add_column("task")
+    table.add_column("metric")
+    for column in ("unedited", "edited", "asked", "let through"):
+        table.add_column(column, justify="right")
+    for task in result.tasks:
+        for metric in task.metrics:
+            name = metric.metric if metric.filter == "none" else f"{metric.metric}, {metric.filter}"
+            values = (
+                _with_error(metric.unedited, metric.unedited_stderr),
+                f"[bold]{_with_error(metric.edited, metric.edited_stderr)}[/]",
+            )
+            table.add_row(escape(task.task), escape(name), *values, str(task.samples), f"{task.let_through:.1%}")
+    return table
+
+
 def print_adapter(name: str, out: Console, with_edits: bool) -> None:
     """What an adapter holds, without loading the models."""
     folder = find_adapter(name)
@@ -105,3 +127,9 @@ def print_adapter(name: str, out: Console, with_edits: bool) -> None:
 
 def _value(estimate: Estimate | None) -> str:
     return "-" if estimate is None else f"{estimate.value:.1f}"
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from megedit.evaluate.charts import Curve, histogram, roc_chart
-from megedit.evaluate.failures import (
+from megedit.evaluate.report.charts import Curve, histogram, roc_chart
+from megedit.evaluate.report.failures import (
     DECIDING,
     MEANINGS,
     NO_EDIT_KINDS,
@@ -18,7 +18,7 @@ from megedit.evaluate.failures import (
     deciding_measure,
     deciding_value,
 )
-from megedit.evaluate.overview import DASH, Result, Table
+from megedit.evaluate.report.overview import DASH, Result, Table
 
 RELATION_ROWS = 40
 _LONGEST_TEXT = 300

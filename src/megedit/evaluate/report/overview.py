@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from megedit.evaluate.charts import bar_chart, scaling_chart
+from megedit.evaluate.report.charts import bar_chart, scaling_chart
 
 Result = Mapping[str, Any]
 DASH = "\N{EN DASH}"

@@ -1,0 +1,61 @@
+"""Why an answer is wrong: the router let the question pass, the neuron is another edit's, the words are not right."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from enum import StrEnum
+from typing import Any
+
+Verdict = Mapping[str, Any]
+NO_EDIT_KINDS = frozenset({"locality", "neighbourhood"})  # what must not be routed
+DECIDING = {"ag": "AG", "exact": "exact match", "success": "success", "begins": "begins with target"}
+
+
+class Failure(StrEnum):
+    """What went wrong with a question."""
+
+    NOT_ROUTED = "not routed"
+    WRONG_NEURON = "wrong neuron"
+    WRONG_WORDS = "right neuron, wrong words"
+    WRONG_ANSWER = "wrong answer"
+    DISTURBED = "neighbour disturbed"
+
+
+MEANINGS = {
+    Failure.NOT_ROUTED: "The question asks for an edit, but the router left it to the base model.",
+    Failure.WRONG_NEURON: "Routed, but the nearest edit is another one.",
+    Failure.WRONG_WORDS: "Routed, and its own edit is the nearest, but the answer is not an accepted one.",
+    Failure.WRONG_ANSWER: "The answer is not an accepted one; the model has no router that would say why.",
+    Failure.DISTURBED: "The question asks for no edit, and the answer is not the one that should have stayed.",
+}
+
+
+def classify(verdict: Verdict, own: Collection[str] = ()) -> Failure | None:
+    """Why the edited model failed on a question; None when it did not, or when no yes-or-no measure was taken.
+
+    own: ids of edits that are right for the question beside the one it belongs to (questions over several edits).
+    """
+    value = deciding_value(verdict)
+    if value is None or value >= 1:
+        return None
+    route = verdict.get("route")
+    if verdict["kind"] in NO_EDIT_KINDS:
+        return Failure.DISTURBED
+    if route is None:
+        return Failure.WRONG_ANSWER
+    if not route["familiar"]:
+        return Failure.NOT_ROUTED
+    is_own = route["nearest"] == verdict["edit"] or route["nearest"] in own
+    return Failure.WRONG_WORDS if is_own else Failure.WRONG_NEURON
+
+
+def deciding_measure(verdict: Verdict) -> str | None:
+    """The first yes-or-no measure of `DECIDING` that was taken; shares of tokens decide nothing."""
+    values = verdict["edited"]["values"]
+    return next((name for name in DECIDING if values.get(name) is not None), None)
+
+
+def deciding_value(verdict: Verdict) -> float | None:
+    """What the deciding measure gives the edited model: 1 for right, 0 for wrong."""
+    name = deciding_measure(verdict)
+    return None if name is None else float(verdict["edited"]["values"][name])
