@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from typing import Any
 from common import BASE, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.edits import EditSet
-from megedit.evaluate import EvaluationSettings, cases_of, evaluate, find_protocol
+from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
+from megedit.evaluate.evaluation import summarise
 from megedit.progress import Stages, peak_memory_mb
 
 RAW = "counterfact-raw"
@@ -66,21 +68,25 @@ def main() -> None:
 
     edits, noisy = load_edits(options.data, options.set, options.edits)
     settings = FitSettings(seed=options.seed, template="raw" if options.set == RAW else "auto")
-    protocol, evaluation = "cloze" if options.set == RAW else "paper", EvaluationSettings(rephrases=1)
+    protocol, evaluation = "cloze" if options.set == RAW else "paper", EvaluationSettings()
     stages = Stages()
     started = time.perf_counter()
     adapter = fit(options.base, edits, out, settings, overwrite=True, stages=stages)
     fit_seconds, fit_memory = time.perf_counter() - started, peak_memory_mb()
     model = MegModel.from_pretrained(out, base=options.base)
-    with stages.stage("Evaluating", 3 * len(edits)) as advance:
-        result = evaluate(model, edits, protocol, evaluation, resume=False, progress=advance)
+    asked = with_rephrases(edits, noisy)
+    with stages.stage("Evaluating", len(cases_of(asked, find_protocol(protocol), evaluation))) as advance:
+        result = evaluate(model, asked, protocol, evaluation, resume=False, progress=advance)
+    apart = set(noisy)
+    measured = measure([verdict for verdict in result.verdicts if verdict.case.query not in apart], protocol)
     results: dict[str, Any] = {
-        name: {metric.replace("_begins", "_ag"): value for metric, value in values.items()}
-        for name, values in (("edited", result.edited), ("unedited", result.unedited))
+        "edited": {metric.name: metric.edited and metric.edited.value for metric in measured},
+        "unedited": {metric.name: metric.unedited and metric.unedited.value for metric in measured},
+        "intervals": {metric.name: [metric.edited.low, metric.edited.high] for metric in measured if metric.edited},
     }
-    results["intervals"] = {m.name: [m.edited.low, m.edited.high] for m in result.metrics if m.edited}
     if noisy:
-        results["noisy_rephrases"] = noisy_row(model, edits, noisy, protocol, stages)
+        behind = measure([verdict for verdict in result.verdicts if verdict.case.query in apart], protocol)
+        results["noisy_rephrases"] = {metric.name: metric.edited.value for metric in behind if metric.edited}
     collection = sum(stages.costs[name]["seconds"] for name in ("Running the frozen layers", "Collecting neurons"))
     results |= {
         "counts": result.counts,
@@ -110,16 +116,19 @@ def main() -> None:
     print(path)
 
 
-def noisy_row(
-    model: MegModel, edits: EditSet, noisy: list[str], protocol: str, stages: Stages
-) -> dict[str, float | None]:
-    """Generality when a noise sentence stands in front of the rephrase; a row of its own."""
-    behind = tuple(replace(edit, rephrases=(text,), neighbours=()) for edit, text in zip(edits, noisy, strict=True))
-    chosen, settings = replace(edits, edits=behind, questions=()), EvaluationSettings()
-    total = len(cases_of(chosen, find_protocol(protocol), settings))
-    with stages.stage("Evaluating noisy rephrases", total) as advance:
-        result = evaluate(model, chosen, protocol, settings, resume=False, progress=advance)
-    return {name: value for name, value in result.edited.items() if name.startswith("generality")}
+def with_rephrases(edits: EditSet, more: list[str]) -> EditSet:
+    """Each edit with one more rephrase, where there are any."""
+    pairs = zip(edits, more, strict=True) if more else ()
+    return replace(edits, edits=tuple(replace(e, rephrases=(*e.rephrases, text)) for e, text in pairs) or edits.edits)
+
+
+def measure(verdicts: Sequence[Verdict], protocol: str) -> list[Measured]:
+    """The metrics of some of the verdicts; what the protocol `cloze` says of free answers under the names of AG."""
+    rules = find_protocol(protocol)
+    return [
+        replace(metric, name=metric.name.replace("_begins", "_ag"))
+        for metric in summarise(verdicts, rules.metrics, rules.score)
+    ]
 
 
 if __name__ == "__main__":

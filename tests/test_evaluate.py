@@ -36,6 +36,7 @@ from megedit.fit import tokenize
 from megedit.model import MegModel
 from megedit.pseudo import text_key
 from megedit.template import Template
+from tiny import tiny_model, tiny_tokenizer
 
 SETTINGS = EvaluationSettings(max_new_tokens=6, batch_size=5, rephrases=1)
 SIX = tuple(metric.name for metric in PROTOCOLS["paper"].metrics)
@@ -382,7 +383,9 @@ def test_questions_that_were_trained_on_are_refused(oracle: MegModel) -> None:
 def test_a_fit_remembers_what_it_was_tuned_on(fitted: Any) -> None:
     seen = set(load_adapter(fitted.adapter).seen.tolist())
     assert {text_key(text) for text in fitted.pseudo.texts()} == seen
-    assert not seen & {text_key(text) for edit in fitted.edits for text in (edit.prompt, *edit.rephrases)}
+    assert not seen & {
+        text_key(text) for edit in fitted.edits for text in (edit.prompt, *edit.rephrases, *edit.neighbours)
+    }
 
 
 def test_edits_of_another_adapter(model: MegModel) -> None:
@@ -457,14 +460,21 @@ def test_targets_are_encoded_as_the_fit_encodes_them(model: MegModel) -> None:
         assert tuple(ids) == example.answer[: len(ids)] and len(ids) == len(example.answer) - 2  # "." and the end
 
 
-@pytest.mark.parametrize(
-    "template", [Template("{query}", answer_prefix=" "), Template("Q: {query}\nA:", answer_prefix=" ")]
-)
-def test_targets_behind_a_space(base: tuple[PreTrainedModel, PreTrainedTokenizerBase], template: Template) -> None:
-    """The space belongs to the target's first token, and forcing gives back exactly what was encoded."""
-    model, tokenizer = base
-    subject = ModelSubject(model, tokenizer, template)
-    prompt = template.format("Where?")
-    for target in ("Par", "Par capital", "東京", "Санкт"):
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("text", ["{query}", "Q: {query}\nA:"])
+def test_targets_behind_a_space(text: str, add_bos: bool) -> None:
+    """The space belongs to the target's first token; a token before the prompt is there once; any script is exact."""
+    tokenizer, template = tiny_tokenizer(add_bos=add_bos), Template(text, answer_prefix=" ")
+    subject = ModelSubject(tiny_model("gpt2"), tokenizer, template)
+    prompt, targets = template.format("Where?"), ["Par", "Par capital", "東京", "Санкт-Петербург", "दिल्ली"]
+    for target in targets:
         ids = subject._tokens("Where?", target)
         assert tokenizer(prompt).input_ids + ids == tokenizer(f"{prompt} {target}").input_ids
+        assert tokenizer.decode(ids) == f" {target}"
+    together = subject.log_probs(["Where?"] * 5, targets)
+    for target, expected in zip(targets, together, strict=True):
+        (alone,) = subject.log_probs(["Where?"], [target])
+        assert alone == pytest.approx(expected, abs=1e-4)  # other padding, summed in another order
+        whole = torch.tensor([tokenizer(f"{prompt} {target}").input_ids])
+        by_hand = subject.model(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])[-len(alone) :, 0]
+        assert alone == pytest.approx(by_hand.tolist(), abs=1e-4)

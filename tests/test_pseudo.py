@@ -72,6 +72,7 @@ def test_bad_own_facts(tmp_path: Path, text: str, message: str) -> None:
         (Edit("1", "Where?", "x", rephrases=("Rome is in?",)), (EMMA, JOYCE)),
         (Edit("1", "Where?", "x", subject="Emma"), (ROME,)),
         (Edit("1", "Where?", "x", subject="Emm"), (ROME, EMMA, JOYCE)),
+        (Edit("1", "Where?", "x", neighbours=("Rome is in",)), (EMMA, JOYCE)),
     ],
 )
 def test_without_drops_every_fact_that_touches_an_edit(edit: Edit, left: tuple[PseudoFact, ...]) -> None:

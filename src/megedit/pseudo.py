@@ -37,29 +37,26 @@ class PseudoKnowledge:
     unrelated: tuple[str, ...]
 
     def without(self, edits: Iterable[Edit]) -> "PseudoKnowledge":
-        """The part in which no wording of an edited fact occurs.
+        """The part in which nothing occurs that edits are or may be evaluated with.
 
-        A fact goes if its subject is edited, or one of its wordings names an edited subject or is a
-        query of an edit; a neighbour or unrelated question goes if it names an edited subject or is a
-        query or neighbourhood prompt of an edit.
+        A fact goes if its subject is edited, or one of its wordings names an edited subject or is a query or
+        neighbourhood prompt of an edit; a neighbour or unrelated question goes for the same reasons.
         """
         edits = list(edits)
         subjects = SubjectIndex(edit.subject for edit in edits if edit.subject)
-        queries = {normalise_query(text) for edit in edits for text in (edit.prompt, *edit.rephrases)}
-        asked = queries | {normalise_query(text) for edit in edits for text in edit.neighbours}
+        asked = {normalise_query(text) for edit in edits for text in (edit.prompt, *edit.rephrases, *edit.neighbours)}
 
-        def is_free(text: str, taken: set[str]) -> bool:
-            return normalise_query(text) not in taken and not subjects.named_in(text)
+        def is_free(text: str) -> bool:
+            return normalise_query(text) not in asked and not subjects.named_in(text)
 
         return replace(
             self,
             facts=tuple(
-                replace(fact, neighbours=tuple(text for text in fact.neighbours if is_free(text, asked)))
+                replace(fact, neighbours=tuple(text for text in fact.neighbours if is_free(text)))
                 for fact in self.facts
-                if fact.subject not in subjects
-                and all(is_free(text, queries) for text in (fact.prompt, *fact.rephrases))
+                if fact.subject not in subjects and all(is_free(text) for text in (fact.prompt, *fact.rephrases))
             ),
-            unrelated=tuple(text for text in self.unrelated if is_free(text, asked)),
+            unrelated=tuple(text for text in self.unrelated if is_free(text)),
         )
 
     def texts(self) -> Iterator[str]:
