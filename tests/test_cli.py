@@ -249,7 +249,6 @@ def test_eval_of_other_data_with_a_report(fitted: Fitted, tmp_path: Path) -> Non
         (("--protocol", "papers"), "There is no protocol 'papers'; choose from paper, wild"),
         (("--data", "no-such-set"), "no-such-set"),
         (("--robustness", "shout"), "There is no perturbation 'shout'"),
-        (("--template", "mine"), "There is no template 'mine' for an evaluation"),
         (("--protocol", "counterfact"), "needs `target_true`, and 8 of 8 edits"),
         (("--general", ","), "task"),
     ],

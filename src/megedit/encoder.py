@@ -51,9 +51,7 @@ class EncoderSettings:
     batch_size: int = field(default=64, metadata={"help": "triples a step"})
     lr: float = field(default=6e-5, metadata={"help": "AdamW learning rate, with warm-up and linear decay"})
     temperature: float = field(default=0.05, metadata={"help": "InfoNCE temperature tau"})
-    noise: float = field(
-        default=0.5, metadata={"help": "share of rephrases that stand behind a noise sentence"}
-    )
+    noise: float = field(default=0.5, metadata={"help": "share of rephrases that stand behind a noise sentence"})
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch_size < 2 or self.lr <= 0 or self.temperature <= 0:

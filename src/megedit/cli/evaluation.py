@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,7 +16,14 @@ from megedit.errors import MegError
 if TYPE_CHECKING:
     from megedit.edits import EditSet
     from megedit.evaluate import Evaluation, EvaluationSettings
+    from megedit.evaluate.protocols import TemplateKind
     from megedit.model import MegModel
+
+
+class AskedThrough(StrEnum):
+    adapter = "adapter"
+    chat = "chat"
+    raw = "raw"
 
 
 def evaluate(
@@ -23,8 +31,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Edits with rephrases and neighbours: a file, or counterfact, zsre, knowedit, mquake, unke "
-            "[default: those in the adapter]"
+            help="Edits with rephrases and neighbours: a file, or counterfact, zsre, knowedit, mquake from the Hugging "
+            "Face Hub [default: those in the adapter]"
         ),
     ] = None,
     protocol: Annotated[
@@ -39,7 +47,8 @@ def evaluate(
         str | None, typer.Option(help="Also ask the edits' queries perturbed: all, or names such as typos,noise")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="adapter, chat (no instruction) or raw [default: the protocol's]")
+        AskedThrough | None,
+        typer.Option(help="The adapter's template, the model's chat template alone, or none [default: the protocol's]"),
     ] = None,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Write every question, answer and verdict to this JSON file")
@@ -72,17 +81,14 @@ def evaluate(
     from megedit.model import MegModel
 
     find_protocol(protocol)
-    if template not in (None, "adapter", "chat", "raw"):
-        raise MegError(f"There is no template {template!r} for an evaluation; choose from adapter, chat, raw.")
-    for path in (out_file,):
-        _check_place(path)
+    _check_places(out_file, report_dir)
     chosen = load_edits(data, limit=limit, on_conflict="first") if data else None
     names = tuple(PERTURBATIONS) if robustness == "all" else tuple(filter(None, (robustness or "").split(",")))
     settings = EvaluationSettings(
         rephrases=rephrases,
         neighbours=neighbours,
         robustness=names,
-        template=template,  # type: ignore[arg-type]  # checked above
+        template=cast("TemplateKind | None", template and template.value),
         batch_size=batch_size,
         seed=seed,
     )
@@ -160,12 +166,14 @@ def _general(
         _write_json(result.to_json(), out_file)
 
 
-def _check_place(path: Path | None) -> None:
-    """Find out before the work whether its result can be written."""
-    if path is not None and not path.parent.is_dir():
-        raise MegError(f"The folder of {path} does not exist; make it or choose another place for the result.")
-    if path is not None and path.is_dir():
-        raise MegError(f"{path} is a folder; name a file in it for the result.")
+def _check_places(file: Path | None, folder: Path | None) -> None:
+    """Find out before the work whether its results can be written."""
+    if file is not None and not file.parent.is_dir():
+        raise MegError(f"The folder of {file} does not exist; make it or choose another place for the result.")
+    if file is not None and file.is_dir():
+        raise MegError(f"{file} is a folder; name a file in it for the result.")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise MegError(f"{folder} is a file; name a folder for the report.")
 
 
 def _write_json(values: dict[str, Any], path: Path) -> None:
