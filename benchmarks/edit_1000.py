@@ -77,16 +77,15 @@ def main() -> None:
     asked = with_rephrases(edits, noisy)
     with stages.stage("Evaluating", len(cases_of(asked, find_protocol(protocol), evaluation))) as advance:
         result = evaluate(model, asked, protocol, evaluation, resume=False, progress=advance)
-    apart = set(noisy)
-    measured = measure([verdict for verdict in result.verdicts if verdict.case.query not in apart], protocol)
+    one, more = first_rephrases(result.verdicts)
+    measured = measure(one, protocol)
     results: dict[str, Any] = {
         "edited": {metric.name: metric.edited and metric.edited.value for metric in measured},
         "unedited": {metric.name: metric.unedited and metric.unedited.value for metric in measured},
         "intervals": {metric.name: [metric.edited.low, metric.edited.high] for metric in measured if metric.edited},
     }
     if noisy:
-        behind = measure([verdict for verdict in result.verdicts if verdict.case.query in apart], protocol)
-        results["noisy_rephrases"] = {metric.name: metric.edited.value for metric in behind if metric.edited}
+        results["noisy_rephrases"] = {m.name: m.edited.value for m in measure(more, protocol) if m.edited}
     collection = sum(stages.costs[name]["seconds"] for name in ("Running the frozen layers", "Collecting neurons"))
     results |= {
         "counts": result.counts,
@@ -120,6 +119,17 @@ def with_rephrases(edits: EditSet, more: list[str]) -> EditSet:
     """Each edit with one more rephrase, where there are any."""
     pairs = zip(edits, more, strict=True) if more else ()
     return replace(edits, edits=tuple(replace(e, rephrases=(*e.rephrases, text)) for e, text in pairs) or edits.edits)
+
+
+def first_rephrases(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[Verdict]]:
+    """The verdicts without further rephrases of an edit than its first, and the further ones."""
+    one, more, seen = [], [], set[str]()
+    for verdict in verdicts:
+        is_rephrase = verdict.case.kind == "generality"
+        (more if is_rephrase and verdict.case.edit in seen else one).append(verdict)
+        if is_rephrase:
+            seen.add(verdict.case.edit)
+    return one, more
 
 
 def measure(verdicts: Sequence[Verdict], protocol: str) -> list[Measured]:

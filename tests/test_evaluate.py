@@ -221,8 +221,8 @@ def test_a_model_without_edits_in_force(model: MegModel, monkeypatch: pytest.Mon
 def test_asking_unfamiliar_batches_once_changes_nothing(oracle: MegModel) -> None:
     """The short cut of `evaluate` against asking the edited model everything."""
     short = evaluate(oracle, oracle.edits, settings=SETTINGS)
-    edited, unedited = MegSubject(oracle, "adapter"), MegSubject(oracle, "unedited", edited=False)
-    long = run(find_protocol("paper"), edited, unedited, edit_set(*oracle.edits), SETTINGS)
+    edited = MegSubject(oracle, "adapter")
+    long = run(find_protocol("paper"), edited, edited.unedited(), edit_set(*oracle.edits), SETTINGS)
     assert long.verdicts == short.verdicts and long.metrics == short.metrics
 
 
@@ -313,7 +313,7 @@ def test_probabilities_compared(oracle: MegModel) -> None:
 
 
 def test_log_probabilities_by_hand(oracle: MegModel) -> None:
-    subject = MegSubject(oracle, "unedited", edited=False)
+    subject = MegSubject(oracle, "adapter").unedited()
     query = oracle.edits[0].prompt
     (found,) = subject.log_probs([query], ["Par"])
     ids = oracle.tokenizer(oracle.format(query) + "Par", return_tensors="pt").input_ids

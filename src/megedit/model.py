@@ -172,8 +172,9 @@ class MegModel:
         """The queries in a template as one batch for `generate` or `logits`, to be used once.
 
         template: that of the adapter when not given.
-        Where the neuron leaves the prompt alone, what all prompts begin with (the template) has been run already, as
-        one row: its keys and values are in `past_key_values`, and the padding stands behind it.
+        Where the neuron leaves the prompt alone, all but its last token has been run already, for the edited model as
+        for the base model: the keys and values are in `past_key_values`. What all prompts begin with (the template) was
+        run as one row, and the padding stands behind it.
         """
         template = template or self.adapter.config.template
         rows = [self.tokenizer(template.format(query)).input_ids for query in queries]
@@ -186,12 +187,22 @@ class MegModel:
             ids[i, width - len(row) + shared :] = torch.tensor(row[shared:])
             mask[i, width - len(row) + shared :] = 1
         ids, mask = ids.to(self.base.device), mask.to(self.base.device)
-        if not shared:
+        if self.adapter.config.span == "all" or width == 1:
             return {"input_ids": ids, "attention_mask": mask}
-        positions = torch.arange(shared, device=ids.device)[None]
-        block = {"input_ids": ids[:1, :shared], "attention_mask": mask[:1, :shared], "position_ids": positions}
-        cache = self.backbone.context(block)
-        cache.batch_repeat_interleave(len(rows))
+        positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
+
+        def columns(count: int, first: int, last: int) -> dict[str, Tensor]:
+            return {
+                "input_ids": ids[:count, first:last],
+                "position_ids": positions[:count, first:last],
+                "attention_mask": mask[:count, :last],
+            }
+
+        if shared:
+            cache = self.backbone.context(columns(1, 0, shared))
+            cache.batch_repeat_interleave(len(rows))
+        if shared < width - 1:
+            cache = self.backbone.context(columns(len(rows), shared, width - 1), cache)
         return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
 
     @torch.no_grad()

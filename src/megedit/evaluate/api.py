@@ -52,7 +52,7 @@ def evaluate(
     adapter, template = edited.adapter, template_of(settings.template or chosen.template, edited.tokenizer)
     _check_edits(adapter, edit_set)
     subject = MegSubject(edited, name or "adapter", template)
-    standard = MegSubject(edited, "unedited", template, edited=False)
+    standard = subject.unedited()
     config = adapter.config
     calibration = config.calibration.to_json()
     return run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -119,16 +120,13 @@ class ModelSubject:
     def agreement(
         self, queries: Sequence[str], wanted: Sequence[str | Answer], said: Sequence[Answer] | None = None
     ) -> list[float]:
-        """A row whose greedy answer begins with the wanted tokens is not run: greedy decoding has chosen them all."""
+        """Nothing is run when every greedy answer begins with the wanted tokens: decoding has just chosen them all."""
         tokens = [self._tokens(query, answer) for query, answer in zip(queries, wanted, strict=True)]
         greedy = [answer.tokens or () for answer in said] if said else [()] * len(tokens)
-        shares = [1.0] * len(tokens)
-        rows = [i for i, answer in enumerate(tokens) if list(greedy[i][: len(answer)]) != answer]
-        if rows:
-            chosen = self._logits_of([queries[i] for i in rows], [tokens[i] for i in rows]).argmax(-1).tolist()
-            for row, i in enumerate(rows):
-                shares[i] = token_agreement(chosen[row][: len(tokens[i])], tokens[i])
-        return shares
+        if all(list(said[: len(wanted)]) == wanted for said, wanted in zip(greedy, tokens, strict=True)):
+            return [1.0] * len(tokens)
+        chosen = self._logits_of(queries, tokens).argmax(-1).tolist()
+        return [token_agreement(row[: len(wanted)], wanted) for row, wanted in zip(chosen, tokens, strict=True)]
 
     def log_probs(self, queries: Sequence[str], wanted: Sequence[str | Answer]) -> list[list[float]]:
         tokens = [self._tokens(query, answer) for query, answer in zip(queries, wanted, strict=True)]
@@ -182,11 +180,18 @@ class ModelSubject:
 
 
 class MegSubject(ModelSubject):
-    """An edited model, or with `edited=False` its base model, asked through the same prompts."""
+    """An edited model, asked through a template; `unedited` is its base model, asked through the very same prompts."""
 
-    def __init__(self, model: MegModel, name: str, template: Template | None = None, edited: bool = True) -> None:
+    def __init__(self, model: MegModel, name: str, template: Template | None = None) -> None:
         super().__init__(model.base, model.tokenizer, template or model.adapter.config.template, name)
-        self.edited_model, self.edited = model, edited
+        self.edited_model, self.edited = model, True
+        self._shared = _Prompts(model, self.template)
+
+    def unedited(self) -> MegSubject:
+        """The model without its edits."""
+        other = copy(self)
+        other.name, other.edited = "unedited", False
+        return other
 
     @property
     def identity(self) -> str:
@@ -197,7 +202,7 @@ class MegSubject(ModelSubject):
         return routes
 
     def _prompts(self, queries: Sequence[str]) -> dict[str, Any]:
-        return self.edited_model.prompts(queries, self.template)
+        return self._shared.of(queries)
 
     def _generate(self, prompts: dict[str, Any], queries: Sequence[str], **options: Any) -> Tensor:
         with self._state():
@@ -211,6 +216,21 @@ class MegSubject(ModelSubject):
 
     def _state(self) -> AbstractContextManager[None]:
         return nullcontext() if self.edited else self.edited_model.disable_edits()
+
+
+class _Prompts:
+    """The last batch of prompts: their keys and values are computed once for all that both models are asked of them."""
+
+    def __init__(self, model: MegModel, template: Template) -> None:
+        self._model, self._template = model, template
+        self._queries: list[str] = []
+        self._batch: dict[str, Any] = {}
+
+    def of(self, queries: Sequence[str]) -> dict[str, Any]:
+        """A batch to be used once."""
+        if list(queries) != self._queries:
+            self._queries, self._batch = list(queries), self._model.prompts(queries, self._template)
+        return deepcopy(self._batch)
 
 
 def _digest(*parts: str) -> str:
