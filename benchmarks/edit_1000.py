@@ -123,7 +123,9 @@ def with_rephrases(edits: EditSet, more: list[str]) -> EditSet:
 
 def first_rephrases(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[Verdict]]:
     """The verdicts without further rephrases of an edit than its first, and the further ones."""
-    one, more, seen = [], [], set[str]()
+    one: list[Verdict] = []
+    more: list[Verdict] = []
+    seen: set[str] = set()
     for verdict in verdicts:
         is_rephrase = verdict.case.kind == "generality"
         (more if is_rephrase and verdict.case.edit in seen else one).append(verdict)

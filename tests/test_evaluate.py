@@ -18,6 +18,7 @@ from megedit.edits import Edit, EditSet, Question
 from megedit.errors import MegError
 from megedit.evaluate import (
     PROTOCOLS,
+    Answer,
     Case,
     Evaluation,
     EvaluationSettings,
@@ -289,12 +290,16 @@ def test_an_answer_that_is_cut_off_is_not_the_target(oracle: MegModel) -> None:
     assert evaluate(oracle, [two], settings=replace(SETTINGS, max_new_tokens=1)).edited["reliability_ag"] == 0.0
 
 
-def test_the_wild_protocol_asks_the_question_alone(oracle: MegModel) -> None:
+def test_the_wild_protocol_asks_the_question_alone(oracle: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    prompts = oracle.prompts
-    oracle.prompts = lambda queries, template=None: (  # type: ignore[method-assign]
-        seen.append(template.format(queries[0]) if template else "adapter's") or prompts(queries, template)
-    )
+    prompts = MegModel.prompts
+
+    def remember(model: MegModel, queries: Sequence[str], template: Template | None = None) -> dict[str, Any]:
+        assert template is not None
+        seen.append(template.format(queries[0]))
+        return prompts(model, queries, template)
+
+    monkeypatch.setattr(MegModel, "prompts", remember)
     result = evaluate(oracle, oracle.edits, "wild", SETTINGS)
     assert seen and all("Answer in a few words" not in text and text.endswith("assistant\n") for text in seen)
     assert set(result.verdicts[0].edited.values) == {"exact", "contains"}
@@ -411,9 +416,12 @@ def test_an_interrupted_evaluation_goes_on(oracle: MegModel, cache: Path, monkey
         file.write('[3, [{"half')  # as if killed while writing
     asked: list[str] = []
     answers = MegSubject.answers
-    monkeypatch.setattr(
-        MegSubject, "answers", lambda self, queries, *rest: asked.extend(queries) or answers(self, queries, *rest)
-    )
+
+    def remember(subject: MegSubject, queries: Sequence[str], *rest: int) -> list[Answer]:
+        asked.extend(queries)
+        return answers(subject, queries, *rest)
+
+    monkeypatch.setattr(MegSubject, "answers", remember)
     again = evaluate(oracle, oracle.edits, settings=SETTINGS)
     assert again.verdicts == whole.verdicts and again.metrics == whole.metrics
     assert not journal.exists()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from megedit.evaluate.subjects import Answer, Subject
 from megedit.model import Route
 
 FORMAT = 1
+REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"mean": fmean, "all": min, "any": max}
 Progress = Callable[[int], None]
 
 
@@ -194,7 +196,7 @@ def summarise(
                 if verdict.case.kind == metric.kind and found is not None and metric.measure in found.values:
                     by_group.setdefault(verdict.case.group, []).append(found.values[metric.measure])
             for group, parts in by_group.items():
-                values[groups[group], column] = {"mean": np.mean, "all": np.min, "any": np.max}[metric.reduce](parts)
+                values[groups[group], column] = REDUCTIONS[metric.reduce](parts)
         return estimates(values, columns, seed=seed)
 
     edited, unedited = estimated(lambda verdict: verdict.edited), estimated(lambda verdict: verdict.unedited)
