@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--edits", type=int, default=200, help="edits that the other protocols ask about")
+    parser.add_argument("--edits", type=int, default=100, help="edits that the other protocols ask about")
     options = parser.parse_args()
 
     model = MegModel.from_pretrained(options.adapter, base=options.base)
