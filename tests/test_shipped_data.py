@@ -59,7 +59,8 @@ def test_shipped_facts_and_pseudo_knowledge_are_apart(facts: EditSet, pseudo: Ps
         texts = (fact.prompt, *fact.rephrases, *fact.neighbours)
         assert not any(edited.named_in(text) or normalise_query(text) in queries for text in texts)
     apart = pseudo.without(facts)
-    assert (len(apart.facts), apart.noise, apart.unrelated) == (6210, pseudo.noise, pseudo.unrelated)
+    # twelve pseudo-facts ask what neighbourhood prompts of the facts ask; a fit leaves them out
+    assert (len(apart.facts), apart.noise, apart.unrelated) == (6210 - 12, pseudo.noise, pseudo.unrelated)
 
 
 def test_lines_are_plain_sentences(pseudo: PseudoKnowledge) -> None:

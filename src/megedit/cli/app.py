@@ -187,6 +187,7 @@ def demo(
     from megedit.cli.evaluation import evaluate_and_print
     from megedit.edits import read_edits
     from megedit.encoder import EncoderSettings
+    from megedit.evaluate import EvaluationSettings
     from megedit.fit import FitSettings
     from megedit.model import MegModel
 
@@ -196,7 +197,7 @@ def demo(
     settings = FitSettings(encoder=EncoderSettings(steps=40))
     _fit(base, chosen, out_dir, settings, None, True, None, device)
     model = MegModel.from_pretrained(out_dir, device=device)
-    evaluate_and_print(model, chosen, str(out_dir))
+    evaluate_and_print(model, chosen, str(out_dir), settings=EvaluationSettings(rephrases=1))
     out.print(f"\nThe adapter is in [bold]{plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)
     question = f'{_command()} ask {out_dir} "{chosen[0].rephrases[0]}"'
     out.print(f"  {plain(question)}", highlight=False, soft_wrap=True)
