@@ -101,14 +101,14 @@ def evaluate(
         chosen = EditSet(tuple(record.edit for record in records), adapter, "adapter")
     for line in chosen.dropped_summary():
         err.print(line, highlight=False, markup=False, soft_wrap=True)
-    result = evaluate_and_print(model, chosen, adapter, protocol, settings, examples)
+    result = evaluate_and_print(model, chosen, adapter, protocol, settings, examples).to_json()
     if out_file is not None:
-        _write_json(result.to_json(), out_file)
+        _write_json(result, out_file)
     if report_dir is not None:
         from megedit.evaluate.report import write_report
 
-        page = write_report([result.to_json()], report_dir)
-        _write_json(result.to_json(), report_dir / "result.json")
+        page = write_report([result], report_dir)
+        _write_json(result, report_dir / "result.json")
         out.print(f"The report is [bold]{plain(str(page))}[/].", highlight=False, soft_wrap=True)
 
 

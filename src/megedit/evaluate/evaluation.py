@@ -154,7 +154,7 @@ def run(
             done = kept.get(number)
             if done is None:
                 found = asker.ask([cases[i] for i in batch], [routes[i] for i in batch] if routes else None)
-                kept.add(number, [verdict.to_json() for verdict in found])
+                kept.add(number, found)
             else:
                 found = [Verdict.from_json(cases[i], values) for i, values in zip(batch, done, strict=True)]
             verdicts.update(zip(batch, found, strict=True))
@@ -327,8 +327,9 @@ class _Journal:
     def get(self, number: int) -> list[dict[str, Any]] | None:
         return self._done.get(number)
 
-    def add(self, number: int, values: list[dict[str, Any]]) -> None:
+    def add(self, number: int, verdicts: Sequence[Verdict]) -> None:
         if self._path is not None:
+            values = [verdict.to_json() for verdict in verdicts]
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([number, values]) + "\n")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from megedit.edits import Edit, EditSet, Question, normalise_query
+from megedit.edits import Edit, EditSet, normalise_query
 from megedit.errors import MegError
 from megedit.evaluate.perturb import PERTURBATIONS, perturb
 
@@ -81,8 +81,8 @@ class Protocol:
     """A named way to evaluate.
 
     cases: from the edits and the settings, the questions; raises MegError when the data lacks what the protocol needs.
-    score: the metrics whose harmonic mean is the Score. one_line: an answer ends at the first line break.
-    top_k: above 1, answers are sampled. neighbours: how many neighbourhood prompts of an edit are asked; None: all.
+    score: the metrics whose harmonic mean is the Score. top_k: above 1, answers are sampled. neighbours: how many
+    neighbourhood prompts of an edit are asked; None: all.
     """
 
     name: str
@@ -150,7 +150,7 @@ def _wordings(edits: EditSet, settings: EvaluationSettings) -> Iterator[Case]:
             yield _case(edit, f"{ROBUSTNESS}{name}", perturb(name, edit.prompt, settings.seed), [edit.target])
 
 
-def neighbours_of(edits: EditSet, settings: EvaluationSettings) -> Iterator[tuple[Edit, str]]:
+def _neighbours(edits: EditSet, settings: EvaluationSettings) -> Iterator[tuple[Edit, str]]:
     """The neighbourhood prompts that are asked; none that is itself a query of an edit."""
     asked = {normalise_query(text) for edit in edits for text in (edit.prompt, *edit.rephrases)}
     for edit in edits:
@@ -161,7 +161,7 @@ def neighbours_of(edits: EditSet, settings: EvaluationSettings) -> Iterator[tupl
 
 def _general_cases(edits: EditSet, settings: EvaluationSettings) -> Iterator[Case]:
     yield from _wordings(edits, settings)
-    for edit, query in neighbours_of(edits, settings):
+    for edit, query in _neighbours(edits, settings):
         yield _case(edit, "locality", query)
 
 
@@ -174,20 +174,9 @@ def _questions(edits: EditSet, kind: str) -> Iterator[Case]:
     by_id = {edit.id: edit for edit in edits}
     for question in edits.questions:
         if question.kind == kind:
-            edit = by_id.get(question.group)
-            yield _of_question(question, edit)
-
-
-def _of_question(question: Question, edit: Edit | None) -> Case:
-    relation = edit.relation if edit else None
-    return Case(
-        edit.id if edit else question.group,
-        question.group,
-        question.kind,
-        question.query,
-        question.answers,
-        relation,
-    )
+            edit = by_id.get(question.group)  # none where the group is an instance of several edits
+            relation = edit.relation if edit else None
+            yield Case(question.group, question.group, kind, question.query, question.answers, relation)
 
 
 def _comparison_cases(edits: EditSet, settings: EvaluationSettings) -> Iterator[Case]:
@@ -197,7 +186,7 @@ def _comparison_cases(edits: EditSet, settings: EvaluationSettings) -> Iterator[
         yield _case(edit, "efficacy", edit.prompt, [edit.target], edit.target_true)
         for query in edit.rephrases[: settings.rephrases]:
             yield _case(edit, "paraphrase", query, [edit.target], edit.target_true)
-    for edit, query in neighbours_of(edits, settings):
+    for edit, query in _neighbours(edits, settings):
         yield _case(edit, "neighbourhood", query, [str(edit.target_true)], edit.target)
     yield from _questions(edits, "generation")
 
