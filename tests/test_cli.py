@@ -322,7 +322,11 @@ def test_main_tells_errors_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsy
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("megedit.cli.tables.print_adapter", interrupted)
-    with pytest.raises(SystemExit) as end:
-        cli.main()
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert end.value.code == 130
     assert capsys.readouterr().err == "Interrupted; a fit goes on when the same command is given again.\n"
