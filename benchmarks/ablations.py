@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from typing import Any
 from torch import Tensor
 
 from common import BASE, write_result
-from edit_1000 import load_edits
+from edits import load_set
 from megedit.adapter import load_adapter
 from megedit.backbone import Backbone
 from megedit.base import load_base
-from megedit.collect import CollectionSettings, Prepared, answer_leads_of, collect, prepare_all
+from megedit.collect import CollectionSettings, Example, Prepared, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit
 from megedit.fit import tokenize
-from megedit.generator import PRESETS, GeneratorSettings, train_generator
+from megedit.generator import PRESETS, GeneratorSettings, WeightGenerator, train_generator
 from megedit.template import Template
 
 COLLECTION: list[dict[str, Any]] = [
@@ -39,6 +39,7 @@ COLLECTION: list[dict[str, Any]] = [
     {"margin": 1.0},
     {"margin": 2.0},
     {"margin": 6.0},
+    {"rivals": 0},
     {"key_lr": 0.005},
     {"value_lr": 0.5},
 ]
@@ -56,27 +57,30 @@ class Bench:
 
     def __init__(self, base: str, data: Path, count: int) -> None:
         self.model, self.tokenizer = load_base(base)
-        edits, noisy = load_edits(data, "counterfact", count)
+        chosen = load_set(data, "counterfact", count)
+        edits = chosen.edits
         self.edits: list[Edit] = list(edits)
         self.queries = {
             "reliability": [edit.prompt for edit in edits],
             "clean": [edit.rephrases[0] for edit in edits],
-            "noisy": noisy,
+            "noisy": list(chosen.more_rephrases["noisy_rephrases"].values()),
         }
+
+    def examples(self, kind: str, template: Template) -> list[Example]:
+        edits = [replace(edit, prompt=query) for edit, query in zip(self.edits, self.queries[kind], strict=True)]
+        return [tokenize(self.tokenizer, template, edit) for edit in edits]
 
     def prepare(
         self, kind: str, backbone: Backbone, template: Template, settings: CollectionSettings
-    ) -> list[Prepared]:
-        edits = [replace(edit, prompt=query) for edit, query in zip(self.edits, self.queries[kind], strict=True)]
-        examples = [tokenize(self.tokenizer, template, edit) for edit in edits]
-        return prepare_all(backbone, examples, settings, self.tokenizer.pad_token_id)
+    ) -> Iterator[Prepared]:
+        return prepare_all(backbone, self.examples(kind, template), settings, self.tokenizer.pad_token_id)
 
     def collect(self, layer: int, settings: CollectionSettings, ending: str = ".") -> dict[str, float]:
         """One row: collect on the edits' own prompts, then use the neurons on the other wordings."""
         backbone = Backbone(self.model, layer)
         template = replace(Template.for_tokenizer(self.tokenizer), answer_suffix=ending)
         started = time.perf_counter()
-        collected = collect(backbone, self.prepare("reliability", backbone, template, settings), settings)
+        collected = collect(backbone, self.examples("reliability", template), settings, self.tokenizer.pad_token_id)
         seconds = time.perf_counter() - started
         row = {"reliability": percent(collected.leads > 0)}
         for kind in ("clean", "noisy"):
@@ -97,10 +101,11 @@ def generator_rows(bench: Bench, adapter_folder: Path, steps: int) -> list[dict[
     adapter = load_adapter(adapter_folder)
     backbone = Backbone(bench.model, adapter.config.layer)
     settings = CollectionSettings()
-    batches = {kind: bench.prepare(kind, backbone, adapter.config.template, settings) for kind in bench.queries}
+    batches = {kind: list(bench.prepare(kind, backbone, adapter.config.template, settings)) for kind in bench.queries}
     vectors = {kind: adapter.encoder.encode(queries) for kind, queries in bench.queries.items()}
 
-    def answered(sampled: Tensor) -> float:
+    def answered(generator: WeightGenerator) -> float:
+        sampled = generator.sample(vectors["reliability"])
         return float((answer_leads_of(backbone, batches["reliability"], sampled) > 1).float().mean())
 
     rows: list[dict[str, Any]] = []

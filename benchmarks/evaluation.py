@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation.py --data DIR --adapter adapters/edit_1000_counterfact
 
-DIR holds counterfact.jsonl, from which the adapter was made (edit_1000.py). The protocol `paper` is timed as it is in
-edit_1000.py: one rephrase and one neighbourhood prompt an edit. The others, and the perturbed queries, are asked about
+DIR holds counterfact.jsonl, from which the adapter was made (edits.py). The protocol `paper` is timed as it is in
+edits.py: one rephrase and one neighbourhood prompt an edit. The others, and the perturbed queries, are asked about
 the first --edits only, with one neighbourhood prompt an edit: the adapter was made with that one, and the shipped
 pseudo-knowledge holds some of the others. Writes results/evaluation.json.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common import BASE, write_result
-from edit_1000 import load_edits
+from edits import load_set
 from megedit import MegModel, read_edits
 from megedit.edits import EditSet
 from megedit.evaluate import Evaluation, EvaluationSettings, cases_of, evaluate, find_protocol
@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
 
     model = MegModel.from_pretrained(options.adapter, base=options.base)
-    one_of_each, _ = load_edits(options.data, "counterfact", len(model.edits))
+    one_of_each = load_set(options.data, "counterfact", len(model.edits)).edits
     timed = measured(model, one_of_each, "paper", EvaluationSettings(rephrases=1))
     count = len(one_of_each)
     results: dict[str, Any] = {

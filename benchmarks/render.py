@@ -269,7 +269,10 @@ def router_data(results: Results) -> dict[str, Any] | None:
     return {
         title: {
             "curve": [(x, y) for _, x, y in values["calibration_curve"]],
-            "point": [values["calibration"][f"{kind}_positive_rate"] for kind in ("false", "true")],
+            "point": [
+                values["calibration"]["rules"][values["calibration"]["rule"]][f"{kind}_positive_rate"]
+                for kind in ("false", "true")
+            ],
         }
         for title, values in present(results, SETS).items()
         if values.get("calibration_curve")

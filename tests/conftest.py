@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,17 +170,12 @@ def oracle(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> MegModel:
 
 def force_routing(model: MegModel, monkeypatch: pytest.MonkeyPatch, nearest: dict[str, int]) -> None:
     """Route the given queries, and no others, to these edits, and use the neurons collected for them."""
-    asked: list[str] = []
-    encode, route = model.adapter.encoder.encode, model.adapter.router.route
+    route = model.adapter.router.route
 
-    def remember(queries: Any) -> torch.Tensor:
-        asked[:] = queries
-        return encode(queries)
-
-    def decide(vectors: torch.Tensor) -> Routing:
-        routing = route(vectors)
-        familiar = torch.tensor([query in nearest for query in asked], dtype=torch.bool)
-        index = torch.tensor([nearest.get(query, 0) for query in asked], dtype=torch.long)
+    def decide(vectors: torch.Tensor, queries: Sequence[str]) -> Routing:
+        routing = route(vectors, queries)
+        familiar = torch.tensor([query in nearest for query in queries], dtype=torch.bool)
+        index = torch.tensor([nearest.get(query, 0) for query in queries], dtype=torch.long)
         return replace(routing, familiar=familiar, nearest=index)
 
     def collected(queries: Any) -> tuple[torch.Tensor, NeuronWeights]:
@@ -188,6 +183,5 @@ def force_routing(model: MegModel, monkeypatch: pytest.MonkeyPatch, nearest: dic
         weights = model.adapter.neurons[[nearest[queries[row]] for row in rows]]
         return torch.tensor(rows, dtype=torch.long), NeuronWeights.from_vectors(weights, model.backbone.hidden_size)
 
-    monkeypatch.setattr(model.adapter.encoder, "encode", remember)
     monkeypatch.setattr(model.adapter.router, "route", decide)
     monkeypatch.setattr(model, "neurons", collected)

@@ -9,7 +9,15 @@ Json = dict[str, Any]
 
 
 def route(familiar: bool = True, nearest: str = "e1", score: float = 2.0, entropy: float = 0.01) -> Json:
-    return {"familiar": familiar, "score": score, "entropy": entropy, "nearest": nearest, "similarity": 0.9}
+    return {
+        "familiar": familiar,
+        "score": score,
+        "threshold": 1.25,
+        "entropy": entropy,
+        "nearest": nearest,
+        "similarity": 0.9,
+        "named": False,
+    }
 
 
 def verdict(
@@ -64,10 +72,7 @@ def result(verdicts: Sequence[Json] = (), metrics: Sequence[Json] = (), **change
 
 CALIBRATION = {
     "rule": "combined",
-    "threshold": 1.25,
-    "true_positive_rate": 0.75,
-    "false_positive_rate": 0.1,
-    "rules": {"combined": {"auc": 0.9, "true_positive_rate": 0.75, "false_positive_rate": 0.1}},
+    "rules": {"combined": {"threshold": 1.25, "auc": 0.9, "true_positive_rate": 0.75, "false_positive_rate": 0.1}},
     "curve": [[2.0, 0.0, 0.5], [1.25, 0.1, 0.75]],
 }
 

@@ -37,7 +37,7 @@ FILES = {
     "README.md",
     "edits.jsonl",
     "encoder/config.json",
-    "encoder/model.safetensors",
+    "encoder/weights.safetensors",
     "encoder/tokenizer.json",
     "encoder/tokenizer_config.json",
     "model.safetensors",
@@ -125,7 +125,7 @@ def test_a_missing_file(adapter_folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "3", '{"format_version": 1}', '{"format_version": null}', '{"format_version": "new"}'],
+    ["", "{", "[]", "null", "3", '{"format_version": 2}', '{"format_version": null}', '{"format_version": "new"}'],
 )
 def test_a_config_that_is_none(adapter_folder: Path, text: str) -> None:
     (adapter_folder / CONFIG).write_text(text)
@@ -174,6 +174,12 @@ def test_a_config_that_does_not_fit(adapter_folder: Path, changes: dict[str, Any
 def test_a_newer_format(adapter_folder: Path) -> None:
     change_config(adapter_folder, format_version=FORMAT_VERSION + 1, files=None)
     with pytest.raises(MegError, match=f"has format {FORMAT_VERSION + 1}.*upgrade MegEdit"):
+        load_adapter(adapter_folder)
+
+
+def test_an_older_format(adapter_folder: Path) -> None:
+    change_config(adapter_folder, format_version=1)
+    with pytest.raises(MegError, match="has format 1, which this version of MegEdit no longer reads; fit it again"):
         load_adapter(adapter_folder)
 
 

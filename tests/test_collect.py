@@ -1,6 +1,7 @@
 """Collection: the layout of the columns, the loss, and neurons that make a random model say made-up answers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -17,12 +18,13 @@ from megedit.collect import (
     Example,
     Span,
     answer_leads,
+    answer_leads_of,
     answer_logits,
+    batch_units,
     collect,
     common_prefix,
     loss_gradient,
     prepare,
-    prepare_all,
     shared_start,
 )
 from megedit.neuron import DynamicNeuron, NeuronWeights
@@ -31,7 +33,7 @@ from tiny import VOCAB_SIZE, tiny_model
 LAYER, PAD = 1, 2
 TEMPLATE = (0, 17, 23, 41)  # what every prompt begins with
 SPANS: tuple[Span, Span] = ("answer", "all")
-SETTINGS = CollectionSettings(steps=60, batch_size=5)
+SETTINGS = CollectionSettings(steps=60, batch_size=5, margin=4.0, shared=0)  # each edit on its own
 
 
 def lively_model(family: Literal["llama", "gpt2"]) -> Backbone:
@@ -72,7 +74,7 @@ def facts(backbone: Backbone) -> list[Example]:
 
 
 def run(backbone: Backbone, settings: CollectionSettings, examples: list[Example]) -> Collected:
-    return collect(backbone, prepare_all(backbone, examples, settings, PAD), settings)
+    return collect(backbone, examples, settings, PAD)
 
 
 @torch.no_grad()
@@ -168,10 +170,8 @@ def test_the_loss_gradient_is_that_of_autograd() -> None:
 def test_every_fact_is_collected(backbone: Backbone, facts: list[Example], span: Span) -> None:
     settings = replace(SETTINGS, span=span)
     done: list[int] = []
-    prepared: list[int] = []
-    batches = prepare_all(backbone, facts, settings, PAD, prepared.append)
-    collected = collect(backbone, batches, settings, done.append)
-    assert prepared == [5, 3] and sum(done) == len(facts)
+    collected = collect(backbone, facts, settings, PAD, done.append)
+    assert done == [5, 3]
     assert collected.succeeded.all()
     assert collected.weights.shape == (len(facts), backbone.weight_size)
     assert collected.steps.min() > 0
@@ -187,16 +187,17 @@ def test_every_fact_is_collected(backbone: Backbone, facts: list[Example], span:
 
 
 def test_the_start(backbone: Backbone, facts: list[Example]) -> None:
-    batches = prepare_all(backbone, facts, SETTINGS, PAD)
-    start = NeuronWeights.from_vectors(shared_start(backbone, batches)[None], 32)
-    inputs = torch.cat([batch.split.mlp_input[:, -batch.labels.shape[1]] for batch in batches])
+    batch = prepare(backbone, facts, range(len(facts)), "answer", PAD)
+    start = NeuronWeights.from_vectors(shared_start(backbone, batch)[None], 32)
+    inputs = batch.split.mlp_input[:, -batch.labels.shape[1]]
     torch.testing.assert_close((inputs @ start.keys[0]).mean(), torch.tensor(1.0))
     assert not start.biases.any() and not start.values.any()
 
 
 def test_the_batch_does_not_matter(backbone: Backbone, facts: list[Example]) -> None:
     # a few steps only: Adam divides a gradient by its own size, so that rounding is carried on at full step size
-    settings = replace(SETTINGS, steps=6, retries=0, margin=0.5)
+    # whose tokens compete depends on the batch, so here all do
+    settings = replace(SETTINGS, steps=6, retries=0, margin=0.5, rivals=0)
     whole = run(backbone, replace(settings, batch_size=8), facts)
     assert len(whole.steps.unique()) > 2  # rows leave the batch while others go on
     for batch_size in (1, 3):
@@ -204,6 +205,74 @@ def test_the_batch_does_not_matter(backbone: Backbone, facts: list[Example]) -> 
         assert torch.equal(whole.steps, other.steps)
         torch.testing.assert_close(whole.weights, other.weights, rtol=1e-2, atol=1e-3)
         torch.testing.assert_close(whole.leads, other.leads, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("rivals", [1, 4, 10 * VOCAB_SIZE])
+def test_leads_hold_against_the_whole_vocabulary(backbone: Backbone, facts: list[Example], rivals: int) -> None:
+    collected = run(backbone, replace(SETTINGS, rivals=rivals), facts)
+    assert collected.succeeded.all()
+    batch = prepare(backbone, facts, range(len(facts)), "answer", PAD)
+    leads = answer_leads_of(backbone, [batch], collected.weights)
+    torch.testing.assert_close(leads, collected.leads, rtol=1e-3, atol=1e-3)  # float32 rounding
+
+
+def test_logits_of_some_tokens(backbone: Backbone, facts: list[Example]) -> None:
+    batch = prepare(backbone, facts, [0, 1, 2], "answer", PAD)
+    some = torch.tensor([3, 17, VOCAB_SIZE - 1])
+    whole = answer_logits(backbone, batch, None)
+    torch.testing.assert_close(answer_logits(backbone, batch, None, some), whole[..., some])
+    assert torch.equal(answer_logits(backbone, batch, None), whole)
+
+
+def test_batches_of_long_answers_are_smaller() -> None:
+    lengths = [1, 200, 3, 16, 16, 2, 16]
+    examples = [Example((1, 2), tuple(range(length))) for length in lengths]
+    alone = [[i] for i in range(len(lengths))]
+    assert batch_units(examples, alone, 4) == [[0, 5, 2], [3, 4], [6], [1]]
+    assert batch_units(examples, alone, 200) == [[0, 5, 2, 3, 4, 6, 1]]
+    assert batch_units(examples, [[3, 4, 6], [0], [1]], 4) == [[1], [0], [2]]
+    assert batch_units(examples, [], 4) == []
+
+
+def test_edits_of_one_target_share_a_neuron(backbone: Backbone, facts: list[Example]) -> None:
+    examples = [replace(fact, answer=(90 + i % 2,)) for i, fact in enumerate(facts)]
+    collected = run(backbone, replace(SETTINGS, margin=1.0, shared_margin=0.1, shared=8), examples)
+    assert collected.succeeded.all()
+    shared = collected.steps == 0
+    assert shared.sum() > 4  # and the others were optimised from there
+    for target in (0, 1):
+        weights = collected.weights[target::2][shared[target::2]]
+        assert torch.equal(weights, weights[:1].expand_as(weights))
+
+
+def test_what_a_shared_neuron_does_not_serve_is_optimised_alone(backbone: Backbone, facts: list[Example]) -> None:
+    examples = [replace(fact, answer=facts[0].answer) for fact in facts]
+    settings = replace(SETTINGS, shared=1, shared_margin=1.0, margin=1.0)
+    collected = run(backbone, settings, examples)
+    assert collected.succeeded.all()
+    assert collected.steps[0] == 0  # the one on which the neuron was optimised
+    assert (collected.steps > 0).any()
+
+
+@pytest.mark.parametrize("fail_at", [1, 3])
+def test_kept_batches_are_not_collected_again(backbone: Backbone, facts: list[Example], fail_at: int) -> None:
+    shelf: dict[str, dict[str, Tensor]] = {}
+    settings, room = replace(SETTINGS, shared=2), fail_at
+
+    def keep(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        if name not in shelf:
+            if len(shelf) == room:
+                raise KeyboardInterrupt
+            shelf[name] = compute()
+        return shelf[name]
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(backbone, facts, settings, PAD, keep=keep)
+    first, room = list(shelf), 99
+    collected = collect(backbone, facts, settings, PAD, keep=keep)
+    names = ["shared-00000", "shared-00001", "neurons-00000", "neurons-00001"]
+    assert first == names[:fail_at] and list(shelf) == names
+    assert torch.equal(collected.weights, run(backbone, settings, facts).weights)
 
 
 def test_twice_the_same(backbone: Backbone, facts: list[Example]) -> None:
@@ -245,7 +314,7 @@ def test_the_model_is_left_alone(backbone: Backbone, facts: list[Example]) -> No
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"span": "prompt"}, {"steps": 0}, {"batch_size": 0}, {"key_lr": 0.0}, {"value_lr": -math.inf}],
+    [{"span": "prompt"}, {"steps": 0}, {"batch_size": 0}, {"rivals": -1}, {"key_lr": 0.0}, {"value_lr": -math.inf}],
 )
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

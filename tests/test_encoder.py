@@ -103,11 +103,10 @@ def test_saving_twice_changes_nothing(encoder: TextEncoder, tmp_path: Path) -> N
     encoder.save(tmp_path / "first")
     loaded = TextEncoder(tmp_path / "first", encoder.pooling)
     vectors = loaded.encode(QUERIES)
-    torch.testing.assert_close(vectors, before, rtol=0, atol=2e-3)  # half precision: 11 bits
-    assert torch.equal(encoder.encode(QUERIES), vectors)  # what was saved is what goes on running
+    torch.testing.assert_close(vectors, before, rtol=0, atol=2e-2)  # matrices are kept in 8 bits
     loaded.save(tmp_path / "second")
     assert torch.equal(TextEncoder(tmp_path / "second", encoder.pooling).encode(QUERIES), vectors)
-    first, second = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
+    first, second = (tmp_path / name / "weights.safetensors" for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
     assert all(p.dtype == torch.float32 for p in loaded.model.parameters())
 

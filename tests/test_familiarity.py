@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from megedit.errors import MegError
 from megedit.familiarity import (
+    RULES,
     Calibration,
     CalibrationSet,
+    Decision,
     FamiliarityNetwork,
     FamiliaritySettings,
     Router,
@@ -91,35 +95,43 @@ def test_progress_counts_the_steps(edits: Tensor) -> None:
     assert done == [1] * training_steps(EDITS, settings) == [1] * 4
 
 
-def held_out() -> CalibrationSet:
+SUBJECTS = [f"Town {i}" for i in range(EDITS)]
+
+
+def held_out(subjects: bool = True) -> CalibrationSet:
+    """Twenty facts; their rephrases name the subject, the strange queries do not."""
     enrolled = unit_vectors(20, 10)
-    return CalibrationSet(enrolled, near(enrolled, 11), unit_vectors(60, 12))
+    names = [f"River {i}" if subjects else None for i in range(20)]
+    texts = [f"Where does the river {i} end?" for i in range(20)] + [f"Where is mount {i}?" for i in range(60)]
+    return CalibrationSet(enrolled, names, near(enrolled, 11), unit_vectors(60, 12), texts)
 
 
-@pytest.mark.parametrize("rule", ["entropy", "combined"])
+@pytest.mark.parametrize("rule", ["entropy", "similarity", "combined", "subject"])
 def test_an_easy_set_is_separated(edits: Tensor, rule: Rule) -> None:
     settings = FamiliaritySettings(
         classes=10, blocks=2, steps=120, batch_size=EDITS, lr=3e-3, rule=rule, false_positives=0.09
     )
     done: list[int] = []
-    calibration = calibrate(edits, held_out(), settings, 0, done.append)
+    calibration = calibrate(edits, SUBJECTS, held_out(), settings, 0, done.append)
     assert sum(done) == training_steps(EDITS + 20, settings)
     assert calibration.rule == rule
-    auc = {name: reached["auc"] for name, reached in calibration.rules.items()}
-    assert auc.keys() == {"entropy", "similarity", "combined"}
-    assert auc["similarity"] == auc["combined"] == 1
+    auc = {name: reached.auc for name, reached in calibration.rules.items()}
+    assert auc.keys() == RULES.keys()
+    assert auc["similarity"] == auc["combined"] == auc["subject"] == 1
     assert auc["entropy"] > 0.97
-    chosen = calibration.rules[rule]
-    assert calibration.true_positive_rate == chosen["true_positive_rate"] > 0.9
-    assert calibration.false_positive_rate == chosen["false_positive_rate"] < 0.1
-    assert calibration.entropy_weight < 0
-    assert (calibration.similarity_weight > 0) is (rule == "combined")
+    chosen = calibration.decision
+    assert chosen.true_positive_rate > 0.9 and chosen.false_positive_rate < 0.1
+    for weight, used, sign in zip(chosen.weights, RULES[rule], (-1, 1, 1), strict=True):
+        assert sign * weight > 0 if used else weight == 0
     # the rates are those of the threshold on the very same queries
     network = train_familiarity(torch.cat([edits, held_out().enrolled]), settings, 0)
-    router = Router(network, torch.cat([edits, held_out().enrolled]), calibration)
-    familiar, unfamiliar = router.route(held_out().familiar), router.route(held_out().unfamiliar)
-    assert familiar.familiar.float().mean().item() == pytest.approx(calibration.true_positive_rate)
-    assert unfamiliar.familiar.float().mean().item() == pytest.approx(calibration.false_positive_rate)
+    texts = held_out().queries
+    router = Router(network, torch.cat([edits, held_out().enrolled]), [*SUBJECTS, *held_out().subjects], calibration)
+    familiar = router.route(held_out().familiar, texts[:20])
+    unfamiliar = router.route(held_out().unfamiliar, texts[20:])
+    assert familiar.named.all() and not unfamiliar.named.any()
+    assert familiar.familiar.float().mean().item() == pytest.approx(chosen.true_positive_rate)
+    assert unfamiliar.familiar.float().mean().item() == pytest.approx(chosen.false_positive_rate)
     # the curve runs from strict to lenient and ends where everything passes
     thresholds, false_positive, true_positive = zip(*calibration.curve, strict=True)
     assert list(thresholds) == sorted(thresholds, reverse=True)
@@ -130,23 +142,26 @@ def test_an_easy_set_is_separated(edits: Tensor, rule: Rule) -> None:
 
 def test_calibration_is_deterministic(edits: Tensor) -> None:
     torch.manual_seed(1)
-    first = calibrate(edits, held_out(), SETTINGS, 0)
+    first = calibrate(edits, SUBJECTS, held_out(), SETTINGS, 0)
     torch.manual_seed(2)
-    assert calibrate(edits, held_out(), SETTINGS, 0) == first
+    assert calibrate(edits, SUBJECTS, held_out(), SETTINGS, 0) == first
 
 
-def some_calibration(**changes: Any) -> Calibration:
-    fields: dict[str, Any] = {
-        "rule": "combined",
-        "entropy_weight": -2.0,
-        "similarity_weight": 10.0,
-        "threshold": 9.5,
-        "true_positive_rate": 0.97,
-        "false_positive_rate": 0.01,
-        "rules": {"combined": {"auc": 0.99, "true_positive_rate": 0.97, "false_positive_rate": 0.01}},
-        "curve": [(1.25, 0.0, 0.5), (-0.1, 1.0, 1.0)],
-    }
-    return Calibration(**{**fields, **changes})
+def test_without_subjects_the_combined_rule_decides(edits: Tensor) -> None:
+    calibration = calibrate(edits, [None] * EDITS, held_out(subjects=False), SETTINGS, 0)
+    assert calibration.rule == "combined" and "subject" not in calibration.rules
+
+
+def test_too_few_queries_to_calibrate(edits: Tensor) -> None:
+    few = replace(held_out(), unfamiliar=unit_vectors(1, 12), queries=held_out().queries[:21])
+    with pytest.raises(MegError, match="too few to calibrate the router"):
+        calibrate(edits, SUBJECTS, few, SETTINGS, 0)
+
+
+def some_calibration(rule: Rule = "combined", threshold: float = 9.5) -> Calibration:
+    decision = Decision((-2.0, 10.0, 0.0), threshold, 0.99, 0.97, 0.01)
+    subject = Decision((-2.0, 10.0, 4.0), threshold + 3, 0.999, 0.99, 0.01)
+    return Calibration(rule, {"combined": decision, "subject": subject}, [(1.25, 0.0, 0.5), (-0.1, 1.0, 1.0)])
 
 
 def test_calibration_json_round_trip() -> None:
@@ -154,34 +169,43 @@ def test_calibration_json_round_trip() -> None:
     assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
 
 
-def test_the_score() -> None:
-    entropy, similarity = torch.tensor([math.e, 1.0, 0.0]), torch.tensor([0.5, 0.9, 1.0])
-    expected = torch.tensor([-2 + 5.0, 9.0, -2 * math.log(1e-6) + 10])
-    torch.testing.assert_close(some_calibration().score(entropy, similarity), expected)
-    assert log_entropy(torch.zeros(1)).isfinite().all()
-
-
 def test_route(network: FamiliarityNetwork, edits: Tensor) -> None:
-    calibration = some_calibration()
-    router = Router(network, edits, calibration)
+    router = Router(network, edits, [None] * EDITS, some_calibration())
     queries = torch.cat([edits[[5, 3]], near(edits[[7]], 4), unit_vectors(1, 5)])
-    routing = router.route(queries)
+    routing = router.route(queries, ["a", "b", "c", "d"])
     similarities = queries @ edits.T
     assert routing.nearest.tolist() == [5, 3, 7, int(similarities[3].argmax())]
     torch.testing.assert_close(routing.similarity[:2], torch.ones(2))
     torch.testing.assert_close(routing.similarity, similarities.amax(1))
     torch.testing.assert_close(routing.entropy, network.entropy(queries))
-    torch.testing.assert_close(routing.score, -2 * routing.entropy.log() + 10 * routing.similarity)
-    assert routing.threshold == 9.5
+    torch.testing.assert_close(routing.score, -2 * log_entropy(routing.entropy) + 10 * routing.similarity)
+    assert routing.threshold.tolist() == [9.5] * 4
     assert torch.equal(routing.familiar, routing.score >= 9.5)
     assert routing.familiar.tolist()[:2] == [True, True] and routing.familiar.dtype == torch.bool
+    assert not router.route(queries[:0], []).familiar.numel()
+
+
+def test_the_subject_counts_where_there_is_one(network: FamiliarityNetwork, edits: Tensor) -> None:
+    subjects = ["Ōsaka", None, "Rome", *[None] * (EDITS - 3)]
+    router = Router(network, edits, subjects, some_calibration("subject"))
+    routing = router.route(edits[[0, 0, 1, 2]], ["Is ŌSAKA large?", "Is Tokyo large?", "Is Rome large?", "Romeo?"])
+    assert routing.named.tolist() == [True, False, False, False]
+    assert routing.threshold.tolist() == [12.5, 12.5, 9.5, 12.5]
+    plain = -2 * log_entropy(routing.entropy) + 10 * routing.similarity
+    torch.testing.assert_close(routing.score - plain, torch.tensor([4.0, 0.0, 0.0, 0.0]))
+
+
+def test_entropy_has_a_logarithm() -> None:
+    assert log_entropy(torch.zeros(1)).isfinite().all()
+    torch.testing.assert_close(log_entropy(torch.tensor([math.e])), torch.ones(1))
 
 
 def test_the_threshold_itself_is_familiar(network: FamiliarityNetwork, edits: Tensor) -> None:
-    score = Router(network, edits, some_calibration()).route(edits[:1]).score.item()
+    nobody = [None] * EDITS
+    score = Router(network, edits, nobody, some_calibration()).route(edits[:1], ["a"]).score.item()
     for threshold, familiar in ((score, True), (score + 1e-3, False)):
-        router = Router(network, edits, some_calibration(threshold=threshold))
-        assert router.route(edits[:1]).familiar.tolist() == [familiar]
+        router = Router(network, edits, nobody, some_calibration(threshold=threshold))
+        assert router.route(edits[:1], ["a"]).familiar.tolist() == [familiar]
 
 
 @pytest.mark.parametrize("wrong", [{"rule": "nearest"}, {"classes": 1}, {"blocks": 0}, {"dropout": 1.0}])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -26,6 +26,7 @@ from megedit.errors import MegError
 from megedit.fit import FitSettings, calibration_texts, encode_answer, tokenize
 from megedit.pseudo import PseudoFact, PseudoKnowledge
 from megedit.template import Template
+from megedit.tensors import save_tensors
 from tiny import LLAMA_2, tiny_tokenizer
 
 fitting = importlib.import_module("megedit.fit")  # the package has a function of that name
@@ -41,7 +42,7 @@ def kill(*args: Any, **kwargs: Any) -> Any:
 
 def assert_same_tensors(first: Path, second: Path) -> None:
     """Both adapter folders hold the same tensors, bit for bit, and the same edits."""
-    for name in ("model.safetensors", "neurons.safetensors", "encoder/model.safetensors", "edits.jsonl"):
+    for name in ("model.safetensors", "neurons.safetensors", "encoder/weights.safetensors", "edits.jsonl"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
@@ -100,11 +101,11 @@ def test_stage_costs_are_recorded(fitted: Fitted) -> None:
     assert list(stages) == [
         "Loading the base model",
         "Tuning the text encoder",
-        "Running the frozen layers",
         "Collecting neurons",
         "Calibrating the router",
         "Training the router",
         "Training the generator",
+        "Checking generated neurons",
     ]
     assert all(cost["seconds"] >= 0 and cost["peak_memory_mb"] > 0 for cost in stages.values())
 
@@ -126,7 +127,7 @@ def failing(*failed: int) -> Callable[..., Collected]:
 
 def quick(fitted: Fitted) -> FitSettings:
     """Settings for a generator that is hardly trained."""
-    return replace(fitted.settings, generator=replace(fitted.settings.generator, steps=2))
+    return replace(fitted.settings, generator=replace(fitted.settings.generator, steps=2, passes=1))
 
 
 def test_a_failed_edit(
@@ -141,7 +142,7 @@ def test_a_failed_edit(
     assert "failed: edit-2, edit-5" in (tmp_path / "adapter" / "README.md").read_text()
     # the router's vectors are those of the active edits, in their order
     expected = adapter.encoder.encode([edit.prompt for edit in adapter.active_edits])
-    torch.testing.assert_close(adapter.router.edits, expected, atol=1e-3, rtol=0)  # kept in half precision
+    torch.testing.assert_close(adapter.router.edits, expected, atol=5e-3, rtol=0)  # kept in 8 bits
     loaded = load_adapter(tmp_path / "adapter")
     assert loaded.active_edits == adapter.active_edits and len(loaded.neurons) == len(fitted.edits)
 
@@ -216,13 +217,13 @@ def test_a_full_disk_in_a_stage(fitted: Fitted, adapter_folder: Path, monkeypatc
 def test_a_full_disk_at_the_end(fitted: Fitted, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
 
-    def fails_in_the_adapter(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        if path.name.startswith("neurons") and path.parent.name != ".adapter.fit":
+    def fails_in_the_adapter(tensors: dict[str, torch.Tensor], path: Path, **options: bool) -> None:
+        if path.name.startswith("neurons"):
             calls.append(path)
             full_disk()
-        save_file(tensors, path)
+        save_tensors(tensors, path, **options)
 
-    monkeypatch.setattr(megedit.adapter, "save_file", fails_in_the_adapter)
+    monkeypatch.setattr(megedit.adapter, "save_tensors", fails_in_the_adapter)
     with pytest.raises(MegError, match=r"could not be written .*No space left.*untouched"):
         fitted.fit(adapter_folder, overwrite=True, settings=quick(fitted))
     assert len(calls) == 1
@@ -304,12 +305,12 @@ def test_calibration_texts() -> None:
     )
     held_out = PseudoKnowledge(facts, ("It rains.",), tuple(f"Unrelated {i}?" for i in range(20, 40)))
     enrolled, familiar, unfamiliar = calibration_texts(held_out, seed=0)
-    names = {fact.subject for fact in facts if fact.prompt in enrolled}
+    names = {fact.subject for fact in enrolled}
     assert len(enrolled) == len(names) == 5
     assert len(familiar) == 10 and sum(text.startswith("It rains. ") for text in familiar) == 5
     bare = [text.removeprefix("It rains. ") for text in familiar]
     assert sorted(bare) == sorted(text for fact in facts if fact.subject in names for text in fact.rephrases)
-    others = {fact.prompt for fact in facts} - set(enrolled)
+    others = {fact.prompt for fact in facts} - {fact.prompt for fact in enrolled}
     assert others <= set(unfamiliar) and len(unfamiliar) == 10  # the others, and as many unrelated as are enrolled
     assert calibration_texts(held_out, seed=0) == (enrolled, familiar, unfamiliar)
     assert len(calibration_texts(held_out, seed=0, limit=2)[0]) == 2
@@ -320,9 +321,10 @@ def test_the_adapter_returned_is_the_one_written(fitted: Fitted, tmp_path: Path)
     loaded = load_adapter(tmp_path / "adapter")
     assert made.config.to_json() == loaded.config.to_json() and made.records == loaded.records
     assert torch.equal(made.router.edits, loaded.router.edits) and torch.equal(made.neurons, loaded.neurons)
-    vectors = made.encoder.encode(["Where was Ada Brook born?", "What else?"])
-    assert torch.equal(vectors, loaded.encoder.encode(["Where was Ada Brook born?", "What else?"]))
+    queries = ["Where was Ada Brook born?", "What else?"]
+    vectors = made.encoder.encode(queries)
+    assert torch.equal(vectors, loaded.encoder.encode(queries))
     assert torch.equal(made.generator.sample(vectors), loaded.generator.sample(vectors))
-    assert torch.equal(made.router.route(vectors).score, loaded.router.route(vectors).score)
+    assert torch.equal(made.router.route(vectors, queries).score, loaded.router.route(vectors, queries).score)
     stored = load_file(tmp_path / "adapter" / "model.safetensors")
-    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16, torch.int8}

@@ -21,6 +21,7 @@ TINY = GeneratorSettings(
     trunk_width=64,
     condition_noise=0.0,
     steps=1000,
+    passes=1,
     check_every=50,
     batch_size=32,
     lr=5e-3,
@@ -51,7 +52,7 @@ def random_generator(settings: GeneratorSettings = TINY, length: int = 21) -> We
     return generator.eval()
 
 
-def never(sampled: Tensor) -> float:
+def never(generator: WeightGenerator) -> float:
     return 0.0
 
 
@@ -163,13 +164,13 @@ def test_the_seed_draws_the_noise() -> None:
     assert not torch.equal(first.initial_noise, other.initial_noise)
 
 
-def close_to(weights: Tensor) -> Callable[[Tensor], float]:
+def close_to(weights: Tensor) -> Callable[[WeightGenerator], float]:
     """The share of edits whose sample is within a tenth of each block's spread."""
-    generator = WeightGenerator(weights.shape[1], CONDITION, TINY)
-    generator.fit_scales(weights, some_conditions(), HIDDEN, 0)
+    scales = WeightGenerator(weights.shape[1], CONDITION, TINY)
+    scales.fit_scales(weights, some_conditions(), HIDDEN, 0)
 
-    def share(sampled: Tensor) -> float:
-        errors = generator.standardise(sampled) - generator.standardise(weights)
+    def share(generator: WeightGenerator) -> float:
+        errors = scales.standardise(generator.sample(some_conditions())) - scales.standardise(weights)
         return (errors.square().mean(1).sqrt() < 0.1).float().mean().item()
 
     return share
@@ -192,7 +193,7 @@ def test_a_few_weights_are_learned(changes: dict[str, Any], length: int) -> None
     generator, record = train_generator(weights, conditions, HIDDEN, settings, 0, answered)
     assert record.answered[-2:] == (1.0, 1.0) and record.steps < settings.steps
     assert record.losses[-1] < 0.2 * record.losses[0]
-    assert answered(generator.sample(conditions)) == 1.0
+    assert answered(generator) == 1.0
     assert not generator.training and not any(p.requires_grad for p in generator.parameters())
 
 
@@ -202,8 +203,8 @@ def train(
     """Train with scripted results of the checks; also what was sampled at each check, and the progress."""
     results, sampled, done = iter(script), list[Tensor](), list[int]()
 
-    def answered(weights: Tensor) -> float:
-        sampled.append(weights)
+    def answered(generator: WeightGenerator) -> float:
+        sampled.append(generator.sample(some_conditions()))
         return next(results)
 
     generator, record = train_generator(
@@ -284,6 +285,11 @@ def test_the_presets() -> None:
     assert PRESETS["mlp"].denoiser == "mlp"
 
 
+@pytest.mark.parametrize(("edits", "steps"), [(1, 40), (1000, 40), (1001, 41), (10_000, 400)])
+def test_how_many_steps(edits: int, steps: int) -> None:
+    assert GeneratorSettings(steps=40, passes=10, batch_size=250).training_steps(edits) == steps
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -294,6 +300,8 @@ def test_the_presets() -> None:
         {"patch": 0},
         {"depth": 0},
         {"steps": 0},
+        {"passes": 0},
+        {"timestep_bias": 0.0},
         {"check_every": 0},
         {"batch_size": 0},
         {"sample_steps": 0},

@@ -1,10 +1,10 @@
 """The adapter: one folder of data that turns a base model into the edited one. Its format: docs/adapter-format.md.
 
     meg_config.json      base model, layer, template, settings, calibration, sha256 of every other file
-    model.safetensors    familiarity network, weight generator, vectors of the edits (half precision)
+    model.safetensors    familiarity network, weight generator, vectors of the edits (eight bits a number)
     neurons.safetensors  collected weights, from which the generator was trained; not needed to answer
     seen.safetensors     keys of the texts that encoder and router were tuned on, to refuse evaluating on them
-    encoder/             the tuned text encoder (transformers folder)
+    encoder/             the tuned text encoder (eight bits a number), its configuration and tokenizer
     edits.jsonl          every edit with its status
     README.md            model card
 
@@ -37,8 +37,9 @@ from megedit.errors import MegError
 from megedit.familiarity import Calibration, FamiliarityNetwork, FamiliaritySettings, Router
 from megedit.generator import GeneratorSettings, WeightGenerator
 from megedit.template import Template
+from megedit.tensors import load_tensors, save_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG = "meg_config.json"
 _NEEDED = (
     "model.safetensors",
@@ -46,7 +47,7 @@ _NEEDED = (
     "seen.safetensors",
     "edits.jsonl",
     "encoder/config.json",
-    "encoder/model.safetensors",
+    "encoder/weights.safetensors",
 )
 _HUB_FILES = (CONFIG, "*.safetensors", "edits.jsonl", "README.md", "encoder/*")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -156,7 +157,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, overwrite: bool = False) 
         tensors = {f"generator.{name}": tensor for name, tensor in adapter.generator.state_dict().items()}
         tensors |= {f"router.{name}": tensor for name, tensor in adapter.router.network.state_dict().items()}
         tensors["edits"] = adapter.router.edits
-        save_tensors(tensors, partial / "model.safetensors")
+        save_tensors(tensors, partial / "model.safetensors", packed=True)
         save_tensors({"weights": adapter.neurons}, partial / "neurons.safetensors")
         save_file({"keys": adapter.seen}, partial / "seen.safetensors")
         adapter.encoder.save(partial / "encoder")
@@ -191,7 +192,8 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
         raise MegError(f"The adapter {folder} is damaged ({error}); restore it from a copy or fit it again.") from error
     encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
     encoder.model.requires_grad_(False)
-    router = Router(network.to(device).eval().requires_grad_(False), edits.to(device), config.calibration)
+    subjects = [record.edit.subject or None for record in records if record.status == "active"]
+    router = Router(network.to(device).eval().requires_grad_(False), edits.to(device), subjects, config.calibration)
     return Adapter(config, encoder, router, generator.to(device).eval().requires_grad_(False), records, neurons, seen)
 
 
@@ -216,6 +218,11 @@ def read_config(folder: Path) -> AdapterConfig:
             raise MegError(
                 f"The adapter {folder} has format {version}, this version of MegEdit reads up to {FORMAT_VERSION}; "
                 "upgrade MegEdit."
+            )
+        if version < FORMAT_VERSION:
+            raise MegError(
+                f"The adapter {folder} has format {version}, which this version of MegEdit no longer reads; "
+                "fit it again."
             )
         if unlisted := [name for name in _NEEDED if name not in values["files"]]:
             raise ValueError(f"{unlisted[0]} is not listed")
@@ -273,21 +280,10 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
         raise MegError(f"{folder} already holds an adapter; choose another folder or allow overwriting it.")
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors in half precision, under a temporary name first."""
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    os.replace(partial, path)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read tensors as float32."""
-    return {name: tensor.float() for name, tensor in load_file(path).items()}
-
-
 def model_card(adapter: Adapter) -> str:
     """The README of an adapter folder."""
     config, records = adapter.config, adapter.records
+    decision = config.calibration.decision
     failed = [record.edit.id for record in records if record.status == "failed"]
     stages = "\n".join(
         f"| {stage} | {cost['seconds']:.0f} | {cost['peak_memory_mb']:.0f} |"
@@ -308,8 +304,8 @@ queries in `edits.jsonl` and to their rephrases; every other query gets the base
     model = MegModel.from_pretrained("this folder")
 
 - Edits: {len(records)} from {config.record.get("source", "Python")}; failed: {", ".join(failed) or "none"}.
-- Router: {config.calibration.rule}; on held-out pseudo-knowledge {config.calibration.true_positive_rate:.1%} of
-  rephrases are recognised at {config.calibration.false_positive_rate:.1%} of other queries.
+- Router: {config.calibration.rule}; on held-out pseudo-knowledge {decision.true_positive_rate:.1%} of
+  rephrases are recognised at {decision.false_positive_rate:.1%} of other queries.
 - Base model fingerprint: {config.base_fingerprint}.
 
 | stage | seconds | peak memory, MB |

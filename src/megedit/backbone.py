@@ -14,12 +14,13 @@ Supported: every model whose layer adds the MLP's output to the residual stream 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -127,16 +128,26 @@ class Backbone:
         above = None if cache is None else _frozen(cache, drop_up_to=self.layer)
         return Split(captured["mlp_input"], captured["layer_output"], inputs, above)
 
-    def suffix(self, split: Split, added: Tensor | None, last_positions: int) -> Tensor:
+    def suffix(
+        self, split: Split, added: Tensor | None, last_positions: int, vocabulary: Tensor | None = None
+    ) -> Tensor:
         """Run the other half with `added` (float32 (rows, positions, d)) added to the chosen layer's output.
 
         Returns the logits of the last `last_positions` positions: (rows, last_positions, vocabulary), in the
-        model's dtype. Differentiable with respect to `added`.
+        model's dtype; with `vocabulary` (int64 (tokens,)) those of these tokens only. Differentiable with respect
+        to `added`.
         """
         hidden = split.layer_output
         if added is not None:
             hidden = (hidden.float() + added).to(hidden.dtype)
-        with self._bypass_lower_layers(hidden):
+        lower = self.layers[: self.layer + 1]
+        head = [] if vocabulary is None else [self.model.get_output_embeddings()]
+
+        def some_logits(hidden_states: Tensor) -> Tensor:
+            bias = head[0].bias
+            return F.linear(hidden_states, head[0].weight[vocabulary], None if bias is None else bias[vocabulary])
+
+        with _forward_replaced(lower, lambda *args, **kwargs: hidden), _forward_replaced(head, some_logits):
             output = self.model(
                 **split.inputs,
                 past_key_values=split.cache,
@@ -159,24 +170,20 @@ class Backbone:
         finally:
             self.model.set_attn_implementation(implementation)
 
-    @contextmanager
-    def _bypass_lower_layers(self, hidden: Tensor) -> Iterator[None]:
-        """Within the context, layers up to the chosen one do nothing and the chosen one returns `hidden`."""
 
-        def bypass(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return hidden
-
-        bypassed = self.layers[: self.layer + 1]
-        own = [vars(module).get("forward") for module in bypassed]  # set where accelerate has placed the layer
-        for module in bypassed:
-            module.forward = bypass
-        try:
-            yield
-        finally:
-            for module, forward in zip(bypassed, own, strict=True):
-                del module.forward
-                if forward is not None:
-                    module.forward = forward
+@contextmanager
+def _forward_replaced(modules: Iterable[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Within the context, calling one of the modules runs `forward` instead."""
+    replaced = [(module, vars(module).get("forward")) for module in modules]  # set where accelerate has placed it
+    for module, _ in replaced:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, own in replaced:
+            del module.forward
+            if own is not None:
+                module.forward = own
 
 
 class _PrefixDone(Exception):

@@ -1,9 +1,13 @@
 """Knowledge-weight collection: for every edit, the neuron that makes the frozen model give its target.
 
-Source: MeG (arXiv 2512.14395), section 3.3. What differs from the paper's recipe is only how it is computed: many
-edits at a time, one (k, b, v) per row; everything below the neuron and, when the neuron acts from the last prompt
-token on, the keys and values of all earlier positions are computed once; a row leaves the batch as soon as every
-token of its answer leads all others by a margin.
+Source: MeG (arXiv 2512.14395), section 3.3. What differs from the paper's recipe:
+
+- Edits with the same target share a neuron where they can. It is optimised on a few of them together; an edit that it
+  does not serve is optimised alone, from there. Such a neuron says the target whatever was asked, so it is robust to
+  other wordings, and a generator has far fewer neurons to tell apart.
+- Many neurons are optimised at a time. Everything below the neuron and, when it acts from the last prompt token on, the
+  keys and values of all earlier positions are computed once. The loss is taken over the tokens that compete with an
+  answer and not over the whole vocabulary. A neuron is done as soon as every answer token leads by a margin.
 
     columns:      context (untouched)        |  last prompt token, answer tokens but the last
     computed:     once: keys and values      |  prefix once, suffix at every step
@@ -12,8 +16,8 @@ token of its answer leads all others by a margin.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -23,6 +27,9 @@ from megedit.backbone import Backbone, Split
 from megedit.neuron import NeuronWeights, neuron_output
 
 IGNORED = -100  # label of a position that holds no answer token
+SHORT_ANSWER = 8  # tokens; a batch of longer answers has fewer rows, so that its logits take no more memory
+REVIEW = 8  # steps between two looks at the whole vocabulary
+START_SAMPLE = 64  # edits whose mean is the neuron that all start from
 
 Span = Literal["answer", "all"]
 
@@ -32,11 +39,21 @@ class CollectionSettings:
     """How neurons are collected. Defaults: measured on SmolLM2-135M-Instruct (docs/benchmarks.md)."""
 
     span: Span = field(default="answer", metadata={"help": "act from the last prompt token on, or on all positions"})
-    margin: float = field(default=4.0, metadata={"help": "logits by which each answer token must lead to stop"})
+    margin: float = field(default=5.0, metadata={"help": "logits by which each answer token must lead to stop"})
+    shared: int = field(
+        default=4,
+        metadata={"help": "edits of one target on which its shared neuron is optimised; 0: nothing is shared"},
+    )
+    shared_margin: float = field(
+        default=2.0, metadata={"help": "lead in logits at which an edit takes its target's neuron as it is"}
+    )
     steps: int = field(default=40, metadata={"help": "optimisation steps at most"})
     key_lr: float = field(default=0.015, metadata={"help": "Adam learning rate of k and b"})
     value_lr: float = field(default=1.0, metadata={"help": "Adam learning rate of v"})
-    batch_size: int = field(default=128, metadata={"help": "edits optimised at a time"})
+    batch_size: int = field(default=256, metadata={"help": "edits optimised at a time; fewer when answers are long"})
+    rivals: int = field(
+        default=32, metadata={"help": "most likely tokens of a position that compete in the loss; 0: all tokens"}
+    )
     retries: int = field(default=2, metadata={"help": "further attempts, each with twice the steps"})
 
     def __post_init__(self) -> None:
@@ -45,8 +62,9 @@ class CollectionSettings:
         for name in ("steps", "batch_size", "key_lr", "value_lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.retries < 0:
-            raise ValueError(f"retries must be at least 0, not {self.retries}")
+        for name in ("retries", "rivals", "shared"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -143,22 +161,26 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
-def shared_start(backbone: Backbone, batches: Sequence[Prepared]) -> Tensor:
+def shared_start(backbone: Backbone, batch: Prepared) -> Tensor:
     """The neuron all edits start from: k along the mean MLP input at the last prompt token, k.h = 1; v = 0.
 
     Returns float32 (2d or 2d + 1,).
     """
-    inputs = [batch.split.mlp_input[:, -batch.labels.shape[1]].float() for batch in batches]
-    mean = torch.cat(inputs).mean(0)
+    mean = batch.split.mlp_input[:, -batch.labels.shape[1]].float().mean(0)
     start = torch.zeros(backbone.weight_size, device=mean.device)
     start[: backbone.hidden_size] = mean / mean.square().sum()
     return start
 
 
-def answer_logits(backbone: Backbone, batch: Prepared, weights: NeuronWeights | None) -> Tensor:
-    """Logits of the answer positions with these neurons: (rows, answer positions, vocabulary), model's dtype."""
+def answer_logits(
+    backbone: Backbone, batch: Prepared, weights: NeuronWeights | None, vocabulary: Tensor | None = None
+) -> Tensor:
+    """Logits of the answer positions with these neurons: (rows, answer positions, vocabulary), model's dtype.
+
+    vocabulary: int64 (tokens,), the tokens whose logits are wanted; all of them when not given.
+    """
     added = None if weights is None else neuron_output(batch.split.mlp_input, weights, backbone.activation)
-    return backbone.suffix(batch.split, added, batch.labels.shape[1])
+    return backbone.suffix(batch.split, added, batch.labels.shape[1], vocabulary)
 
 
 @torch.no_grad()
@@ -187,30 +209,78 @@ def loss_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     return gradient.to(logits.dtype)
 
 
-def collect_batch(
-    backbone: Backbone, batch: Prepared, start: Tensor, settings: CollectionSettings
-) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-    """Optimise one batch; yields (indices, weights, leads, step) for rows as they finish, all rows in the end.
+class _Rivals:
+    """The tokens over which the loss of a batch is taken: all answers, and what was ever close to the top.
 
-    weights: float32 (rows, 2d or 2d + 1); leads: float32 (rows,).
+    tokens: int64 (tokens,), sorted; None as long as nothing is known, or when the whole vocabulary is wanted.
     """
-    d = backbone.hidden_size
-    weights = start.repeat(len(batch), 1)
-    first, second = torch.zeros_like(weights), torch.zeros_like(weights)  # Adam moments, row by row
-    lr = torch.full_like(start, settings.key_lr)
+
+    def __init__(self, labels: Tensor, count: int) -> None:
+        self.tokens: Tensor | None = None
+        self._known, self._count = labels[labels != IGNORED].unique(), count
+
+    def add(self, logits: Tensor) -> None:
+        """Take in the most likely tokens of positions (rows, positions, whole vocabulary)."""
+        if self._count:
+            likely = logits.topk(min(self._count, logits.shape[-1])).indices
+            self._known = self.tokens = torch.cat([self._known, likely.flatten()]).unique()
+
+    def places(self, labels: Tensor) -> Tensor:
+        """Where the labels stand among the tokens, in the labels' shape."""
+        assert self.tokens is not None, "nothing was added yet"
+        return torch.where(labels == IGNORED, IGNORED, torch.searchsorted(self.tokens, labels.clamp(min=0)))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Neurons that are done: which (int64 (neurons,)), their weights and the smallest lead of each; at which step."""
+
+    neurons: Tensor
+    weights: Tensor  # float32 (neurons, 2d or 2d + 1)
+    leads: Tensor  # float32 (neurons,), over the whole vocabulary
+    step: int
+
+
+def optimise(
+    backbone: Backbone, batch: Prepared, neuron_of: Tensor, start: Tensor, settings: CollectionSettings
+) -> Iterator[Found]:
+    """Optimise neurons on a batch in which row i is answered with neuron `neuron_of[i]` (int64 (rows,)).
+
+    start: float32 (neurons, 2d or 2d + 1). Yields neurons as they are done, all of them in the end.
+    """
+    d, count = backbone.hidden_size, len(start)
+    weights, neurons, neuron_of = start, torch.arange(count, device=start.device), neuron_of.to(start.device)
+    first, second = torch.zeros_like(weights), torch.zeros_like(weights)  # Adam moments, neuron by neuron
+    lr = torch.full_like(start[0], settings.key_lr)
     lr[-d:] = settings.value_lr
+    rivals = _Rivals(batch.labels, settings.rivals)
+
+    def weakest(leads: Tensor) -> Tensor:
+        """The smallest lead among the rows of each neuron."""
+        return leads.new_full((len(weights),), math.inf).scatter_reduce(0, neuron_of, leads, "amin")
+
     for step in range(settings.steps + 1):
-        weights.requires_grad_(True)
         last = step == settings.steps
-        with torch.set_grad_enabled(not last):
-            logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(weights, d))
-        lead = answer_leads(logits.detach(), batch.labels)
-        done = (lead >= settings.margin) | last
+        weights.requires_grad_(not last)
+        vocabulary = rivals.tokens if step % REVIEW else None
+        labels = batch.labels if vocabulary is None else rivals.places(batch.labels)
+        logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(weights[neuron_of], d), vocabulary)
+        leads = answer_leads(logits.detach(), labels)
+        done = (weakest(leads) >= settings.margin) | last
+        if vocabulary is None:
+            rivals.add(logits.detach())
+        elif done.any():  # the lead must hold against the whole vocabulary
+            rows = done[neuron_of].nonzero()[:, 0]
+            with torch.no_grad():
+                whole = answer_logits(backbone, batch[rows], NeuronWeights.from_vectors(weights[neuron_of[rows]], d))
+            leads[rows] = answer_leads(whole, batch.labels[rows])
+            rivals.add(whole)
+            done = (weakest(leads) >= settings.margin) | last
         if done.any():
-            yield batch.indices[done.cpu()], weights[done].detach(), lead[done], step
+            yield Found(neurons[done], weights[done].detach(), weakest(leads)[done], step)
             if done.all():
                 return
-        (gradient,) = torch.autograd.grad(logits, weights, loss_gradient(logits.detach(), batch.labels))
+        (gradient,) = torch.autograd.grad(logits, weights, loss_gradient(logits.detach(), labels))
         weights = weights.detach()
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient.square()
@@ -218,61 +288,145 @@ def collect_batch(
         cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         weights = weights - cosine * lr * update
         if done.any():
-            keep = (~done).nonzero()[:, 0]
-            batch, weights, first, second = batch[keep], weights[keep], first[keep], second[keep]
+            rows, keep = (~done)[neuron_of].nonzero()[:, 0], (~done).nonzero()[:, 0]
+            batch, neuron_of = batch[rows], ((~done).cumsum(0) - 1)[neuron_of[rows]]
+            weights, first, second, neurons = weights[keep], first[keep], second[keep], neurons[keep]
+
+
+def batch_units(examples: Sequence[Example], units: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Units of examples (each one's answers are equally long) in batches of similar length; indices of the units.
+
+    A batch has at most `batch_size` rows, and fewer where answers are long, but one unit at least.
+    """
+
+    def length(unit: int) -> tuple[int, float]:
+        prompts = [len(examples[i].prompt) for i in units[unit]]
+        return len(examples[units[unit][0]].answer), sum(prompts) / len(prompts)
+
+    batches: list[list[int]] = []
+    rows = 0
+    for unit in sorted(range(len(units)), key=length):
+        rows += len(units[unit])
+        if not batches or rows > batch_size or rows * length(unit)[0] > SHORT_ANSWER * batch_size:
+            batches.append([])
+            rows = len(units[unit])
+        batches[-1].append(unit)
+    return batches
 
 
 def prepare_all(
+    backbone: Backbone, examples: Sequence[Example], settings: CollectionSettings, pad_id: int
+) -> Iterator[Prepared]:
+    """All examples in batches of similar length, one batch in memory at a time."""
+    for indices in batch_units(examples, [[i] for i in range(len(examples))], settings.batch_size):
+        yield prepare(backbone, examples, indices, settings.span, pad_id)
+
+
+Keep = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+
+
+def collect(
     backbone: Backbone,
     examples: Sequence[Example],
     settings: CollectionSettings,
     pad_id: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[Prepared]:
-    """All examples in batches of similar length; `progress` is called with the number of examples just prepared."""
-    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].answer), len(examples[i].prompt)))
-    batches = []
-    for first in range(0, len(order), settings.batch_size):
-        batches.append(prepare(backbone, examples, order[first : first + settings.batch_size], settings.span, pad_id))
-        progress(len(batches[-1]))
-    return batches
-
-
-def collect(
-    backbone: Backbone,
-    batches: Sequence[Prepared],
-    settings: CollectionSettings,
-    progress: Callable[[int], None] = lambda done: None,
+    keep: Keep = lambda name, compute: compute(),
 ) -> Collected:
-    """Collect a neuron for every example of `prepare_all`; one that fails is tried again with more steps.
+    """Collect a neuron for every example; one that fails is tried again, alone and with more steps.
 
     What still fails has a lead of 0 or less in the result. progress: called with the number of edits just finished.
+    keep: given the name of a batch and what computes its result, returns the result; it may have it from before.
     """
-    edits = sum(len(batch) for batch in batches)
-    weights = torch.zeros(edits, backbone.weight_size)
-    leads = torch.full((edits,), -math.inf)
-    steps = torch.zeros(edits, dtype=torch.long)
-    start = shared_start(backbone, batches)
+    spread = torch.linspace(0, len(examples) - 1, min(len(examples), START_SAMPLE)).long().tolist()
+    start = shared_start(backbone, prepare(backbone, examples, spread, settings.span, pad_id))
+    targets: dict[tuple[int, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        targets.setdefault(example.answer, []).append(index)
+    groups = [members[: settings.shared] for members in targets.values()] if settings.shared else []
+    of_target = {examples[members[0]].answer: start for members in groups}
+    for number, units in enumerate(batch_units(examples, groups, settings.batch_size)):
+        chosen = [groups[unit] for unit in units]
+
+        def share(chosen: list[list[int]] = chosen) -> dict[str, Tensor]:
+            return _shared(backbone, examples, chosen, start, settings, pad_id)
+
+        found = keep(f"shared-{number:05}", share)
+        for members, weights in zip(chosen, found["weights"].to(start.device), strict=True):
+            of_target[examples[members[0]].answer] = weights
+
+    result = Collected(
+        torch.zeros(len(examples), backbone.weight_size),
+        torch.zeros(len(examples)),
+        torch.zeros(len(examples), dtype=torch.long),
+    )
+    for number, indices in enumerate(batch_units(examples, [[i] for i in range(len(examples))], settings.batch_size)):
+
+        def finish(indices: list[int] = indices) -> dict[str, Tensor]:
+            own = torch.stack([of_target.get(examples[i].answer, start) for i in indices])
+            batch = prepare(backbone, examples, indices, settings.span, pad_id)
+            return asdict(_alone(backbone, batch, own, start, settings))
+
+        found = keep(f"neurons-{number:05}", finish)
+        result.weights[indices], result.leads[indices] = found["weights"], found["leads"]
+        result.steps[indices] = found["steps"].long()
+        progress(len(indices))
+    return result
+
+
+def _shared(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    groups: Sequence[Sequence[int]],
+    start: Tensor,
+    settings: CollectionSettings,
+    pad_id: int,
+) -> dict[str, Tensor]:
+    """One neuron for each group of examples, at the step at which it served all of them, or the last."""
+    indices = [index for group in groups for index in group]
+    neuron_of = torch.tensor([number for number, group in enumerate(groups) for _ in group])
+    batch = prepare(backbone, examples, indices, settings.span, pad_id)
+    weights = torch.zeros(len(groups), backbone.weight_size)
     with backbone.plain_attention():
-        for attempt in range(settings.retries + 1):
-            effort = replace(settings, steps=settings.steps * 2**attempt)
-            for batch in batches:
-                open_rows = (leads[batch.indices] <= 0).nonzero()[:, 0]
-                if not len(open_rows):
-                    continue
-                for indices, found, lead, step in collect_batch(backbone, batch[open_rows], start, effort):
-                    better = lead.cpu() > leads[indices]
-                    weights[indices[better]], leads[indices[better]] = found.cpu()[better], lead.cpu()[better]
-                    steps[indices] += step
-                    progress(len(indices) if attempt == 0 else 0)
+        for found in optimise(backbone, batch, neuron_of, start.repeat(len(groups), 1), settings):
+            weights[found.neurons.cpu()] = found.weights.cpu()
+    return {"weights": weights}
+
+
+def _alone(backbone: Backbone, batch: Prepared, own: Tensor, start: Tensor, settings: CollectionSettings) -> Collected:
+    """One neuron for each row, the row's own start where that serves it; rows that fail begin at `start` again."""
+    weights = own.cpu().clone()
+    neurons = NeuronWeights.from_vectors(own, backbone.hidden_size)
+    with torch.no_grad():
+        leads = answer_leads(answer_logits(backbone, batch, neurons), batch.labels).cpu()
+    steps = torch.zeros(len(batch), dtype=torch.long)
+    open_rows = (leads < settings.shared_margin).nonzero()[:, 0]
+    for attempt in range(settings.retries + 1):
+        if not len(open_rows):
+            break
+        effort = replace(settings, steps=settings.steps * 2**attempt)
+        begin = own[open_rows.to(own.device)] if attempt == 0 else start.repeat(len(open_rows), 1)
+        with backbone.plain_attention():
+            for found in optimise(backbone, batch[open_rows], torch.arange(len(open_rows)), begin, effort):
+                rows, lead = open_rows[found.neurons.cpu()], found.leads.cpu()
+                better = lead > leads[rows]
+                weights[rows[better]], leads[rows[better]] = found.weights.cpu()[better], lead[better]
+                steps[rows] += found.step
+        open_rows = (leads <= 0).nonzero()[:, 0]
     return Collected(weights, leads, steps)
 
 
 @torch.no_grad()
-def answer_leads_of(backbone: Backbone, batches: Sequence[Prepared], weights: Tensor) -> Tensor:
+def answer_leads_of(
+    backbone: Backbone,
+    batches: Iterable[Prepared],
+    weights: Tensor,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
     """Smallest answer lead of every edit with the given weights (edits, L): float32 (edits,), on the CPU."""
     leads = torch.zeros(len(weights))
     for batch in batches:
         neurons = NeuronWeights.from_vectors(weights[batch.indices], backbone.hidden_size)
         leads[batch.indices] = answer_leads(answer_logits(backbone, batch, neurons), batch.labels).cpu()
+        progress(len(batch))
     return leads

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -35,8 +38,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from megedit.errors import MegError
 from megedit.pseudo import PseudoFact, PseudoKnowledge
+from megedit.tensors import load_tensors, save_tensors
 
 RELATIONS_PER_BATCH = 2
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -65,18 +70,19 @@ class TextEncoder:
     """
 
     def __init__(self, folder: str | Path, pooling: str | None = None, device: str | torch.device = "cpu") -> None:
-        """Load a transformers or sentence-transformers folder; `pooling` is read from it when not given.
+        """Load what `save` wrote, or a transformers or sentence-transformers folder; `pooling` is read from the latter.
 
         Raises MegError when the folder cannot be loaded.
         """
         try:
             self.pooling = pooling or _pooling_of(Path(folder))
             options = {"local_files_only": True}
-            transformer = Transformer(
-                str(folder),
-                model_kwargs={**options, "use_safetensors": True, "dtype": torch.float32},
-                config_kwargs=options,
-            )
+            with _readable(Path(folder)) as readable:
+                transformer = Transformer(
+                    str(readable),
+                    model_kwargs={**options, "use_safetensors": True, "dtype": torch.float32},
+                    config_kwargs=options,
+                )
             modules = [transformer, Pooling(transformer.get_embedding_dimension(), self.pooling), Normalize()]
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise MegError(f"The text encoder in {folder} could not be loaded: {error}") from error
@@ -104,12 +110,12 @@ class TextEncoder:
         return vectors.float().cpu()
 
     def save(self, folder: str | Path) -> None:
-        """Write model (half-precision safetensors) and tokenizer as a transformers folder."""
+        """Write configuration, tokenizer and, in eight bits a number, the weights."""
         transformer = self.model[0]
         assert isinstance(transformer, Transformer)
-        transformer.auto_model.half().save_pretrained(str(folder))
-        transformer.auto_model.float()
+        transformer.auto_model.config.save_pretrained(str(folder))
         transformer.tokenizer.save_pretrained(str(folder))
+        save_tensors(transformer.auto_model.state_dict(), Path(folder) / WEIGHTS, packed=True)
 
     def tune(
         self, pseudo: PseudoKnowledge, settings: EncoderSettings, seed: int, progress: Callable[[int], None]
@@ -200,6 +206,19 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self._progress(1)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[Path]:
+    """The folder, or, if `TextEncoder.save` wrote it, a copy that transformers can read for as long as the context."""
+    if not (folder / WEIGHTS).is_file():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for path in folder.glob("*.json"):
+            shutil.copy(path, copy)
+        save_file(load_tensors(folder / WEIGHTS), Path(copy) / "model.safetensors", {"format": "pt"})
+        yield Path(copy)
 
 
 def _pooling_of(folder: Path) -> str:

@@ -2,14 +2,15 @@
 
 Source: MeG (arXiv 2512.14395), section 3.2. The familiarity network is a K-way classifier on the encoder's vectors,
 trained until it has memorised a random class for every edit; near an edit its output has low entropy, elsewhere high.
-The decision here may also look at the similarity to the nearest edit, and its threshold is calibrated on held-out
-pseudo-knowledge: rephrases of enrolled pseudo-facts against neighbouring and unrelated queries.
+The decision here may also look at the similarity to the nearest edit and at whether the query names that edit's
+subject. Its threshold is calibrated on held-out pseudo-knowledge: rephrases of enrolled pseudo-facts against
+neighbouring and unrelated queries.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +21,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor, nn
 
-Rule = Literal["entropy", "combined"]
+from megedit.edits import SubjectIndex
+from megedit.errors import MegError
+
+FEWEST = 2  # familiar and unfamiliar queries from which a rule can be calibrated
+Rule = Literal["entropy", "similarity", "combined", "subject"]
+RULES: dict[Rule, tuple[bool, bool, bool]] = {  # which features a rule looks at: log entropy, similarity, subject
+    "entropy": (True, False, False),
+    "similarity": (False, True, False),
+    "combined": (True, True, False),
+    "subject": (True, True, True),
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +48,17 @@ class FamiliaritySettings:
     false_positives: float = field(
         default=0.01, metadata={"help": "share of held-out unfamiliar queries that may be let through"}
     )
-    rule: Rule = field(default="combined", metadata={"help": "entropy alone, or entropy and nearest-edit similarity"})
+    rule: Rule = field(
+        default="subject",
+        metadata={
+            "help": "entropy; similarity to the nearest edit; combined: both; subject: both, and whether the query "
+            "names the subject of that edit, where the edit has one"
+        },
+    )
 
     def __post_init__(self) -> None:
-        if self.rule not in ("entropy", "combined"):
-            raise ValueError(f"rule must be 'entropy' or 'combined', not {self.rule!r}")
+        if self.rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, not {self.rule!r}")
         if self.classes < 2 or self.blocks < 1 or not 0 <= self.dropout < 1:
             raise ValueError("classes must be at least 2, blocks at least 1, dropout in [0, 1)")
         if not 0 <= self.false_positives < 1:
@@ -125,34 +142,47 @@ def training_steps(edits: int, settings: FamiliaritySettings) -> int:
 class Routing:
     """The router's answer for each query, tensors of shape (queries,).
 
-    familiar: bool. score: float32, the decision value, familiar at or above `threshold`. entropy: float32, nats.
-    nearest: int64, index of the most similar edit. similarity: float32, cosine to it.
+    familiar: bool. score: float32, the decision value, familiar at or above `threshold`, float32. entropy: float32,
+    nats. nearest: int64, index of the most similar edit. similarity: float32, cosine to it. named: bool, whether the
+    query names the subject of that edit.
     """
 
     familiar: Tensor
     score: Tensor
+    threshold: Tensor
     entropy: Tensor
     nearest: Tensor
     similarity: Tensor
+    named: Tensor
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A calibrated rule: familiar when weights . (log entropy, similarity, subject named) >= threshold.
+
+    The rates and the area under the ROC curve are those on the held-out queries.
+    """
+
+    weights: tuple[float, float, float]
     threshold: float
+    auc: float
+    true_positive_rate: float
+    false_positive_rate: float
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Decision:
+        return cls(**{**fields, "weights": tuple(fields["weights"])})
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The decision rule and the held-out curve its threshold was read from.
+    """Every rule that could be calibrated, which of them decides, and its held-out curve.
 
-    score = entropy_weight * log(entropy) + similarity_weight * similarity, familiar when score >= threshold.
     curve: points of the held-out ROC as (threshold, false positive rate, true positive rate).
-    rules: what each rule that was compared reaches on the held-out queries, at the threshold for `false_positives`.
     """
 
     rule: Rule
-    entropy_weight: float
-    similarity_weight: float
-    threshold: float
-    true_positive_rate: float
-    false_positive_rate: float
-    rules: dict[str, dict[str, float]]
+    rules: dict[Rule, Decision]
     curve: list[tuple[float, float, float]]
 
     def to_json(self) -> dict[str, Any]:
@@ -160,10 +190,18 @@ class Calibration:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Calibration:
-        return cls(**{**fields, "curve": [tuple(point) for point in fields["curve"]]})
+        rules = {name: Decision.from_json(decision) for name, decision in fields["rules"].items()}
+        return cls(fields["rule"], rules, [tuple(point) for point in fields["curve"]])
 
-    def score(self, entropy: Tensor, similarity: Tensor) -> Tensor:
-        return self.entropy_weight * log_entropy(entropy) + self.similarity_weight * similarity
+    @property
+    def decision(self) -> Decision:
+        """The rule that decides on edits with a subject."""
+        return self.rules[self.rule]
+
+    @property
+    def without_subject(self) -> Decision:
+        """The rule that decides on edits without one."""
+        return self.rules["combined"] if self.rule == "subject" else self.decision
 
 
 def log_entropy(entropy: Tensor) -> Tensor:
@@ -172,80 +210,104 @@ def log_entropy(entropy: Tensor) -> Tensor:
 
 
 class Router:
-    """Familiarity network, vectors of the edits (float32 (edits, size)) and calibrated decision rule."""
+    """Familiarity network, the edits (float32 vectors (edits, size), subjects) and the calibrated decision."""
 
-    def __init__(self, network: FamiliarityNetwork, edits: Tensor, calibration: Calibration) -> None:
+    def __init__(
+        self, network: FamiliarityNetwork, edits: Tensor, subjects: Sequence[str | None], calibration: Calibration
+    ) -> None:
         self.network, self.edits, self.calibration = network, edits, calibration
+        self._subjects = subjects
 
-    def route(self, vectors: Tensor) -> Routing:
-        """Decide for each query vector (float32 (queries, size), unit length)."""
+    @torch.no_grad()
+    def route(self, vectors: Tensor, queries: Sequence[str]) -> Routing:
+        """Decide for each query, given its vector (float32 (queries, size), unit length) and its text."""
         entropy = self.network.entropy(vectors)
         similarity, nearest = (vectors @ self.edits.T).max(1)
-        score = self.calibration.score(entropy, similarity)
-        threshold = self.calibration.threshold
-        return Routing(score >= threshold, score, entropy, nearest, similarity, threshold)
+        subjects = [self._subjects[i] for i in nearest.tolist()]
+        named = _named(queries, subjects).to(vectors.device)
+        known = torch.tensor([subject is not None for subject in subjects], dtype=torch.bool, device=vectors.device)
+        features = torch.stack([log_entropy(entropy), similarity, named.float()])  # (3, queries)
+        score, threshold = torch.zeros(2, len(vectors), device=vectors.device)
+        for rows, decision in ((known, self.calibration.decision), (~known, self.calibration.without_subject)):
+            weights = torch.tensor(decision.weights, device=vectors.device)
+            score[rows], threshold[rows] = (weights @ features)[rows], decision.threshold
+        return Routing(score >= threshold, score, threshold, entropy, nearest, similarity, named)
+
+
+def _named(queries: Sequence[str], subjects: Sequence[str | None]) -> Tensor:
+    """Whether each query names, in whole words, the subject beside it: bool (queries,)."""
+    pairs = zip(queries, subjects, strict=True)
+    named = [subject is not None and SubjectIndex([subject]).named_in(query) for query, subject in pairs]
+    return torch.tensor(named, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Held-out vectors: enrolled pseudo-queries, their rephrases, and queries that must not be routed."""
+    """Held-out queries, texts and vectors: pseudo-facts that play edits, their rephrases, and what must not pass."""
 
-    enrolled: Tensor
-    familiar: Tensor
+    enrolled: Tensor  # float32 (facts, size)
+    subjects: Sequence[str | None]  # of the enrolled
+    familiar: Tensor  # float32 (queries, size)
     unfamiliar: Tensor
+    queries: Sequence[str]  # the familiar, then the unfamiliar
 
 
 def calibrate(
     edits: Tensor,
+    subjects: Sequence[str | None],
     held_out: CalibrationSet,
     settings: FamiliaritySettings,
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Calibration:
-    """Choose the decision rule's weights and threshold on held-out pseudo-knowledge.
+    """Choose the weights and threshold of every rule on held-out pseudo-knowledge.
 
     The held-out queries are enrolled beside the edits in a network of the same kind, trained for this purpose only,
-    so that the threshold fits the density of this edit set.
+    so that the threshold fits the density of this edit set. The rule `subject` is calibrated where the nearest edit
+    has a subject; when that leaves too few queries, the rule `combined` takes its place.
     """
     enrolled = torch.cat([edits, held_out.enrolled])
     network = train_familiarity(enrolled, settings, seed, progress)
-    queries = torch.cat([held_out.familiar, held_out.unfamiliar])
-    truth = np.array([1] * len(held_out.familiar) + [0] * len(held_out.unfamiliar))
-    features = np.stack(
-        [log_entropy(network.entropy(queries)).cpu().numpy(), (queries @ enrolled.T).amax(1).cpu().numpy()],
-        axis=1,
-    )
-    fit = LogisticRegression(class_weight="balanced", C=100.0).fit(features, truth)
-    weights = {
-        "entropy": (-1.0, 0.0),
-        "similarity": (0.0, 1.0),
-        "combined": (fit.coef_[0][0], fit.coef_[0][1]),
-    }
-    scores = {rule: features @ np.array(pair) for rule, pair in weights.items()}
-    curves = {rule: roc_curve(truth, score) for rule, score in scores.items()}
+    vectors = torch.cat([held_out.familiar, held_out.unfamiliar])
+    similarity, nearest = (vectors @ enrolled.T).max(1)
+    all_subjects = [*subjects, *held_out.subjects]
+    nearest_subjects = [all_subjects[i] for i in nearest.tolist()]
+    named = _named(held_out.queries, nearest_subjects).numpy()
+    entropies = log_entropy(network.entropy(vectors)).cpu().numpy()
+    features = np.stack([entropies, similarity.cpu().numpy(), named], axis=1)  # (queries, 3)
+    truth = np.arange(len(vectors)) < len(held_out.familiar)
+    known = np.array([subject is not None for subject in nearest_subjects])
+    rules: dict[Rule, Decision] = {}
+    curves: dict[Rule, list[tuple[float, float, float]]] = {}
+    for rule, used in RULES.items():
+        rows = known if rule == "subject" else np.full(len(truth), True)
+        if min(truth[rows].sum(), (~truth[rows]).sum()) >= FEWEST:
+            rules[rule], curves[rule] = _decision(features[rows], truth[rows], np.array(used), settings.false_positives)
+    if "combined" not in rules:
+        raise MegError(f"Fewer than {FEWEST} held-out queries of a kind are too few to calibrate the router.")
+    chosen: Rule = settings.rule if settings.rule in rules else "combined"
+    return Calibration(chosen, rules, curves[chosen])
+
+
+def _decision(
+    features: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], used: np.ndarray[Any, Any], false_positives: float
+) -> tuple[Decision, list[tuple[float, float, float]]]:
+    """Weights by logistic regression on the features in use; the threshold from the ROC curve, which is returned."""
+    weights = np.zeros(len(used))
+    weights[used] = LogisticRegression(class_weight="balanced", C=100.0).fit(features[:, used], truth).coef_[0]
+    scores = features @ weights
+    false_positive, true_positive, thresholds = roc_curve(truth, scores)
     # among the thresholds that let through no more than allowed (but one at least), the highest that recognises most
-    allowed = {rule: max(2, int((curve[0] <= settings.false_positives).sum())) for rule, curve in curves.items()}
-    best = {rule: max(1, int(np.argmax(curve[1][: allowed[rule]]))) for rule, curve in curves.items()}
-    rules = {
-        rule: {
-            "auc": float(roc_auc_score(truth, scores[rule])),
-            "true_positive_rate": float(true_positive[best[rule]]),
-            "false_positive_rate": float(false_positive[best[rule]]),
-        }
-        for rule, (false_positive, true_positive, _) in curves.items()
-    }
-    chosen = settings.rule
-    false_positive, true_positive, thresholds = curves[chosen]
-    lowest_accepted = float(thresholds[best[chosen]])
-    refused = scores[chosen][scores[chosen] < lowest_accepted]
+    allowed = max(2, int((false_positive <= false_positives).sum()))
+    best = max(1, int(np.argmax(true_positive[:allowed])))
+    lowest_accepted = float(thresholds[best])
+    refused = scores[scores < lowest_accepted]
     points = np.unique(np.linspace(1, len(thresholds) - 1, min(200, len(thresholds) - 1)).round().astype(int))
-    return Calibration(
-        rule=chosen,
-        entropy_weight=float(weights[chosen][0]),
-        similarity_weight=float(weights[chosen][1]),
+    decision = Decision(
+        weights=(float(weights[0]), float(weights[1]), float(weights[2])),
         threshold=(lowest_accepted + float(refused.max())) / 2 if len(refused) else lowest_accepted,
-        true_positive_rate=rules[chosen]["true_positive_rate"],
-        false_positive_rate=rules[chosen]["false_positive_rate"],
-        rules=rules,
-        curve=[(float(thresholds[i]), float(false_positive[i]), float(true_positive[i])) for i in points],
+        auc=float(roc_auc_score(truth, scores)),
+        true_positive_rate=float(true_positive[best]),
+        false_positive_rate=float(false_positive[best]),
     )
+    return decision, [(float(thresholds[i]), float(false_positive[i]), float(true_positive[i])) for i in points]

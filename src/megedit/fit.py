@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as _version
@@ -27,9 +27,7 @@ from megedit.adapter import (
     AdapterConfig,
     EditRecord,
     check_replaceable,
-    load_tensors,
     save_adapter,
-    save_tensors,
 )
 from megedit.backbone import Backbone, find_decoder_layers
 from megedit.base import fingerprint, load_base, resolve_folder
@@ -55,11 +53,13 @@ from megedit.familiarity import (
 )
 from megedit.generator import GeneratorSettings, WeightGenerator, train_generator
 from megedit.progress import Stages
-from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge, text_key
+from megedit.pseudo import PseudoFact, PseudoKnowledge, load_pseudo_knowledge, text_key
 from megedit.template import Template
+from megedit.tensors import load_tensors, save_tensors
 
 logger = logging.getLogger("megedit")
 
+CHECKED = 512  # edits on which the generator is checked while it is trained; all of them afterwards
 ANSWERED_LEAD = 1.0  # logits; a generated neuron counts when its answer leads by this, well above bfloat16 noise
 
 
@@ -106,7 +106,7 @@ def fit(
     layer = settings.layer if settings.layer is not None else round(len(find_decoder_layers(model)) * 2 / 3)
     backbone = Backbone(model, layer)
     template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
-    examples = [tokenize(tokenizer, template, edit) for edit in edits]
+    examples, pad_id = [tokenize(tokenizer, template, edit) for edit in edits], tokenizer.pad_token_id
     pseudo = (pseudo or load_pseudo_knowledge()).without(edits)
     training, held_out = pseudo.split(settings.held_out, settings.seed)
     base_id = fingerprint(model)
@@ -131,13 +131,9 @@ def fit(
     encoder = TextEncoder(encoder_folder, (encoder_folder / "pooling").read_text(), device)
     encoder.model.requires_grad_(False)
 
-    with stages.stage("Running the frozen layers", len(edits)) as advance:
-        batches = prepare_all(backbone, examples, settings.collection, tokenizer.pad_token_id, advance)
-
     def collect_neurons() -> dict[str, Tensor]:
         with stages.stage("Collecting neurons", len(edits)) as advance:
-            collected = collect(backbone, batches, settings.collection, advance)
-        return {"weights": collected.weights, "leads": collected.leads, "steps": collected.steps}
+            return asdict(collect(backbone, examples, settings.collection, pad_id, advance, work.tensors))
 
     neurons = work.tensors("neurons", collect_neurons)
     active = (neurons["leads"] > 0).nonzero()[:, 0]
@@ -150,19 +146,31 @@ def fit(
     if len(active) == 0:
         raise MegError("None of the edits could be made; look at the log, or choose another layer.")
 
-    vectors = encoder.encode([edit.prompt for edit in edits])[active].half().float().to(device)
-    router = _fit_router(work, stages, encoder, vectors, held_out, settings)
+    def encode_edits() -> dict[str, Tensor]:
+        return {"edits": encoder.encode([edits[i].prompt for i in active])}
 
-    def answered(sampled: Tensor) -> Tensor:
-        weights = sampled.new_zeros(len(edits), backbone.weight_size)
-        weights[active] = sampled
-        return answer_leads_of(backbone, batches, weights)[active] >= ANSWERED_LEAD
+    vectors = work.tensors("vectors", encode_edits, packed=True)["edits"].to(device)
+    subjects = [edits[i].subject or None for i in active]
+    router = _fit_router(work, stages, encoder, vectors, subjects, held_out, settings)
+
+    chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(settings.seed))[:CHECKED].to(device)
+    checked = list(prepare_all(backbone, [examples[i] for i in active[chosen.cpu()]], settings.collection, pad_id))
+
+    def answered(generator: WeightGenerator) -> float:
+        leads = answer_leads_of(backbone, checked, generator.sample(vectors[chosen]))
+        return float((leads >= ANSWERED_LEAD).float().mean())
 
     generator, training_record = _fit_generator(
         work, stages, backbone, neurons["weights"][active].to(device), vectors, settings, answered
     )
+
+    def check_neurons() -> dict[str, Tensor]:
+        with stages.stage("Checking generated neurons", len(active)) as advance:
+            batches = prepare_all(backbone, [examples[i] for i in active], settings.collection, pad_id)
+            return {"leads": answer_leads_of(backbone, batches, generator.sample(vectors), advance)}
+
     generated = torch.zeros(len(edits), dtype=torch.bool)
-    generated[active] = answered(generator.sample(vectors))
+    generated[active] = work.tensors("generated", check_neurons)["leads"] >= ANSWERED_LEAD
     for i in active[~generated[active]].tolist():
         logger.warning("Edit %s: the generated neuron does not give %r with certainty.", edits[i].id, edits[i].target)
 
@@ -229,8 +237,10 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) 
     return prompt_ids, tokenizer(answer, add_special_tokens=False).input_ids
 
 
-def calibration_texts(held_out: PseudoKnowledge, seed: int, limit: int = 400) -> tuple[list[str], list[str], list[str]]:
-    """(enrolled, familiar, unfamiliar) queries: half of the held-out facts play edits.
+def calibration_texts(
+    held_out: PseudoKnowledge, seed: int, limit: int = 400
+) -> tuple[list[PseudoFact], list[str], list[str]]:
+    """(enrolled facts, familiar queries, unfamiliar queries): half of the held-out facts play edits.
 
     Familiar: their rephrases, every second one behind a noise sentence. Unfamiliar: the queries of the other half
     (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions.
@@ -250,7 +260,7 @@ def calibration_texts(held_out: PseudoKnowledge, seed: int, limit: int = 400) ->
     unfamiliar += [chance.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
     unfamiliar = [text for text in unfamiliar if not subjects.named_in(text)]
     unfamiliar += chance.sample(held_out.unrelated, min(len(held_out.unrelated), half))
-    return [fact.prompt for fact in enrolled], familiar, unfamiliar
+    return enrolled, familiar, unfamiliar
 
 
 def _fit_router(
@@ -258,6 +268,7 @@ def _fit_router(
     stages: Stages,
     encoder: TextEncoder,
     vectors: Tensor,
+    subjects: Sequence[str | None],
     held_out: PseudoKnowledge,
     settings: FitSettings,
 ) -> Router:
@@ -269,10 +280,16 @@ def _fit_router(
         )
 
     def compute() -> Calibration:
-        texts = CalibrationSet(*(encoder.encode(t).to(vectors.device) for t in (enrolled, familiar, unfamiliar)))
+        texts = CalibrationSet(
+            encoder.encode([fact.prompt for fact in enrolled]).to(vectors.device),
+            [fact.subject or None for fact in enrolled],
+            encoder.encode(familiar).to(vectors.device),
+            encoder.encode(unfamiliar).to(vectors.device),
+            [*familiar, *unfamiliar],
+        )
         total = training_steps(len(vectors) + len(enrolled), settings.familiarity)
         with stages.stage("Calibrating the router", total) as advance:
-            return calibrate(vectors, texts, settings.familiarity, settings.seed, advance)
+            return calibrate(vectors, subjects, texts, settings.familiarity, settings.seed, advance)
 
     def train() -> dict[str, Tensor]:
         with stages.stage("Training the router", training_steps(len(vectors), settings.familiarity)) as advance:
@@ -281,8 +298,8 @@ def _fit_router(
 
     calibration = Calibration.from_json(work.json("calibration", lambda: compute().to_json()))
     network = FamiliarityNetwork(encoder.size, settings.familiarity).to(vectors.device)
-    network.load_state_dict(work.tensors("router", train))
-    return Router(network.eval().requires_grad_(False), vectors, calibration)
+    network.load_state_dict(work.tensors("router", train, packed=True))
+    return Router(network.eval().requires_grad_(False), vectors, subjects, calibration)
 
 
 def _fit_generator(
@@ -292,26 +309,27 @@ def _fit_generator(
     weights: Tensor,
     vectors: Tensor,
     settings: FitSettings,
-    answered: Callable[[Tensor], Tensor],
+    answered: Callable[[WeightGenerator], float],
 ) -> tuple[WeightGenerator, dict[str, Any]]:
     record: dict[str, Any] = {}
 
     def train() -> dict[str, Tensor]:
-        with stages.stage("Training the generator", settings.generator.steps) as advance:
+        steps = settings.generator.training_steps(len(weights))
+        with stages.stage("Training the generator", steps) as advance:
             generator, history = train_generator(
                 weights,
                 vectors,
                 backbone.hidden_size,
                 settings.generator,
                 settings.seed,
-                lambda sampled: float(answered(sampled).float().mean()),
+                answered,
                 advance,
             )
         record.update(work.json("generator_training", lambda: asdict(history)))
         return generator.state_dict()
 
     generator = WeightGenerator(backbone.weight_size, vectors.shape[1], settings.generator).to(vectors.device)
-    generator.load_state_dict(work.tensors("generator", train))
+    generator.load_state_dict(work.tensors("generator", train, packed=True))
     return generator.eval().requires_grad_(False), record or work.json("generator_training", dict)
 
 
@@ -329,13 +347,13 @@ class _Workspace:
             self.folder.mkdir(parents=True)
             path.write_text(key)
 
-    def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]], packed: bool = False) -> dict[str, Tensor]:
         """A stage's tensors, read where it is done, else computed and written; always as they are stored."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             tensors = compute()
             with self._clear_errors():
-                save_tensors(tensors, path)
+                save_tensors(tensors, path, packed=packed)
         return load_tensors(path)
 
     def json(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

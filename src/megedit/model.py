@@ -6,6 +6,7 @@ familiar: sample the neuron's weights and generate with them. One batch may mix 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from megedit.errors import MegError
 from megedit.neuron import DynamicNeuron, NeuronWeights
 from megedit.template import Template
 
+REMEMBERED = 4096  # queries
 # the most likely token each time, whatever a base model's own generation settings say
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
@@ -34,7 +36,8 @@ class Route:
     """What the router says of one query.
 
     familiar: an edit is used. score: the decision value, familiar at or above `threshold`. entropy: nats, of the
-    familiarity network's output. nearest: the most similar edit, and similarity: the cosine to it.
+    familiarity network's output. nearest: the most similar edit, and similarity: the cosine to it. named: whether the
+    query names the subject of that edit.
     """
 
     query: str
@@ -44,6 +47,7 @@ class Route:
     entropy: float
     nearest: Edit
     similarity: float
+    named: bool
 
 
 class MegModel:
@@ -60,6 +64,7 @@ class MegModel:
         self.backbone = Backbone(base, adapter.config.layer)
         self._neuron = DynamicNeuron(self.backbone.mlp, self.backbone.activation)
         self._enabled = True
+        self._remembered: OrderedDict[str, Tensor | None] = OrderedDict()  # weights by query, None: not familiar
 
     @classmethod
     def from_pretrained(
@@ -100,31 +105,53 @@ class MegModel:
         """The router's answer for one bare query (`Route`) or several (list of `Route`)."""
         if isinstance(queries, str):
             return self.route([queries])[0]
-        routing, edits = self.adapter.router.route(self._encode(queries)), self.edits
+        routing, edits = self.adapter.router.route(self._encode(queries), queries), self.edits
         return [
             Route(
                 query=query,
                 familiar=bool(routing.familiar[i]),
                 score=float(routing.score[i]),
-                threshold=routing.threshold,
+                threshold=float(routing.threshold[i]),
                 entropy=float(routing.entropy[i]),
                 nearest=edits[int(routing.nearest[i])],
                 similarity=float(routing.similarity[i]),
+                named=bool(routing.named[i]),
             )
             for i, query in enumerate(queries)
         ]
 
-    @torch.no_grad()
     def neurons(self, queries: Sequence[str]) -> tuple[Tensor, NeuronWeights]:
-        """The familiar rows among the queries (int64 (n,)) and a generated neuron for each of them."""
-        vectors = self._encode(queries)
-        rows = self.adapter.router.route(vectors).familiar.nonzero()[:, 0]
-        weights = (
-            self.adapter.generator.sample(vectors[rows])
-            if len(rows)
-            else vectors.new_zeros(0, self.backbone.weight_size)
+        """The familiar rows among the queries (int64 (n,)) and a generated neuron for each of them.
+
+        What was found for a query is remembered, for the `REMEMBERED` queries asked last.
+        """
+        new = [query for query in dict.fromkeys(queries) if query not in self._remembered]
+        found = {query: self._remembered[query] for query in queries if query in self._remembered}
+        found |= zip(new, self._generated(new), strict=True)
+        for query in queries:
+            self._remembered[query] = found[query]
+            self._remembered.move_to_end(query)
+        while len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
+        rows = [row for row, query in enumerate(queries) if found[query] is not None]
+        weights = [weight for query in queries if (weight := found[query]) is not None]
+        stacked = torch.stack(weights) if weights else torch.zeros(0, self.backbone.weight_size)
+        return (
+            torch.tensor(rows, dtype=torch.long, device=self.backbone.device),
+            NeuronWeights.from_vectors(stacked.to(self.backbone.device), self.backbone.hidden_size),
         )
-        return rows, NeuronWeights.from_vectors(weights, self.backbone.hidden_size)
+
+    @torch.no_grad()
+    def _generated(self, queries: Sequence[str]) -> list[Tensor | None]:
+        """A weight vector for each query, float32 (L,), or None where it is not familiar."""
+        if not queries:
+            return []
+        vectors = self._encode(queries)
+        rows = self.adapter.router.route(vectors, queries).familiar.nonzero()[:, 0]
+        generated: list[Tensor | None] = [None] * len(queries)
+        for row, weights in zip(rows.tolist(), self.adapter.generator.sample(vectors[rows]), strict=True):
+            generated[row] = weights
+        return generated
 
     @contextmanager
     def disable_edits(self) -> Iterator[None]:

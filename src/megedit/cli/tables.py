@@ -92,7 +92,7 @@ def print_adapter(name: str, out: Console, with_edits: bool) -> None:
     """What an adapter holds, without loading the models."""
     folder = find_adapter(name)
     config, records = read_config(folder), load_records(folder)
-    calibration = config.calibration
+    calibration, decision = config.calibration, config.calibration.decision
     failed = [record.edit.id for record in records if record.status == "failed"]
     uncertain = [record.edit.id for record in records if record.status == "active" and not record.generated]
     rows = {
@@ -104,8 +104,8 @@ def print_adapter(name: str, out: Console, with_edits: bool) -> None:
         "edits": f"{len(records)} from {config.record.get('source', 'Python')}",
         "failed": ", ".join(failed) or "none",
         "generated neuron uncertain": ", ".join(uncertain) or "none",
-        "router": f"{calibration.rule}: {calibration.true_positive_rate:.1%} of held-out rephrases recognised, "
-        f"{calibration.false_positive_rate:.1%} of other queries let through",
+        "router": f"{calibration.rule}: {decision.true_positive_rate:.1%} of held-out rephrases recognised, "
+        f"{decision.false_positive_rate:.1%} of other queries let through",
         "generator": f"{config.generator.denoiser}, {config.generator.sample_steps} sampling steps",
         "size": f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.0f} MB",
         "made with": ", ".join(f"{name} {number}" for name, number in config.record.get("versions", {}).items()),

@@ -299,6 +299,8 @@ def _route_to_json(route: Route) -> dict[str, Any]:
         "score": route.score,
         "entropy": route.entropy,
         "nearest": route.nearest.id,
+        "threshold": route.threshold,
+        "named": route.named,
         "similarity": route.similarity,
     }
 

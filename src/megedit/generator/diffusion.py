@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from megedit.generator.denoiser import build_denoiser
 from megedit.generator.settings import GeneratorSettings
 
+SAMPLED_AT_ONCE = 1024  # queries; bounds the memory of sampling
+
 
 class WeightGenerator(nn.Module):
     """p(w | z): query vectors (queries, C) in, weight vectors (queries, L) out."""
@@ -66,8 +68,9 @@ class WeightGenerator(nn.Module):
         condition = self._condition(vectors)
         condition = condition + self.settings.condition_noise * _randn_like(condition, generator)
         noise = _randn_like(clean, generator)
-        steps = self.settings.train_timesteps
-        timesteps = torch.randint(steps, (len(clean),), generator=generator).to(clean.device)
+        towards_noise = 1 - torch.rand(len(clean), generator=generator) ** self.settings.timestep_bias
+        timesteps = (self.settings.train_timesteps * towards_noise).long().clamp(max=self.settings.train_timesteps - 1)
+        timesteps = timesteps.to(clean.device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         predicted = self.denoiser(noisy, timesteps, condition)
         if self.settings.prediction == "v_prediction":
@@ -77,6 +80,10 @@ class WeightGenerator(nn.Module):
     @torch.no_grad()
     def sample(self, vectors: Tensor) -> Tensor:
         """Weight vectors for query vectors: float32 (queries, C) -> float32 (queries, L), deterministic."""
+        parts = [self._sample(part) for part in vectors.split(SAMPLED_AT_ONCE)]
+        return torch.cat(parts) if parts else vectors.new_zeros(0, len(self.mean))
+
+    def _sample(self, vectors: Tensor) -> Tensor:
         condition = self._condition(vectors)
         weights = self.initial_noise.expand(len(vectors), -1)
         self.scheduler.set_timesteps(self.settings.sample_steps)

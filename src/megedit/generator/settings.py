@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,20 +17,24 @@ class GeneratorSettings:
         metadata={"help": "what the denoiser predicts: the clean weights (x0) or the velocity v"},
     )
     trunk: bool = field(default=True, metadata={"help": "add an MLP of the condition to every token, beside adaLN"})
-    patch: int = field(default=192, metadata={"help": "numbers of the weight vector that make one token"})
-    width: int = field(default=256, metadata={"help": "width of a token"})
-    depth: int = field(default=4, metadata={"help": "DiT blocks"})
-    heads: int = field(default=4, metadata={"help": "attention heads"})
+    patch: int = field(default=576, metadata={"help": "numbers of the weight vector that make one token"})
+    width: int = field(default=512, metadata={"help": "width of a token"})
+    depth: int = field(default=2, metadata={"help": "DiT blocks"})
+    heads: int = field(default=8, metadata={"help": "attention heads"})
     trunk_width: int = field(default=1024, metadata={"help": "hidden width of the condition's MLP"})
     train_timesteps: int = field(default=1000, metadata={"help": "diffusion steps in training"})
     sample_steps: int = field(default=5, metadata={"help": "DDIM steps"})
     condition_noise: float = field(
         default=0.4, metadata={"help": "Gaussian noise on the unit-variance condition in training"}
     )
-    steps: int = field(default=2000, metadata={"help": "training steps at most"})
-    check_every: int = field(default=100, metadata={"help": "steps between checks of the stop rule"})
-    batch_size: int = field(default=128, metadata={"help": "edits a step"})
-    lr: float = field(default=1e-3, metadata={"help": "AdamW learning rate"})
+    timestep_bias: float = field(
+        default=3.0, metadata={"help": "timesteps in training are 1 - u^bias of the way to pure noise; 1: evenly"}
+    )
+    steps: int = field(default=2000, metadata={"help": "training steps at most, where `passes` are fewer"})
+    passes: int = field(default=100, metadata={"help": "passes over the edits at most, where `steps` are fewer"})
+    check_every: int = field(default=200, metadata={"help": "steps between checks of the stop rule"})
+    batch_size: int = field(default=256, metadata={"help": "edits a step"})
+    lr: float = field(default=2e-3, metadata={"help": "AdamW learning rate"})
     ema: float = field(default=0.99, metadata={"help": "decay of the weight average that ships"})
 
     def __post_init__(self) -> None:
@@ -39,11 +44,17 @@ class GeneratorSettings:
             raise ValueError(f"prediction must be 'sample' or 'v_prediction', not {self.prediction!r}")
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        for name in ("patch", "width", "depth", "sample_steps", "steps", "check_every", "batch_size"):
+        for name in ("patch", "width", "depth", "sample_steps", "steps", "passes", "check_every", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.timestep_bias <= 0:
+            raise ValueError(f"timestep_bias must be above 0, not {self.timestep_bias}")
         if not 1 <= self.sample_steps <= self.train_timesteps:
             raise ValueError("sample_steps must be between 1 and train_timesteps")
+
+    def training_steps(self, edits: int) -> int:
+        """How many steps training takes at most for this many edits."""
+        return max(self.steps, math.ceil(self.passes * edits / self.batch_size))
 
 
 PRESETS = {
@@ -57,6 +68,7 @@ PRESETS = {
         heads=12,
         sample_steps=50,
         condition_noise=0.0,
+        timestep_bias=1.0,
         steps=400_000,
         check_every=5000,
         batch_size=256,

@@ -30,13 +30,13 @@ def train_generator(
     hidden_size: int,
     settings: GeneratorSettings,
     seed: int,
-    answered: Callable[[Tensor], float],
+    answered: Callable[[WeightGenerator], float],
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[WeightGenerator, TrainingRecord]:
     """Learn weights (float32 (edits, L)) from query vectors (float32 (edits, C)).
 
-    answered: given sampled weights for all edits (edits, L), the share of edits whose neuron gives the edit's answer.
-    Training stops at two checks in a row at 1.0, or at `settings.steps`; the sampler checked is the one that ships.
+    answered: the share of edits whose neuron, sampled from the given generator, gives the edit's answer. Training
+    stops at two checks in a row at 1.0, or at `settings.training_steps`; the sampler checked is the one that ships.
     Returns the averaged generator (evaluation mode, best check) and the record.
     """
     chance = torch.Generator().manual_seed(seed)
@@ -46,12 +46,13 @@ def train_generator(
         generator.fit_scales(weights, vectors, hidden_size, seed)
         average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, eta_min=settings.lr / 20)
+        total = settings.training_steps(len(weights))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total, eta_min=settings.lr / 20)
         losses: list[float] = []
         shares: list[float] = []
         best: WeightGenerator | None = None
         running, order = 0.0, torch.randperm(len(weights), generator=chance)
-        for step in range(1, settings.steps + 1):
+        for step in range(1, total + 1):
             # Whole passes over the edits, each in a new order; a small edit set is repeated to fill a batch.
             while len(order) < settings.batch_size:
                 order = torch.cat([order, torch.randperm(len(weights), generator=chance)])
@@ -66,11 +67,11 @@ def train_generator(
             average.update_parameters(generator)
             running += loss.item()
             progress(1)
-            if step % settings.check_every == 0 or step == settings.steps:
+            if step % settings.check_every == 0 or step == total:
                 losses.append(running / (step - settings.check_every * (len(losses))))
                 running = 0.0
                 shipped = cast(WeightGenerator, average.module)
-                share = answered(shipped.eval().sample(vectors))
+                share = answered(shipped.eval())
                 if best is None or share >= max(shares):
                     best = copy.deepcopy(shipped)
                 shares.append(share)

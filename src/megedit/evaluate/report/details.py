@@ -36,7 +36,8 @@ def router(result: Result) -> dict[str, Any] | None:
         curves.append(("These questions", curve))
         rows.append(["These questions", f"{area:.4f}", *map(_percent, reversed(curve.chosen or ()))])
     if calibration:
-        chosen = (calibration["false_positive_rate"], calibration["true_positive_rate"])
+        decision = calibration["rules"][calibration["rule"]]
+        chosen = (decision["false_positive_rate"], decision["true_positive_rate"])
         points = [(0.0, 0.0), *((point[1], point[2]) for point in calibration["curve"]), (1.0, 1.0)]
         curves.append(("Held-out questions of the calibration", Curve(points, chosen)))
         rows += [_rule_row(name, rule, calibration["rule"]) for name, rule in calibration["rules"].items()]
@@ -48,7 +49,7 @@ def router(result: Result) -> dict[str, Any] | None:
         "rates": Table(["", "AUC", "Recognised", "Let through"], rows) if rows else None,
         "asks": len(asks),
         "asks_not": len(asks_not),
-        "threshold": calibration and f"{calibration['threshold']:.3f}",
+        "threshold": calibration and f"{calibration['rules'][calibration['rule']]['threshold']:.3f}",
         "curves": [name for name, _ in curves],
         "roc": roc_chart([curve for _, curve in curves], "ROC curve of the router") if curves else None,
         "histogram": histogram(entropies, label, "Histogram of entropy") if routed else None,
@@ -60,7 +61,7 @@ def _evaluated_curve(asks: Sequence[Mapping[str, Any]], asks_not: Sequence[Mappi
     from sklearn.metrics import roc_auc_score, roc_curve
 
     truth = [1] * len(asks) + [0] * len(asks_not)
-    scores = [route["score"] for route in (*asks, *asks_not)]
+    scores = [route["score"] - route["threshold"] for route in (*asks, *asks_not)]
     false_positive, true_positive, _ = roc_curve(truth, scores)
     chosen = (fmean(route["familiar"] for route in asks_not), fmean(route["familiar"] for route in asks))
     points = list(zip(false_positive.tolist(), true_positive.tolist(), strict=True))

@@ -1,0 +1,208 @@
+"""Many edits in one batch: quality and cost of the whole chain.
+
+    python benchmarks/edits.py --data DIR --set counterfact --edits 10000 --asked 2500
+
+The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.jsonl, nq_locality.jsonl):
+
+    counterfact      rephrases with and without a noise sentence; neighbours: same relation, other subject
+    zsre_style       neighbours: Natural Questions, and questions of the same form about subjects that are not edited
+    zsre             the records of zsre.jsonl with their human rephrases, filled up with zsre_style; same neighbours
+    counterfact-raw  counterfact without template, by the protocol `cloze`; what its rule says of free answers stands
+                     under the names of AG
+
+The first records are edited (second targets of a (subject, relation) pair dropped). Encoder and router see only the
+shipped pseudo-knowledge, which comes from the end of the files, with whatever belongs to an edited subject taken out;
+--pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind). With --asked, a random
+sample of that many edits is asked. Writes results/edit_EDITS_SET.json and, with --verdicts FILE, every question and
+answer. An interrupted run goes on when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import BASE, write_result
+from megedit import FitSettings, MegModel, fit, read_edits
+from megedit.adapter import is_adapter
+from megedit.edits import Edit, EditSet, SubjectIndex
+from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
+from megedit.evaluate.evaluation import summarise
+from megedit.progress import Stages, peak_memory_mb
+from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge
+
+RAW = "counterfact-raw"
+PSEUDO: dict[str, Callable[[str], bool]] = {
+    "all": lambda prompt: True,
+    "statements": lambda prompt: not prompt.endswith("?"),
+    "questions": lambda prompt: prompt.endswith("?"),
+}
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """The edits, each with the rephrase and neighbours of the headline, and rows of further questions, by edit id."""
+
+    edits: EditSet
+    more_rephrases: dict[str, dict[str, str]]
+    more_neighbours: dict[str, dict[str, str]]
+
+
+def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
+    """One of the sets; fewer edits where the files have fewer."""
+    if name in ("counterfact", RAW):
+        edits = read_edits(data / "counterfact.jsonl", limit=count, on_conflict="first")
+        records = {str(record["case_id"]): record for record in read_jsonl(data / "counterfact.jsonl")}
+        chosen = [
+            replace(edit, rephrases=(records[edit.id]["x_paraphrase_clean"][0],), neighbours=edit.neighbours[:1])
+            for edit in edits
+        ]
+        noisy = {edit.id: records[edit.id]["paraphrase_prompts"][0] for edit in edits}
+        return BenchmarkSet(replace(edits, edits=tuple(chosen)), {"noisy_rephrases": noisy}, {})
+    real = list(read_edits(data / "zsre.jsonl", on_conflict="first")) if name == "zsre" else []
+    styled = list(read_edits(data / "zsre_style.jsonl", on_conflict="first"))
+    known = {(edit.subject, edit.prompt) for edit in real}
+    subjects = SubjectIndex(edit.subject for edit in real if edit.subject)
+    styled = [e for e in styled if (e.subject, e.prompt) not in known and (e.subject or "") not in subjects]
+    chosen = [replace(edit, id=f"real-{edit.id}") for edit in real] + styled[: count - len(real)]
+    edited = SubjectIndex(edit.subject for edit in chosen if edit.subject)
+    pseudo = set(load_pseudo_knowledge().texts())
+    others = [edit.prompt for edit in styled[count - len(real) :]]
+    others = [text for text in others if text not in pseudo and not edited.named_in(text)]
+    questions = [record["question"].strip() for record in read_jsonl(data / "nq_locality.jsonl")]
+    questions = [text for text in questions if text not in pseudo and not edited.named_in(text)]
+    asked = [
+        replace(edit, rephrases=edit.rephrases[:1], neighbours=tuple(questions[i : i + 1]))
+        for i, edit in enumerate(chosen)
+    ]
+    same_form = {edit.id: text for edit, text in zip(asked, others, strict=False)}
+    edits = EditSet.from_edits(asked, on_conflict="first")
+    return BenchmarkSet(
+        replace(edits, source=f"{name}, {len(real)} of zsre.jsonl"), {}, {"same_form_neighbours": same_form}
+    )
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--set", choices=("counterfact", "zsre_style", "zsre", RAW), default="counterfact")
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--asked", type=int, default=None, help="edits drawn at random to be asked [default: all]")
+    parser.add_argument("--pseudo", choices=tuple(PSEUDO), default="all")
+    parser.add_argument("--out", type=Path, default=None, help="adapter folder [default: adapters/edit_EDITS_SET]")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verdicts", type=Path, default=None)
+    options = parser.parse_args()
+    name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
+    name += "" if options.pseudo == "all" else f"_{options.pseudo}"
+    out: Path = options.out or Path("adapters") / name
+
+    chosen = load_set(options.data, options.set, options.edits)
+    edits = chosen.edits
+    pseudo = load_pseudo_knowledge()
+    pseudo = replace(pseudo, facts=tuple(fact for fact in pseudo.facts if PSEUDO[options.pseudo](fact.prompt)))
+    settings = FitSettings(seed=options.seed, template="raw" if options.set == RAW else "auto")
+    fitted = fit_or_load(options.base, edits, out, settings, pseudo)
+    model = MegModel.from_pretrained(out, base=options.base)
+    adapter = model.adapter
+
+    asked = with_more(edits, chosen, options.asked, options.seed)
+    protocol = "cloze" if options.set == RAW else "paper"
+    evaluation = EvaluationSettings(neighbours=1 + len(chosen.more_neighbours))
+    stages = Stages()
+    with stages.stage("Evaluating", len(cases_of(asked, find_protocol(protocol), evaluation))) as advance:
+        result = evaluate(model, asked, protocol, evaluation, progress=advance)
+    further = {row: set(texts.values()) for row, texts in (chosen.more_rephrases | chosen.more_neighbours).items()}
+    rows = {
+        row: [verdict for verdict in result.verdicts if verdict.case.query in texts] for row, texts in further.items()
+    }
+    more = set().union(*further.values())
+    measured = measure([verdict for verdict in result.verdicts if verdict.case.query not in more], protocol)
+    results: dict[str, Any] = {
+        "edits": len(edits),
+        "asked": len(asked),
+        "edited": {metric.name: metric.edited and metric.edited.value for metric in measured},
+        "unedited": {metric.name: metric.unedited and metric.unedited.value for metric in measured},
+        "intervals": {metric.name: [metric.edited.low, metric.edited.high] for metric in measured if metric.edited},
+        **{
+            row: {m.name: m.edited.value for m in measure(found, protocol) if m.edited and m.name != "score"}
+            for row, found in rows.items()
+        },
+    }
+    real = [v for v in result.verdicts if v.case.edit.startswith("real-") and v.case.query not in more]
+    if real:
+        results["real_zsre"] = {m.name: m.edited.value for m in measure(real, protocol) if m.edited}
+    results |= {
+        "counts": result.counts,
+        "failed": [record.edit.id for record in adapter.records if record.status == "failed"],
+        "generated_uncertain": [record.edit.id for record in adapter.records if not record.generated],
+        **fitted,
+        "mean_collection_steps": sum(record.steps for record in adapter.records) / len(adapter.records),
+        "adapter_mb": round(sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6, 1),
+        "evaluation_seconds": stages.costs["Evaluating"]["seconds"],
+        "calibration": {k: v for k, v in adapter.config.calibration.to_json().items() if k != "curve"},
+        "calibration_curve": adapter.config.calibration.curve,
+        "generator_training": adapter.config.record["generator_training"],
+    }
+    path = write_result(name, {"fit": asdict(settings), "evaluation": result.protocol, "base": options.base}, results)
+    if options.verdicts:
+        options.verdicts.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1), "utf-8")
+    shown = ("edited", *further, "fit_seconds", "collection_seconds_per_edit", "adapter_mb")
+    print(json.dumps({key: results[key] for key in shown}, indent=1))
+    print(path)
+
+
+def fit_or_load(base: str, edits: EditSet, out: Path, settings: FitSettings, pseudo: PseudoKnowledge) -> dict[str, Any]:
+    """Fit the adapter, unless an earlier run has; what it cost. The cost of a fit that went on is marked as such."""
+    costs = out.with_name(f"{out.name}.costs.json")
+    if not (is_adapter(out) and costs.exists()):
+        went_on = out.with_name(f".{out.name}.fit").exists()
+        stages, started = Stages(), time.perf_counter()
+        fit(base, edits, out, settings, pseudo=pseudo, overwrite=True, stages=stages)
+        spent = {
+            "fit_seconds": round(time.perf_counter() - started, 1),
+            "fit_peak_memory_mb": round(peak_memory_mb(), 1),
+            "fit_went_on": went_on,
+            "collection_seconds_per_edit": round(
+                stages.costs.get("Collecting neurons", {"seconds": 0.0})["seconds"] / len(edits), 4
+            ),
+            "stages": stages.costs,
+        }
+        costs.write_text(json.dumps(spent), "utf-8")
+    return dict(json.loads(costs.read_text("utf-8")))
+
+
+def with_more(edits: EditSet, chosen: BenchmarkSet, count: int | None, seed: int) -> EditSet:
+    """The edits that are asked, with their further questions."""
+    drawn = list(edits) if count is None else random.Random(seed).sample(list(edits), min(count, len(edits)))
+
+    def more(edit: Edit) -> Edit:
+        rephrases = [texts[edit.id] for texts in chosen.more_rephrases.values() if edit.id in texts]
+        neighbours = [texts[edit.id] for texts in chosen.more_neighbours.values() if edit.id in texts]
+        return replace(edit, rephrases=(*edit.rephrases, *rephrases), neighbours=(*edit.neighbours, *neighbours))
+
+    return replace(edits, edits=tuple(more(edit) for edit in drawn))
+
+
+def measure(verdicts: Sequence[Verdict], protocol: str) -> list[Measured]:
+    """The metrics of some of the verdicts; what the protocol `cloze` says of free answers under the names of AG."""
+    rules = find_protocol(protocol)
+    return [
+        replace(metric, name=metric.name.replace("_begins", "_ag"))
+        for metric in summarise(verdicts, rules.metrics, rules.score)
+    ]
+
+
+if __name__ == "__main__":
+    main()
