@@ -1,28 +1,17 @@
 """The documents: measured numbers are those of the result files, and links lead somewhere."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+import render
+
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
-
-
-def load_render() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render", ROOT / "benchmarks" / "render.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-render = load_render()
 
 
 def test_every_table_and_figure_is_up_to_date() -> None:
@@ -52,11 +41,12 @@ def test_relative_links_lead_to_files(document: Path) -> None:
 METRICS = {f"{kind}_{measure}": 50.0 for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")}
 ROW = {"reliability": 99.0, "clean": 98.25, "noisy": None, "seconds_per_edit": 0.125, "mean_steps": 12.0}
 RESULTS: dict[str, dict[str, Any]] = {
-    "edit_1000_counterfact": {
+    "edit_10000_counterfact": {
         "edited": {**METRICS, "reliability_ag": 100.0, "score": 87.6},
         "unedited": {**METRICS, "generality_ag": None, "score": None},
         "noisy_rephrases": {"generality_ag": 41.5, "generality_tf": 61.5},
-        "counts": {"reliability": 1000, "generality": 1000, "locality": 900},
+        "edits": 10000,
+        "asked": 2500,
         "failed": ["7"],
         "fit_seconds": 90.0,
         "fit_peak_memory_mb": 3072.0,
@@ -131,10 +121,10 @@ def test_results_are_rendered_and_checked(project: Path) -> None:
     for cell in (
         "| Reliability, AG | 50.0 | 100.0 |",
         "| **Score** | - | 87.6 |",
-        "| Edits (failed) |  | 1,000 (1) |",
+        "| Edits (failed) |  | 10,000 (1) |",
         "| Fit, minutes |  | 1.5 |",
         "| CounterFact: combined (used) | 0.9988 | 97.0 | 2.0 |",
-        "| CounterFact: behind a noise sentence | 41.5 | 61.5 |",
+        "| CounterFact: rephrase behind a noise sentence | Generality | 50.0 | 50.0 | 41.5 | 61.5 |",
         "| answer | 20 | 99.0 | 98.2 | - | 0.125 | 12.0 |",
         "| default | 16.0 | 600 | 70 | 99.0 | 98.2 | - |",
         "CounterFact: Some CPU, 2 of 4 cores, 8.0 GiB; 2025-01-02 03:04 UTC; commit `0123456789`.",
@@ -148,15 +138,16 @@ def test_results_are_rendered_and_checked(project: Path) -> None:
 def test_another_number_makes_table_and_figure_outdated(project: Path) -> None:
     add_results(project)
     render.write(project)
-    path = project / "benchmarks" / "results" / "edit_1000_counterfact.json"
+    path = project / "benchmarks" / "results" / "edit_10000_counterfact.json"
     path.write_text(path.read_text().replace("87.6", "87.7"))
-    assert render.outdated(project) == [project / "README.md", project / "docs" / "images" / "score.svg"]
+    images = project / "docs" / "images"
+    assert set(render.outdated(project)) == {project / "README.md", images / "score.svg", images / "curve.svg"}
 
 
 def test_a_figure_without_results_is_removed(project: Path) -> None:
     add_results(project)
     render.write(project)
-    (project / "benchmarks" / "results" / "edit_1000_counterfact.json").unlink()
+    (project / "benchmarks" / "results" / "edit_10000_counterfact.json").unlink()
     render.write(project)
     assert render.outdated(project) == []
     assert not list((project / "docs" / "images").iterdir())

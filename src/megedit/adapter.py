@@ -37,7 +37,7 @@ from megedit.errors import MegError
 from megedit.familiarity import Calibration, FamiliarityNetwork, FamiliaritySettings, Router
 from megedit.generator import GeneratorSettings, WeightGenerator
 from megedit.template import Template
-from megedit.tensors import load_tensors, save_tensors
+from megedit.tensors import distinct_rows, load_tensors, save_tensors
 
 FORMAT_VERSION = 2
 CONFIG = "meg_config.json"
@@ -158,7 +158,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, overwrite: bool = False) 
         tensors |= {f"router.{name}": tensor for name, tensor in adapter.router.network.state_dict().items()}
         tensors["edits"] = adapter.router.edits
         save_tensors(tensors, partial / "model.safetensors", packed=True)
-        save_tensors({"weights": adapter.neurons}, partial / "neurons.safetensors")
+        weights, index = distinct_rows(adapter.neurons)
+        save_file({"weights": weights, "index": index}, partial / "neurons.safetensors")
         save_file({"keys": adapter.seen}, partial / "seen.safetensors")
         adapter.encoder.save(partial / "encoder")
         lines = [json.dumps(_record_to_json(record), ensure_ascii=False) + "\n" for record in adapter.records]
@@ -183,12 +184,15 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
         generator = WeightGenerator(config.weight_size, config.encoder_size, config.generator)
         generator.load_state_dict(_part(tensors, "generator."))
         records = load_records(folder)
-        neurons = load_tensors(folder / "neurons.safetensors")["weights"]
+        collected = load_file(folder / "neurons.safetensors")
+        neurons = collected["weights"].float()[collected["index"].long()]
         seen = load_file(folder / "seen.safetensors")["keys"]
         edits = tensors["edits"]
+        if len(neurons) != len(records):
+            raise ValueError("edits.jsonl and neurons.safetensors do not hold the same edits")
         if len(edits) != sum(record.status == "active" for record in records):
             raise ValueError("edits.jsonl and model.safetensors do not hold the same edits")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise MegError(f"The adapter {folder} is damaged ({error}); restore it from a copy or fit it again.") from error
     encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
     encoder.model.requires_grad_(False)

@@ -1,0 +1,285 @@
+"""The measured tables of README.md and docs/: each is made from result files, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+MISSING = "(not measured yet)"
+NONE = "-"
+
+SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_style"}
+UNSEEN = {
+    "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
+    "ZsRE, tuned on statements": "edit_10000_zsre_statements",
+}
+RAW = {"CounterFact, no template": "edit_1000_counterfact_raw"}
+CURVE = {f"CounterFact, {count:,}": f"edit_{count}_counterfact" for count in (1024, 2048, 4096, 10000, 16000)}
+CURVE |= {f"ZsRE-style, {count:,}": f"edit_{count}_zsre_style" for count in (1024, 10000, 20000)}
+METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
+FURTHER = {  # rows of further questions in a result: what they are, and the metric
+    "noisy_rephrases": ("rephrase behind a noise sentence", "generality"),
+    "same_form_neighbours": ("question of the same form about another subject", "locality"),
+    "real_zsre": ("the 1,650 records of ZsRE, human rephrase", "generality"),
+}
+
+Result = Mapping[str, Any]  # a file that common.write_result wrote
+Results = Mapping[str, Result]  # by the name of the file
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table: the first column on the left, the others on the right."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def measured(results: Results, names: Mapping[str, str]) -> str:
+    """The line below a table: for each result file the machine, the date and the commit."""
+    lines = []
+    for title, name in names.items():
+        if name not in results:
+            lines.append(f"{title}: {MISSING}")
+            continue
+        machine, commit = results[name]["machine"], results[name]["commit"]
+        changed = " with uncommitted changes" if commit.endswith("changes") else ""
+        lines.append(
+            f"{title}: {machine['processor']}, {machine['threads']} of {machine['cores']} cores, "
+            f"{number(machine['memory_gib'])} GiB; {results[name]['date']}; commit `{commit[:10]}`{changed}."
+        )
+    return "<sub>" + "<br>\n".join(lines) + "</sub>"
+
+
+def present(results: Results, names: Mapping[str, str]) -> dict[str, Any]:
+    """The `results` of those files that are there, by title."""
+    return {title: results[name]["results"] for title, name in names.items() if name in results}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tables: each gives its Markdown, or None when no result file of it is there
+
+
+def quality(results: Results, names: Mapping[str, str]) -> str | None:
+    """Metrics of the unedited and the edited model, and what the fit cost."""
+    sets = present(results, names)
+    if not sets:
+        return None
+    models = [(title, model) for title in sets for model in ("unedited", "edited")]
+
+    def metric_row(name: str, key: str) -> list[str]:
+        return [name, *(number(sets[title][model][key]) for title, model in models)]
+
+    def cost_row(name: str, cost: Callable[[Any], str]) -> list[str]:
+        return [name, *(cost(sets[title]) if model == "edited" else "" for title, model in models)]
+
+    return table(
+        ["percent", *(f"{title}, {model}" for title, model in models)],
+        [
+            *(metric_row(f"{kind.capitalize()}, {measure.upper()}", f"{kind}_{measure}") for kind, measure in METRICS),
+            metric_row("**Score**", "score"),
+            cost_row("Edits (failed)", lambda r: f"{r['edits']:,} ({len(r['failed'])})"),
+            cost_row("Edits asked", lambda r: f"{r['asked']:,}"),
+            cost_row("Fit, minutes", lambda r: number(r["fit_seconds"] / 60)),
+            cost_row("Peak memory, GiB", lambda r: number(r["fit_peak_memory_mb"] / 1024)),
+            cost_row("Collection, seconds an edit", lambda r: number(r["collection_seconds_per_edit"], 3)),
+            cost_row("Adapter, MB", lambda r: number(r["adapter_mb"])),
+        ],
+    )
+
+
+def stages(results: Results) -> str | None:
+    """Seconds and memory of every stage."""
+    sets = present(results, SETS)
+    if not sets:
+        return None
+    names = list(dict.fromkeys(stage for values in sets.values() for stage in values["stages"]))
+    rows = []
+    for name in names:
+        costs = [values["stages"].get(name) for values in sets.values()]
+        cells = [
+            cell
+            for cost in costs
+            for cell in ([number(cost["seconds"]), number(cost["peak_memory_mb"] / 1024)] if cost else [NONE, NONE])
+        ]
+        rows.append([name, *cells])
+    columns = [f"{title}, {what}" for title in sets for what in ("seconds", "peak GiB so far")]
+    return table(["stage", *columns], rows)
+
+
+def router(results: Results) -> str | None:
+    """Decision rules of the router on held-out pseudo-knowledge, each at its own best threshold."""
+    sets = present(results, SETS)
+    if not sets:
+        return None
+    rows = []
+    for title, values in sets.items():
+        calibration = values["calibration"]
+        for rule, found in calibration["rules"].items():
+            used = " (used)" if rule == calibration["rule"] else ""
+            rates = (number(100 * found[f"{kind}_positive_rate"]) for kind in ("true", "false"))
+            rows.append([f"{title}: {rule}{used}", number(found["auc"], 4), *rates])
+    header = ["rule", "area under the ROC curve", "rephrases recognised, %", "other queries let through, %"]
+    return table(header, rows)
+
+
+def further(results: Results) -> str | None:
+    """Harder questions: the same metric on what the headline table asks, and on these."""
+    rows = []
+    for title, values in present(results, {**SETS, **UNSEEN, **RAW}).items():
+        for key, (name, kind) in FURTHER.items():
+            if key in values:
+                found, usual = values[key], values["edited"]
+                metrics = (number(each[f"{kind}_{measure}"]) for each in (usual, found) for measure in ("ag", "tf"))
+                rows.append([f"{title}: {name}", kind.capitalize(), *metrics])
+    header = ["percent", "metric", "usual, AG", "usual, TF", "these, AG", "these, TF"]
+    return table(header, rows) if rows else None
+
+
+def curve(results: Results) -> str | None:
+    """Quality and cost against the number of edits."""
+    rows = [
+        [
+            title,
+            *(number(values["edited"][key]) for key in ("score", "reliability_ag", "generality_ag", "locality_ag")),
+            number(values.get("noisy_rephrases", {}).get("generality_ag")),
+            number(values["fit_seconds"] / 60),
+            number(values["fit_peak_memory_mb"] / 1024),
+            number(values["collection_seconds_per_edit"], 3),
+            number(values["adapter_mb"]),
+        ]
+        for title, values in present(results, CURVE).items()
+    ]
+    header = ["edits", "Score", "Reliability, AG", "Generality, AG", "Locality, AG", "noisy rephrase, AG"]
+    costs = ["fit, minutes", "peak memory, GiB", "collection, seconds an edit", "adapter, MB"]
+    return table([*header, *costs], rows) if rows else None
+
+
+def overhead(results: Results) -> str | None:
+    """What the edits add to the time of an answer."""
+    if "overhead" not in results:
+        return None
+    found = results["overhead"]["results"]
+    rows = [
+        ["unedited model, unfamiliar queries", number(found["base_seconds"], 3), ""],
+        [
+            "edited model, unfamiliar queries",
+            number(found["unfamiliar_seconds"], 3),
+            number(found["unfamiliar_percent"]),
+        ],
+        ["unedited model, familiar queries", number(found.get("familiar_base_seconds"), 3), ""],
+        ["edited model, familiar queries", number(found["familiar_seconds"], 3), number(found["familiar_percent"])],
+        ["routing alone", number(found["routing_seconds"], 3), ""],
+        ["generating the neurons alone", number(found["generating_seconds"], 3), ""],
+    ]
+    size, tokens, runs = found["batch_size"], found["new_tokens"], found["runs"]
+    note = f"{size} queries a batch, {tokens} new tokens each, medians of {runs} batches."
+    return table(["", "seconds a batch", "more than unedited, %"], rows) + f"\n\n{note}"
+
+
+def evaluation_cost(results: Results) -> str | None:
+    """What the timed evaluation took."""
+    if "evaluation" not in results:
+        return None
+    found = results["evaluation"]["results"]
+    row = [number(found["edits"], 0), number(found["questions"], 0), number(found["seconds"] / 60)]
+    return table(["edits", "questions", "minutes"], [row])
+
+
+def protocols(results: Results) -> str | None:
+    """Every protocol's metrics of one adapter."""
+    if "evaluation" not in results:
+        return None
+    rows = []
+    for name, row in results["evaluation"]["results"]["rows"].items():
+        for metric in row["metrics"]:
+            edited, unedited = metric["edited"], metric["unedited"]
+            if edited:
+                interval = f"{number(edited['low'])} to {number(edited['high'])}"
+                label = metric["label"] if metric["unit"] == "%" else f"{metric['label']}, {metric['unit']}"
+                before = number(unedited["value"]) if unedited else NONE
+                rows.append([f"{name}: {label}", before, number(edited["value"]), interval, str(edited["count"])])
+    return table(["protocol and metric", "unedited", "edited", "95% interval", "edits"], rows)
+
+
+Column = tuple[str, str, int | None]  # header, key, decimals; None: text as it is
+QUALITY: list[Column] = [("reliability, %", "reliability", 1), ("clean, %", "clean", 1), ("noisy, %", "noisy", 1)]
+COST: list[Column] = [("seconds an edit", "seconds_per_edit", 3), ("steps", "mean_steps", 1)]
+ROWS: dict[str, list[Column]] = {
+    "sampling": [
+        ("DDIM steps", "steps", 0),
+        ("Score", "score", 1),
+        ("Reliability, AG", "reliability_ag", 1),
+        ("Generality, AG", "generality_ag", 1),
+        ("Locality, AG", "locality_ag", 1),
+        ("seconds for 16 queries", "sampling_seconds", 4),
+    ],
+    "recipe": [
+        ("recipe", "name", None),
+        ("edits collected", "collected", 0),
+        ("collection, seconds an edit", "collection_seconds_per_edit", 3),
+        ("generator, millions", "parameters_millions", 1),
+        ("training steps", "training_steps", 0),
+        ("training, seconds", "training_seconds", 0),
+        *QUALITY,
+        ("DDIM steps", "sample_steps", 0),
+        ("seconds for 16 queries", "sampling_seconds", 4),
+    ],
+    "positions": [("neuron acts on", "span", None), ("layer", "layer", 0), *QUALITY, *COST],
+    "collection": [
+        ("layer", "layer", 0),
+        ("margin", "margin", 1),
+        ("key lr", "key_lr", 3),
+        ("value lr", "value_lr", 2),
+        ("ending", "ending", None),
+        ("rivals", "rivals", 0),
+        ("shared", "shared", 0),
+        *QUALITY,
+        *COST,
+    ],
+    "generators": [
+        ("generator", "name", None),
+        ("parameters, millions", "parameters_millions", 1),
+        ("steps", "steps", 0),
+        ("seconds", "seconds", 0),
+        *QUALITY,
+    ],
+}
+
+
+def plain_rows(results: Results, name: str) -> str | None:
+    """A result that is a list of rows already."""
+    if name not in results:
+        return None
+
+    def cell(row: Mapping[str, Any], key: str, digits: int | None) -> str:
+        value = row.get(key)
+        return str(value) if digits is None and value is not None else number(value, digits or 0)
+
+    rows = results[name]["results"]["rows"]
+    columns = ROWS[name]
+    return table(
+        [header for header, _, _ in columns], [[cell(row, k, digits) for _, k, digits in columns] for row in rows]
+    )
+
+
+# name -> (the table, the result files it is made from)
+TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
+    "headline": (lambda results: quality(results, SETS), SETS),
+    "stages": (stages, SETS),
+    "router": (router, SETS),
+    "further": (further, {**SETS, **UNSEEN, **RAW}),
+    "unseen": (lambda results: quality(results, UNSEEN), UNSEEN),
+    "curve": (curve, CURVE),
+    "raw": (lambda results: quality(results, RAW), RAW),
+    "evaluation": (evaluation_cost, {"Evaluation": "evaluation"}),
+    "protocols": (protocols, {"Evaluation": "evaluation"}),
+    "overhead": (overhead, {"Overhead": "overhead"}),
+    "sampling": (lambda results: plain_rows(results, "sampling"), {"Sampling": "sampling"}),
+    "recipe": (lambda results: plain_rows(results, "recipe"), {"Recipes": "recipe"}),
+    "positions": (lambda results: plain_rows(results, "positions"), {"Positions": "positions"}),
+    "collection": (lambda results: plain_rows(results, "collection"), {"Collection": "collection"}),
+    "generators": (lambda results: plain_rows(results, "generators"), {"Generators": "generators"}),
+}
