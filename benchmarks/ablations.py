@@ -22,13 +22,14 @@ from torch import Tensor
 
 from common import BASE, write_result
 from edits import load_set
-from megedit.adapter import load_adapter
+from megedit.adapter import Adapter, load_adapter
 from megedit.backbone import Backbone
 from megedit.base import load_base
 from megedit.collect import CollectionSettings, Example, Prepared, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit
 from megedit.fit import tokenize
-from megedit.generator import PRESETS, GeneratorSettings, WeightGenerator, train_generator
+from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
+from megedit.pseudo import load_pseudo_knowledge
 from megedit.template import Template
 
 COLLECTION: list[dict[str, Any]] = [
@@ -40,6 +41,8 @@ COLLECTION: list[dict[str, Any]] = [
     {"margin": 2.0},
     {"margin": 6.0},
     {"rivals": 0},
+    {"shared": 0},
+    {"shared": 0, "margin": 4.0},
     {"key_lr": 0.005},
     {"value_lr": 0.5},
 ]
@@ -48,6 +51,9 @@ GENERATORS: dict[str, GeneratorSettings] = {
     "no trunk (adaLN only)": replace(PRESETS["fast"], trunk=False),
     "v-prediction": replace(PRESETS["fast"], prediction="v_prediction"),
     "no condition noise": replace(PRESETS["fast"], condition_noise=0.0),
+    "no other wordings": replace(PRESETS["fast"], wordings=0),
+    "edits drawn evenly": replace(PRESETS["fast"], balance=0.0),
+    "timesteps drawn evenly": replace(PRESETS["fast"], timestep_bias=1.0),
     "MLP regressor": PRESETS["mlp"],
 }
 
@@ -96,6 +102,14 @@ def percent(mask: Tensor) -> float:
     return round(100 * float(mask.float().mean()), 1)
 
 
+def conditions_of(adapter: Adapter, settings: GeneratorSettings) -> Conditions:
+    """What the fit of an adapter with all the shipped pseudo-knowledge would train this generator on."""
+    edits, seed = adapter.active_edits, adapter.config.settings["seed"]
+    _, held_out = load_pseudo_knowledge().without(edits).split(adapter.config.settings["held_out"], seed)
+    others = reworded(adapter.encoder, [edit.prompt for edit in edits], held_out, settings, seed)
+    return Conditions(adapter.router.edits, **others)
+
+
 def generator_rows(bench: Bench, adapter_folder: Path, steps: int) -> list[dict[str, Any]]:
     """Train every generator on the same neurons and vectors; sample for all wordings."""
     adapter = load_adapter(adapter_folder)
@@ -110,9 +124,14 @@ def generator_rows(bench: Bench, adapter_folder: Path, steps: int) -> list[dict[
 
     rows: list[dict[str, Any]] = []
     for name, chosen in GENERATORS.items():
-        started = time.perf_counter()
+        conditions, started = conditions_of(adapter, chosen), time.perf_counter()
         generator, record = train_generator(
-            adapter.neurons, vectors["reliability"], backbone.hidden_size, replace(chosen, steps=steps), 0, answered
+            adapter.neurons,
+            conditions,
+            backbone.hidden_size,
+            replace(chosen, steps=steps, passes=1),
+            0,
+            answered,
         )
         row: dict[str, Any] = {"name": name, "seconds": round(time.perf_counter() - started, 1), "steps": record.steps}
         for kind in bench.queries:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 import render
+from figures import FIGURES
+from tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
@@ -81,7 +83,7 @@ MACHINE = {"processor": "Some CPU", "cores": 4, "threads": 2, "memory_gib": 8.0}
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project whose README has every block and whose result files are still to come."""
-    names = [*render.TABLES, *(f"{name}-figure" for name in render.FIGURES)]
+    names = [*TABLES, *(f"{name}-figure" for name in FIGURES)]
     blocks = "\n".join(f"## {name}\n<!-- results:{name} -->\nold\n<!-- end -->\nkept" for name in names)
     (tmp_path / "README.md").write_text(blocks)
     (tmp_path / "docs").mkdir()
@@ -105,7 +107,7 @@ def add_results(project: Path) -> None:
 def test_without_results_every_block_says_so(project: Path) -> None:
     assert render.write(project) == [project / "README.md", project / "docs" / "page.md"]
     text = (project / "README.md").read_text()
-    count = len(render.TABLES) + len(render.FIGURES)
+    count = len(TABLES) + len(FIGURES)
     assert (text.count("(not measured yet)"), text.count("kept"), text.count("old")) == (count, count, 0)
     assert render.outdated(project) == []
 
@@ -113,7 +115,7 @@ def test_without_results_every_block_says_so(project: Path) -> None:
 def test_results_are_rendered_and_checked(project: Path) -> None:
     render.write(project)
     add_results(project)
-    figures = {project / "docs" / "images" / f"{name}.svg" for name in render.FIGURES}
+    figures = {project / "docs" / "images" / f"{name}.svg" for name in FIGURES}
     assert set(render.outdated(project)) == {project / "README.md", project / "docs" / "page.md", *figures}
     render.write(project)
     assert render.outdated(project) == []

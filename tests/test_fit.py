@@ -104,6 +104,7 @@ def test_stage_costs_are_recorded(fitted: Fitted) -> None:
         "Collecting neurons",
         "Calibrating the router",
         "Training the router",
+        "Encoding noisy wordings",
         "Training the generator",
         "Checking generated neurons",
     ]

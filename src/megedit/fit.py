@@ -9,16 +9,13 @@ import hashlib
 import json
 import logging
 import random
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -51,11 +48,11 @@ from megedit.familiarity import (
     train_familiarity,
     training_steps,
 )
-from megedit.generator import GeneratorSettings, WeightGenerator, train_generator
+from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
 from megedit.progress import Stages
 from megedit.pseudo import PseudoFact, PseudoKnowledge, load_pseudo_knowledge, text_key
 from megedit.template import Template
-from megedit.tensors import load_tensors, save_tensors
+from megedit.workspace import Workspace
 
 logger = logging.getLogger("megedit")
 
@@ -118,7 +115,7 @@ def fit(
         "dtype": str(model.dtype),
         "version": _version("megedit"),
     }
-    work = _Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest())
+    work = Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest())
 
     encoder_folder = work.folder / "encoder"
     if not encoder_folder.exists():
@@ -153,6 +150,14 @@ def fit(
     subjects = [edits[i].subject or None for i in active]
     router = _fit_router(work, stages, encoder, vectors, subjects, held_out, settings)
 
+    def reword() -> dict[str, Tensor]:
+        with stages.stage("Encoding noisy wordings", settings.generator.wordings * len(active)) as advance:
+            queries = [edits[i].prompt for i in active]
+            return reworded(encoder, queries, held_out, settings.generator, settings.seed, advance)
+
+    others = work.tensors("conditions", reword)
+    conditions = Conditions(vectors, others["noisy"].to(device), others["shifts"].to(device))
+
     chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(settings.seed))[:CHECKED].to(device)
     checked = list(prepare_all(backbone, [examples[i] for i in active[chosen.cpu()]], settings.collection, pad_id))
 
@@ -161,7 +166,7 @@ def fit(
         return float((leads >= ANSWERED_LEAD).float().mean())
 
     generator, training_record = _fit_generator(
-        work, stages, backbone, neurons["weights"][active].to(device), vectors, settings, answered
+        work, stages, backbone, neurons["weights"][active].to(device), conditions, settings, answered
     )
 
     def check_neurons() -> dict[str, Tensor]:
@@ -264,7 +269,7 @@ def calibration_texts(
 
 
 def _fit_router(
-    work: _Workspace,
+    work: Workspace,
     stages: Stages,
     encoder: TextEncoder,
     vectors: Tensor,
@@ -303,11 +308,11 @@ def _fit_router(
 
 
 def _fit_generator(
-    work: _Workspace,
+    work: Workspace,
     stages: Stages,
     backbone: Backbone,
     weights: Tensor,
-    vectors: Tensor,
+    conditions: Conditions,
     settings: FitSettings,
     answered: Callable[[WeightGenerator], float],
 ) -> tuple[WeightGenerator, dict[str, Any]]:
@@ -318,7 +323,7 @@ def _fit_generator(
         with stages.stage("Training the generator", steps) as advance:
             generator, history = train_generator(
                 weights,
-                vectors,
+                conditions,
                 backbone.hidden_size,
                 settings.generator,
                 settings.seed,
@@ -328,66 +333,10 @@ def _fit_generator(
         record.update(work.json("generator_training", lambda: asdict(history)))
         return generator.state_dict()
 
-    generator = WeightGenerator(backbone.weight_size, vectors.shape[1], settings.generator).to(vectors.device)
+    size = conditions.queries.shape[1]
+    generator = WeightGenerator(backbone.weight_size, size, settings.generator).to(weights.device)
     generator.load_state_dict(work.tensors("generator", train, packed=True))
     return generator.eval().requires_grad_(False), record or work.json("generator_training", dict)
-
-
-class _Workspace:
-    """Finished stages of a fit, beside the adapter to be: `.NAME.fit/`; started anew when the input has changed."""
-
-    def __init__(self, out: Path, key: str) -> None:
-        self.folder = out.parent / f".{out.name}.fit"
-        path = self.folder / "key"
-        with self._clear_errors():
-            if path.is_file() and path.read_text() == key:
-                logger.info("Continuing the interrupted fit in %s.", self.folder)
-                return
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            path.write_text(key)
-
-    def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]], packed: bool = False) -> dict[str, Tensor]:
-        """A stage's tensors, read where it is done, else computed and written; always as they are stored."""
-        path = self.folder / f"{name}.safetensors"
-        if not path.exists():
-            tensors = compute()
-            with self._clear_errors():
-                save_tensors(tensors, path, packed=packed)
-        return load_tensors(path)
-
-    def json(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A stage's JSON object, likewise."""
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            text = json.dumps(compute())
-            with self._clear_errors():
-                partial = path.with_suffix(".partial")
-                partial.write_text(text, "utf-8")
-                partial.replace(path)
-        return dict(json.loads(path.read_text("utf-8")))
-
-    @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """A folder of a stage: filled under a temporary name, then renamed."""
-        partial = self.folder / f"{name}.partial"
-        with self._clear_errors():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            yield partial
-            partial.replace(self.folder / name)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            raise MegError(
-                f"{self.folder} cannot be written ({error}); make room and run the same command again to go on."
-            ) from error
 
 
 def _absolute(base: str) -> str:

@@ -1,7 +1,8 @@
 """The weight generator: a conditional diffusion model that turns a query's vector into the weights of its neuron."""
 
+from megedit.generator.conditions import Conditions, reworded
 from megedit.generator.diffusion import WeightGenerator
 from megedit.generator.settings import PRESETS, GeneratorSettings
 from megedit.generator.training import train_generator
 
-__all__ = ["PRESETS", "GeneratorSettings", "WeightGenerator", "train_generator"]
+__all__ = ["PRESETS", "Conditions", "GeneratorSettings", "WeightGenerator", "reworded", "train_generator"]

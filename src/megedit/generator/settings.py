@@ -25,7 +25,15 @@ class GeneratorSettings:
     train_timesteps: int = field(default=1000, metadata={"help": "diffusion steps in training"})
     sample_steps: int = field(default=5, metadata={"help": "DDIM steps"})
     condition_noise: float = field(
-        default=0.4, metadata={"help": "Gaussian noise on the unit-variance condition in training"}
+        default=0.3, metadata={"help": "Gaussian noise on the unit-variance condition in training"}
+    )
+    wordings: int = field(
+        default=2,
+        metadata={"help": "noise sentences behind which a query is learned too, beside shifts of held-out rephrases"},
+    )
+    balance: float = field(
+        default=0.5,
+        metadata={"help": "edits are drawn by the frequency of their neuron to the power of minus this; 0: evenly"},
     )
     timestep_bias: float = field(
         default=3.0, metadata={"help": "timesteps in training are 1 - u^bias of the way to pure noise; 1: evenly"}
@@ -47,6 +55,8 @@ class GeneratorSettings:
         for name in ("patch", "width", "depth", "sample_steps", "steps", "passes", "check_every", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.wordings < 0:
+            raise ValueError(f"wordings must be at least 0, not {self.wordings}")
         if self.timestep_bias <= 0:
             raise ValueError(f"timestep_bias must be above 0, not {self.timestep_bias}")
         if not 1 <= self.sample_steps <= self.train_timesteps:
@@ -68,6 +78,8 @@ PRESETS = {
         heads=12,
         sample_steps=50,
         condition_noise=0.0,
+        wordings=0,
+        balance=0.0,
         timestep_bias=1.0,
         steps=400_000,
         check_every=5000,

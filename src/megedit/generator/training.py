@@ -1,4 +1,4 @@
-"""Training the weight generator: shuffled batches, weight average, stopped by what counts."""
+"""Training the weight generator: balanced batches, weight average, stopped by what counts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from megedit.generator.conditions import Conditions
 from megedit.generator.diffusion import WeightGenerator
 from megedit.generator.settings import GeneratorSettings
+from megedit.tensors import distinct_rows
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,17 @@ class TrainingRecord:
 
 def train_generator(
     weights: Tensor,
-    vectors: Tensor,
+    conditions: Conditions,
     hidden_size: int,
     settings: GeneratorSettings,
     seed: int,
     answered: Callable[[WeightGenerator], float],
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[WeightGenerator, TrainingRecord]:
-    """Learn weights (float32 (edits, L)) from query vectors (float32 (edits, C)).
+    """Learn weights (float32 (edits, L)) from conditions.
 
+    A neuron that few edits share is drawn more often than its edits are (`settings.balance`); drawn evenly, it would be
+    learned last.
     answered: the share of edits whose neuron, sampled from the given generator, gives the edit's answer. Training
     stops at two checks in a row at 1.0, or at `settings.training_steps`; the sampler checked is the one that ships.
     Returns the averaged generator (evaluation mode, best check) and the record.
@@ -42,8 +46,8 @@ def train_generator(
     chance = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        generator = WeightGenerator(weights.shape[1], vectors.shape[1], settings).to(weights.device)
-        generator.fit_scales(weights, vectors, hidden_size, seed)
+        generator = WeightGenerator(weights.shape[1], conditions.queries.shape[1], settings).to(weights.device)
+        generator.fit_scales(weights, conditions.queries, hidden_size, seed)
         average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
         total = settings.training_steps(len(weights))
@@ -51,14 +55,11 @@ def train_generator(
         losses: list[float] = []
         shares: list[float] = []
         best: WeightGenerator | None = None
-        running, order = 0.0, torch.randperm(len(weights), generator=chance)
+        running, odds = 0.0, neuron_frequencies(weights) ** -settings.balance
         for step in range(1, total + 1):
-            # Whole passes over the edits, each in a new order; a small edit set is repeated to fill a batch.
-            while len(order) < settings.batch_size:
-                order = torch.cat([order, torch.randperm(len(weights), generator=chance)])
-            batch, order = order[: settings.batch_size], order[settings.batch_size :]
+            batch = torch.multinomial(odds, settings.batch_size, replacement=True, generator=chance)
             with torch.autocast(weights.device.type, torch.bfloat16):
-                loss = generator.loss(weights[batch], vectors[batch], chance)
+                loss = generator.loss(weights[batch], conditions.draw(batch, chance), chance)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
@@ -79,3 +80,9 @@ def train_generator(
                     break
     assert best is not None
     return best.eval().requires_grad_(False), TrainingRecord(step, tuple(losses), tuple(shares))
+
+
+def neuron_frequencies(weights: Tensor) -> Tensor:
+    """How many of the edits have the same neuron: float32 (edits,), on the CPU."""
+    _, place = distinct_rows(weights)
+    return place.bincount()[place.long()].float()
