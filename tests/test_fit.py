@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import megedit.adapter
+import megedit.workspace
 from conftest import Fitted
 from megedit.adapter import Adapter, load_adapter
 from megedit.collect import Collected
@@ -26,7 +27,6 @@ from megedit.errors import MegError
 from megedit.fit import FitSettings, calibration_texts, encode_answer, tokenize
 from megedit.pseudo import PseudoFact, PseudoKnowledge
 from megedit.template import Template
-from megedit.tensors import save_tensors
 from tiny import LLAMA_2, tiny_tokenizer
 
 fitting = importlib.import_module("megedit.fit")  # the package has a function of that name
@@ -206,7 +206,7 @@ def full_disk(*args: Any, **kwargs: Any) -> None:
 
 def test_a_full_disk_in_a_stage(fitted: Fitted, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as full:
-        full.setattr(fitting, "save_tensors", full_disk)
+        full.setattr(megedit.workspace, "save_tensors", full_disk)
         with pytest.raises(MegError, match=r"No space left.*run the same command again"):
             fitted.fit(adapter_folder, overwrite=True, settings=quick(fitted))
     assert_same_tensors(adapter_folder, fitted.adapter)
@@ -218,13 +218,13 @@ def test_a_full_disk_in_a_stage(fitted: Fitted, adapter_folder: Path, monkeypatc
 def test_a_full_disk_at_the_end(fitted: Fitted, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
 
-    def fails_in_the_adapter(tensors: dict[str, torch.Tensor], path: Path, **options: bool) -> None:
+    def fails_in_the_adapter(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if path.name.startswith("neurons"):
             calls.append(path)
             full_disk()
-        save_tensors(tensors, path, **options)
+        save_file(tensors, path)
 
-    monkeypatch.setattr(megedit.adapter, "save_tensors", fails_in_the_adapter)
+    monkeypatch.setattr(megedit.adapter, "save_file", fails_in_the_adapter)
     with pytest.raises(MegError, match=r"could not be written .*No space left.*untouched"):
         fitted.fit(adapter_folder, overwrite=True, settings=quick(fitted))
     assert len(calls) == 1
