@@ -8,7 +8,7 @@ from typing import Any
 MISSING = "(not measured yet)"
 NONE = "-"
 
-SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_style"}
+SETS = {"CounterFact": "edit_1000_counterfact", "ZsRE-style": "edit_1000_zsre_style"}
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
     "ZsRE, tuned on statements": "edit_10000_zsre_statements",
@@ -80,8 +80,10 @@ def quality(results: Results, names: Mapping[str, str]) -> str | None:
         [
             *(metric_row(f"{kind.capitalize()}, {measure.upper()}", f"{kind}_{measure}") for kind, measure in METRICS),
             metric_row("**Score**", "score"),
-            cost_row("Edits (failed)", lambda r: f"{r['edits']:,} ({len(r['failed'])})"),
-            cost_row("Edits asked", lambda r: f"{r['asked']:,}"),
+            cost_row(
+                "Edits (failed)", lambda r: f"{r.get('edits', r['counts']['reliability']):,} ({len(r['failed'])})"
+            ),
+            cost_row("Edits asked", lambda r: f"{r['counts']['reliability']:,}"),
             cost_row("Fit, minutes", lambda r: number(r["fit_seconds"] / 60)),
             cost_row("Peak memory, GiB", lambda r: number(r["fit_peak_memory_mb"] / 1024)),
             cost_row("Collection, seconds an edit", lambda r: number(r["collection_seconds_per_edit"], 3)),

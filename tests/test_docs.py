@@ -43,12 +43,12 @@ def test_relative_links_lead_to_files(document: Path) -> None:
 METRICS = {f"{kind}_{measure}": 50.0 for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")}
 ROW = {"reliability": 99.0, "clean": 98.25, "noisy": None, "seconds_per_edit": 0.125, "mean_steps": 12.0}
 RESULTS: dict[str, dict[str, Any]] = {
-    "edit_10000_counterfact": {
+    "edit_1000_counterfact": {
         "edited": {**METRICS, "reliability_ag": 100.0, "score": 87.6},
         "unedited": {**METRICS, "generality_ag": None, "score": None},
         "noisy_rephrases": {"generality_ag": 41.5, "generality_tf": 61.5},
         "edits": 10000,
-        "asked": 2500,
+        "counts": {"reliability": 2500, "generality": 2500, "locality": 2500},
         "failed": ["7"],
         "fit_seconds": 90.0,
         "fit_peak_memory_mb": 3072.0,
@@ -140,7 +140,7 @@ def test_results_are_rendered_and_checked(project: Path) -> None:
 def test_another_number_makes_table_and_figure_outdated(project: Path) -> None:
     add_results(project)
     render.write(project)
-    path = project / "benchmarks" / "results" / "edit_10000_counterfact.json"
+    path = project / "benchmarks" / "results" / "edit_1000_counterfact.json"
     path.write_text(path.read_text().replace("87.6", "87.7"))
     images = project / "docs" / "images"
     assert set(render.outdated(project)) == {project / "README.md", images / "score.svg", images / "curve.svg"}
@@ -149,7 +149,7 @@ def test_another_number_makes_table_and_figure_outdated(project: Path) -> None:
 def test_a_figure_without_results_is_removed(project: Path) -> None:
     add_results(project)
     render.write(project)
-    (project / "benchmarks" / "results" / "edit_10000_counterfact.json").unlink()
+    (project / "benchmarks" / "results" / "edit_1000_counterfact.json").unlink()
     render.write(project)
     assert render.outdated(project) == []
     assert not list((project / "docs" / "images").iterdir())
