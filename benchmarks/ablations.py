@@ -25,7 +25,8 @@ from edits import load_set
 from megedit.adapter import Adapter, load_adapter
 from megedit.backbone import Backbone
 from megedit.base import load_base
-from megedit.collect import CollectionSettings, Example, Prepared, answer_leads_of, collect, prepare_all
+from megedit.batches import Example, Prepared
+from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit
 from megedit.fit import tokenize
 from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
@@ -116,18 +117,20 @@ def generator_rows(bench: Bench, adapter_folder: Path, steps: int) -> list[dict[
     backbone = Backbone(bench.model, adapter.config.layer)
     settings = CollectionSettings()
     batches = {kind: list(bench.prepare(kind, backbone, adapter.config.template, settings)) for kind in bench.queries}
+    weights = adapter.neurons[[record.status == "active" for record in adapter.records]]
     vectors = {kind: adapter.encoder.encode(queries) for kind, queries in bench.queries.items()}
 
     def answered(generator: WeightGenerator) -> float:
         sampled = generator.sample(vectors["reliability"])
         return float((answer_leads_of(backbone, batches["reliability"], sampled) > 1).float().mean())
 
+    conditions = {chosen.wordings: conditions_of(adapter, chosen) for chosen in (PRESETS["fast"], PRESETS["paper"])}
     rows: list[dict[str, Any]] = []
     for name, chosen in GENERATORS.items():
-        conditions, started = conditions_of(adapter, chosen), time.perf_counter()
+        started = time.perf_counter()
         generator, record = train_generator(
-            adapter.neurons,
-            conditions,
+            weights,
+            conditions[chosen.wordings],
             backbone.hidden_size,
             replace(chosen, steps=steps, passes=1),
             0,

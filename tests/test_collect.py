@@ -11,20 +11,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from megedit.backbone import Backbone
+from megedit.batches import IGNORED, Example, Span, batch_units, common_prefix, prepare
 from megedit.collect import (
-    IGNORED,
     Collected,
     CollectionSettings,
-    Example,
-    Span,
     answer_leads,
     answer_leads_of,
     answer_logits,
-    batch_units,
     collect,
-    common_prefix,
     loss_gradient,
-    prepare,
     shared_start,
 )
 from megedit.neuron import DynamicNeuron, NeuronWeights

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megedit.base import resolve_copy
-from megedit.collect import Span
+from megedit.batches import Span
 from megedit.edits import Edit
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError

@@ -8,9 +8,6 @@ Source: MeG (arXiv 2512.14395), section 3.3. What differs from the paper's recip
 - Many neurons are optimised at a time. Everything below the neuron and, when it acts from the last prompt token on, the
   keys and values of all earlier positions are computed once. The loss is taken over the tokens that compete with an
   answer and not over the whole vocabulary. A neuron is done as soon as every answer token leads by a margin.
-
-    columns:      context (untouched)        |  last prompt token, answer tokens but the last
-    computed:     once: keys and values      |  prefix once, suffix at every step
 """
 
 from __future__ import annotations
@@ -18,20 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from megedit.backbone import Backbone, Split
+from megedit.backbone import Backbone
+from megedit.batches import IGNORED, Example, Prepared, Span, batch_units, prepare
 from megedit.neuron import NeuronWeights, neuron_output
 
-IGNORED = -100  # label of a position that holds no answer token
-SHORT_ANSWER = 8  # tokens; a batch of longer answers has fewer rows, so that its logits take no more memory
 REVIEW = 8  # steps between two looks at the whole vocabulary
 START_SAMPLE = 64  # edits whose mean is the neuron that all start from
-
-Span = Literal["answer", "all"]
 
 
 @dataclass(frozen=True)
@@ -68,29 +61,6 @@ class CollectionSettings:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One edit as token ids: the prompt as the model will see it, and the answer with its end-of-text token."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A batch of examples up to the point where the neuron comes in. labels: int64 (rows, answer positions)."""
-
-    indices: Tensor  # int64 (rows,), on the CPU: which examples these rows are
-    split: Split
-    labels: Tensor
-
-    def __getitem__(self, rows: Tensor) -> Prepared:
-        return Prepared(self.indices[rows.cpu()], self.split[rows], self.labels[rows])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
 class Collected:
     """The result for all edits, in their order.
 
@@ -105,60 +75,6 @@ class Collected:
     @property
     def succeeded(self) -> Tensor:
         return self.leads > 0
-
-
-def prepare(
-    backbone: Backbone, examples: Sequence[Example], indices: Sequence[int], span: Span, pad_id: int
-) -> Prepared:
-    """Run the frozen part for the chosen examples.
-
-    Columns: the tokens all prompts begin with (the template, run as one row), padding, the rest of each prompt, its
-    answer, padding.
-    """
-    chosen = [examples[i] for i in indices]
-    shared = common_prefix([e.prompt[:-1] for e in chosen]) if span == "answer" else 0
-    width = max(len(e.prompt) for e in chosen)
-    answer_width = max(len(e.answer) for e in chosen)
-    rows = len(chosen)
-    ids = torch.full((rows, width + answer_width - 1), pad_id)
-    mask = torch.zeros_like(ids)
-    labels = torch.full((rows, answer_width), IGNORED)
-    for row, example in enumerate(chosen):
-        text = example.prompt + example.answer[:-1]
-        first = width - len(example.prompt) + shared
-        ids[row, :shared] = torch.tensor(text[:shared])
-        ids[row, first : first + len(text) - shared] = torch.tensor(text[shared:])
-        mask[row, :shared] = 1
-        mask[row, first:] = 1  # what is right of a shorter answer is seen by nothing that counts
-        labels[row, : len(example.answer)] = torch.tensor(example.answer)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    ids, mask, positions, labels = (t.to(backbone.device) for t in (ids, mask, positions, labels))
-
-    def block(first: int, last: int, rows: int = rows) -> dict[str, Tensor]:
-        columns = slice(first, last)
-        return {
-            "input_ids": ids[:rows, columns],
-            "position_ids": positions[:rows, columns],
-            "attention_mask": mask[:rows, :last],
-        }
-
-    cache = None
-    untouched = width - 1 if span == "answer" else 0
-    if shared:
-        cache = backbone.context(block(0, shared, rows=1))
-        cache.batch_repeat_interleave(rows)
-    if untouched > shared:
-        cache = backbone.context(block(shared, untouched), cache)
-    return Prepared(torch.tensor(indices), backbone.prefix(block(untouched, ids.shape[1]), cache), labels)
-
-
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all sequences share."""
-    low, high = (
-        min(map(tuple, sequences)),
-        max(map(tuple, sequences)),
-    )  # every other one lies between them in lexicographic order
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
 def shared_start(backbone: Backbone, batch: Prepared) -> Tensor:
@@ -291,27 +207,6 @@ def optimise(
             rows, keep = (~done)[neuron_of].nonzero()[:, 0], (~done).nonzero()[:, 0]
             batch, neuron_of = batch[rows], ((~done).cumsum(0) - 1)[neuron_of[rows]]
             weights, first, second, neurons = weights[keep], first[keep], second[keep], neurons[keep]
-
-
-def batch_units(examples: Sequence[Example], units: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Units of examples (each one's answers are equally long) in batches of similar length; indices of the units.
-
-    A batch has at most `batch_size` rows, and fewer where answers are long, but one unit at least.
-    """
-
-    def length(unit: int) -> tuple[int, float]:
-        prompts = [len(examples[i].prompt) for i in units[unit]]
-        return len(examples[units[unit][0]].answer), sum(prompts) / len(prompts)
-
-    batches: list[list[int]] = []
-    rows = 0
-    for unit in sorted(range(len(units)), key=length):
-        rows += len(units[unit])
-        if not batches or rows > batch_size or rows * length(unit)[0] > SHORT_ANSWER * batch_size:
-            batches.append([])
-            rows = len(units[unit])
-        batches[-1].append(unit)
-    return batches
 
 
 def prepare_all(

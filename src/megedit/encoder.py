@@ -184,7 +184,7 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
         for fact in chance.sample(pool, settings.batch_size):
             rephrase = chance.choice(fact.rephrases)
             if pseudo.noise and chance.random() < settings.noise:
-                rephrase = f"{chance.choice(pseudo.noise)} {rephrase}"
+                rephrase = pseudo.behind_noise(rephrase, chance)
             others = fact.neighbours or tuple(
                 f.prompt for f in chance.sample(relations[fact.relation], 1) if f is not fact
             )

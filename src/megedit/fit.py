@@ -28,9 +28,9 @@ from megedit.adapter import (
 )
 from megedit.backbone import Backbone, find_decoder_layers
 from megedit.base import fingerprint, load_base, resolve_folder
+from megedit.batches import Example
 from megedit.collect import (
     CollectionSettings,
-    Example,
     answer_leads_of,
     collect,
     prepare_all,
@@ -143,8 +143,10 @@ def fit(
     if len(active) == 0:
         raise MegError("None of the edits could be made; look at the log, or choose another layer.")
 
+    queries = [edits[i].prompt for i in active]
+
     def encode_edits() -> dict[str, Tensor]:
-        return {"edits": encoder.encode([edits[i].prompt for i in active])}
+        return {"edits": encoder.encode(queries)}
 
     vectors = work.tensors("vectors", encode_edits, packed=True)["edits"].to(device)
     subjects = [edits[i].subject or None for i in active]
@@ -152,7 +154,6 @@ def fit(
 
     def reword() -> dict[str, Tensor]:
         with stages.stage("Encoding noisy wordings", settings.generator.wordings * len(active)) as advance:
-            queries = [edits[i].prompt for i in active]
             return reworded(encoder, queries, held_out, settings.generator, settings.seed, advance)
 
     others = work.tensors("conditions", reword)
@@ -258,8 +259,7 @@ def calibration_texts(
     subjects = SubjectIndex(fact.subject for fact in enrolled if fact.subject)
     familiar = [text for fact in enrolled for text in fact.rephrases]
     familiar = [
-        f"{chance.choice(held_out.noise)} {text}" if held_out.noise and i % 2 else text
-        for i, text in enumerate(familiar)
+        held_out.behind_noise(text, chance) if held_out.noise and i % 2 else text for i, text in enumerate(familiar)
     ]
     unfamiliar = [fact.prompt for fact in others]
     unfamiliar += [chance.choice(fact.neighbours) for fact in enrolled if fact.neighbours]

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from megedit.adapter import Adapter, load_adapter, save_adapter
 from megedit.backbone import Backbone
 from megedit.base import fingerprint, load_base
-from megedit.collect import common_prefix
+from megedit.batches import common_prefix
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.neuron import DynamicNeuron, NeuronWeights

@@ -67,6 +67,10 @@ class PseudoKnowledge:
             yield from fact.neighbours
         yield from self.unrelated
 
+    def behind_noise(self, query: str, chance: random.Random) -> str:
+        """The query behind one of the noise sentences, of which there must be one."""
+        return f"{chance.choice(self.noise)} {query}"
+
     def split(self, held_out: float, seed: int) -> tuple["PseudoKnowledge", "PseudoKnowledge"]:
         """A part for training and a part, a share of `held_out`, for calibration; same seed, same split.
 

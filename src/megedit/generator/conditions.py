@@ -72,7 +72,7 @@ def reworded(
     noisy = torch.zeros(settings.wordings if held_out.noise else 0, len(queries), encoder.size)
     for wording in noisy:
         for first in range(0, len(queries), ENCODED_AT_ONCE):
-            part = [f"{chance.choice(held_out.noise)} {query}" for query in queries[first : first + ENCODED_AT_ONCE]]
+            part = [held_out.behind_noise(query, chance) for query in queries[first : first + ENCODED_AT_ONCE]]
             wording[first : first + ENCODED_AT_ONCE] = encoder.encode(part)
             progress(len(part))
     shifts = torch.zeros(0, encoder.size)

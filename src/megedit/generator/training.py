@@ -39,6 +39,7 @@ def train_generator(
 
     A neuron that few edits share is drawn more often than its edits are (`settings.balance`); drawn evenly, it would be
     learned last.
+
     answered: the share of edits whose neuron, sampled from the given generator, gives the edit's answer. Training
     stops at two checks in a row at 1.0, or at `settings.training_steps`; the sampler checked is the one that ships.
     Returns the averaged generator (evaluation mode, best check) and the record.

@@ -30,13 +30,14 @@ def router(result: Result) -> dict[str, Any] | None:
     asks = [verdict["route"] for verdict in routed if verdict["kind"] not in NO_EDIT_KINDS]
     asks_not = [verdict["route"] for verdict in routed if verdict["kind"] in NO_EDIT_KINDS]
     calibration = (result.get("fit") or {}).get("calibration")
-    curves, rows = [], []
+    curves, rows, threshold = [], [], None
     if asks and asks_not:
         curve, area = _evaluated_curve(asks, asks_not)
         curves.append(("These questions", curve))
         rows.append(["These questions", f"{area:.4f}", *map(_percent, reversed(curve.chosen or ()))])
     if calibration:
         decision = calibration["rules"][calibration["rule"]]
+        threshold = f"{decision['threshold']:.3f}"
         chosen = (decision["false_positive_rate"], decision["true_positive_rate"])
         points = [(0.0, 0.0), *((point[1], point[2]) for point in calibration["curve"]), (1.0, 1.0)]
         curves.append(("Held-out questions of the calibration", Curve(points, chosen)))
@@ -49,7 +50,7 @@ def router(result: Result) -> dict[str, Any] | None:
         "rates": Table(["", "AUC", "Recognised", "Let through"], rows) if rows else None,
         "asks": len(asks),
         "asks_not": len(asks_not),
-        "threshold": calibration and f"{calibration['rules'][calibration['rule']]['threshold']:.3f}",
+        "threshold": threshold,
         "curves": [name for name, _ in curves],
         "roc": roc_chart([curve for _, curve in curves], "ROC curve of the router") if curves else None,
         "histogram": histogram(entropies, label, "Histogram of entropy") if routed else None,
