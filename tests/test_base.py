@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSequenceClassification
 
 from megedit import base
-from megedit.base import default_dtype, fingerprint, load_base, resolve_folder
+from megedit.base import fingerprint, load_base, resolve_folder
 from megedit.errors import MegError
+from megedit.precision import default_dtype
 from megedit.template import Template
 from tiny import CHATML, tiny_model, tiny_tokenizer
 
@@ -70,13 +71,8 @@ def test_the_pad_token_is_eos_when_there_is_none(folder: Path) -> None:
     assert load_base(str(folder))[1].pad_token == "</s>"
 
 
-def test_the_dtype_is_the_default_of_the_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dtype_is_the_default_of_the_device(folder: Path) -> None:
     assert load_base(str(folder))[0].dtype == default_dtype("cpu")
-    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert default_dtype("cpu") == dtype
-        assert default_dtype("meta") == torch.float32
 
 
 def test_a_folder_wins_over_a_hub_name(folder: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:

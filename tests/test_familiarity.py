@@ -3,13 +3,14 @@
 import json
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.familiarity import (
     RULES,
@@ -21,7 +22,9 @@ from megedit.familiarity import (
     Router,
     Rule,
     calibrate,
+    last_sentence,
     log_entropy,
+    read,
     train_familiarity,
     training_steps,
 )
@@ -47,6 +50,51 @@ def edits() -> Tensor:
 @pytest.fixture(scope="module")
 def network(edits: Tensor) -> FamiliarityNetwork:
     return train_familiarity(edits, SETTINGS, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("query", "last"),
+    [
+        ("Who wrote the book?", None),
+        ("It rained all day. Who wrote the book?", "Who wrote the book?"),
+        ('She said "no." Really! Who wrote\nthe book? ', "Who wrote\nthe book?"),
+        ("(It rained.) Who wrote the book", "Who wrote the book"),
+        ("Where was Dr. Martin Luther King born?", "Martin Luther King born?"),
+        ("Where was Mrs. Dalloway born?", None),  # three words
+        ("Which port does billing use? Be brief.", None),
+        ("Version 1.2 was when published?", None),
+        ("", None),
+        ("One sentence without an end", None),
+    ],
+)
+def test_the_last_of_several_sentences(query: str, last: str | None) -> None:
+    assert last_sentence(query) == last
+
+
+class Encoder:
+    """Vectors by text, and the texts that were asked for."""
+
+    def __init__(self, vectors: dict[str, Tensor]) -> None:
+        self.vectors, self.asked = vectors, list[str]()
+
+    def encode(self, queries: list[str]) -> Tensor:
+        self.asked += queries
+        return torch.stack([self.vectors[query] for query in queries])
+
+
+def test_the_reading_nearer_to_an_edit_counts(edits: Tensor) -> None:
+    question, belongs = "Who is the present owner?", "The Atlas project changed hands. Who is the present owner?"
+    behind, alone = "It rained. Who leads the Atlas project?", "Who leads the Atlas project?"
+    strange = unit_vectors(2, 3)
+    encoder = Encoder(
+        {behind: strange[0], alone: edits[4], belongs: near(edits[:1], 5)[0], question: strange[1], "Plain": edits[2]}
+    )
+    vectors = read(cast(TextEncoder, encoder), [behind, "Plain", belongs], edits)
+    torch.testing.assert_close(vectors, torch.stack([edits[4], edits[2], encoder.vectors[belongs]]))
+    assert encoder.asked == [behind, "Plain", belongs, alone, question]
+    encoder.asked.clear()
+    read(cast(TextEncoder, encoder), ["Plain"], edits)
+    assert encoder.asked == ["Plain"]
 
 
 def test_entropy_by_hand() -> None:

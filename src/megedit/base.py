@@ -40,6 +40,7 @@ from transformers import (
 )
 
 from megedit.errors import MegError
+from megedit.precision import default_dtype
 
 logger = logging.getLogger("megedit")
 
@@ -120,17 +121,6 @@ def resolve_copy(name: str, files: Sequence[str]) -> Path:
         MegError: nothing has that name.
     """
     return _resolve(name, files)
-
-
-def default_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where the processor or GPU computes in it natively, otherwise float32."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if native else torch.float32
 
 
 def fingerprint(model: nn.Module) -> str:

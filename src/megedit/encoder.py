@@ -37,6 +37,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from megedit.errors import MegError
+from megedit.precision import default_dtype
 from megedit.pseudo import PseudoFact, PseudoKnowledge
 from megedit.tensors import load_tensors, save_tensors
 
@@ -137,7 +138,7 @@ class TextEncoder:
                 learning_rate=settings.lr,
                 warmup_steps=settings.steps // 10,
                 batch_sampler=_in_order,
-                bf16=True,
+                bf16=default_dtype(self.model.device) == torch.bfloat16,
                 use_cpu=self.model.device.type == "cpu",
                 seed=seed,
                 save_strategy="no",

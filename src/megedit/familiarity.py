@@ -4,12 +4,14 @@ Source: MeG (arXiv 2512.14395), section 3.2. The familiarity network is a K-way 
 trained until it has memorised a random class for every edit; near an edit its output has low entropy, elsewhere high.
 The decision here may also look at the similarity to the nearest edit and at whether the query names that edit's
 subject. Its threshold is calibrated on held-out pseudo-knowledge: rephrases of enrolled pseudo-facts against
-neighbouring and unrelated queries.
+neighbouring and unrelated queries. What stands before the last sentence of a query may belong to it or not; both
+readings are looked at.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -22,8 +24,11 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor, nn
 
 from megedit.edits import SubjectIndex
+from megedit.encoder import TextEncoder
 from megedit.errors import MegError
+from megedit.precision import mixed_precision
 
+SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
 FEWEST = 2  # familiar and unfamiliar queries from which a rule can be calibrated
 Rule = Literal["entropy", "similarity", "combined", "subject"]
 RULES: dict[Rule, tuple[bool, bool, bool]] = {  # which features a rule looks at: log entropy, similarity, subject
@@ -123,7 +128,7 @@ def train_familiarity(
             at = torch.arange(step * settings.batch_size, (step + 1) * settings.batch_size) % len(vectors)
             batch = order[at]
             noise = settings.noise / network.scale * torch.randn(len(batch), vectors.shape[1], generator=generator)
-            with torch.autocast(vectors.device.type, torch.bfloat16):
+            with mixed_precision(vectors.device):
                 loss = F.cross_entropy(network(vectors[batch] + noise.to(vectors.device)).float(), labels[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -136,6 +141,28 @@ def train_familiarity(
 def training_steps(edits: int, settings: FamiliaritySettings) -> int:
     """How many steps `train_familiarity` takes for this many edits."""
     return max(settings.steps, 20 * edits // settings.batch_size)
+
+
+def read(encoder: TextEncoder, queries: Sequence[str], edits: Tensor) -> Tensor:
+    """The vectors of queries (float32 (queries, size), unit length), given those of the edits.
+
+    A query of several sentences is read whole and by its last sentence alone; the reading nearer to an edit counts.
+    """
+    vectors = encoder.encode(queries).to(edits.device)
+    ends = {row: end for row, query in enumerate(queries) if (end := last_sentence(query))}
+    if ends:
+        alone = encoder.encode(list(ends.values())).to(edits.device)
+        rows = torch.tensor(list(ends), device=edits.device)
+        nearer = (alone @ edits.T).amax(1) > (vectors[rows] @ edits.T).amax(1)
+        vectors = vectors.index_copy(0, rows[nearer], alone[nearer])
+    return vectors
+
+
+def last_sentence(query: str) -> str | None:
+    """The last of several sentences, if it has four words or more; a shorter one is seldom a question of its own."""
+    start = max((found.end() for found in SENTENCE_END.finditer(query.strip())), default=0)
+    last = query.strip()[start:]
+    return last if start and len(last.split()) >= 4 else None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from megedit.familiarity import (
     FamiliaritySettings,
     Router,
     calibrate,
+    read,
     train_familiarity,
     training_steps,
 )
@@ -285,11 +286,13 @@ def _fit_router(
         )
 
     def compute() -> Calibration:
+        played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.device)
+        known = torch.cat([vectors, played])
         texts = CalibrationSet(
-            encoder.encode([fact.prompt for fact in enrolled]).to(vectors.device),
+            played,
             [fact.subject or None for fact in enrolled],
-            encoder.encode(familiar).to(vectors.device),
-            encoder.encode(unfamiliar).to(vectors.device),
+            read(encoder, familiar, known),
+            read(encoder, unfamiliar, known),
             [*familiar, *unfamiliar],
         )
         total = training_steps(len(vectors) + len(enrolled), settings.familiarity)

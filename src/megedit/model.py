@@ -23,6 +23,7 @@ from megedit.base import fingerprint, load_base
 from megedit.batches import common_prefix
 from megedit.edits import Edit
 from megedit.errors import MegError
+from megedit.familiarity import read
 from megedit.neuron import DynamicNeuron, NeuronWeights
 from megedit.template import Template
 
@@ -287,7 +288,7 @@ class MegModel:
             yield
 
     def _encode(self, queries: Sequence[str]) -> Tensor:
-        return self.adapter.encoder.encode(queries).to(self.backbone.device)
+        return read(self.adapter.encoder, queries, self.adapter.router.edits)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

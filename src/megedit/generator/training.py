@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from megedit.generator.conditions import Conditions
 from megedit.generator.diffusion import WeightGenerator
 from megedit.generator.settings import GeneratorSettings
+from megedit.precision import mixed_precision
 from megedit.tensors import distinct_rows
 
 
@@ -59,7 +60,7 @@ def train_generator(
         running, odds = 0.0, neuron_frequencies(weights) ** -settings.balance
         for step in range(1, total + 1):
             batch = torch.multinomial(odds, settings.batch_size, replacement=True, generator=chance)
-            with torch.autocast(weights.device.type, torch.bfloat16):
+            with mixed_precision(weights.device):
                 loss = generator.loss(weights[batch], conditions.draw(batch, chance), chance)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -1,0 +1,25 @@
+"""Which number format to compute in: bfloat16 where the processor or GPU has it, otherwise float32.
+
+A processor without bfloat16 emulates it, an order of magnitude slower than it computes in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where the processor or GPU computes in it natively, otherwise float32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if native else torch.float32
+
+
+def mixed_precision(device: str | torch.device) -> torch.autocast:
+    """A context in which float32 networks multiply their matrices in `default_dtype`."""
+    device = torch.device(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=default_dtype(device) == torch.bfloat16)

@@ -1,0 +1,56 @@
+"""Number formats: bfloat16 is used where the processor has it, and nowhere else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from megedit.encoder import EncoderSettings, TextEncoder
+from megedit.familiarity import FamiliaritySettings, train_familiarity
+from megedit.precision import default_dtype, mixed_precision
+from test_encoder import pseudo_knowledge
+from tiny import tiny_encoder
+
+
+@pytest.fixture(params=[True, False], ids=["native", "emulated"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: request.param)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return bool(request.param)
+
+
+@pytest.fixture
+def formats(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
+    """The formats in which the outputs of linear layers are computed from now on."""
+    found: set[torch.dtype] = set()
+    forward = nn.Linear.forward
+
+    def watched(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        output = forward(layer, x)
+        found.add(output.dtype)
+        return output
+
+    monkeypatch.setattr(nn.Linear, "forward", watched)
+    return found
+
+
+def test_the_default_is_what_the_processor_has(native: bool) -> None:
+    assert default_dtype("cpu") == (torch.bfloat16 if native else torch.float32)
+    assert default_dtype("meta") == torch.float32
+
+
+def test_matrices_are_multiplied_in_the_default(native: bool) -> None:
+    matrix = torch.eye(2)
+    with mixed_precision("cpu"):
+        assert (matrix @ matrix).dtype == default_dtype("cpu")
+    assert (matrix @ matrix).dtype == torch.float32
+
+
+def test_training_emulates_nothing(native: bool, formats: set[torch.dtype], tmp_path: Path) -> None:
+    train_familiarity(torch.eye(4), FamiliaritySettings(blocks=1, steps=2), seed=0)
+    assert formats == {default_dtype("cpu")}
+    formats.clear()
+    encoder = TextEncoder(tiny_encoder(tmp_path))
+    encoder.tune(pseudo_knowledge(), EncoderSettings(steps=1, batch_size=8), 0, lambda done: None)
+    assert formats == {default_dtype("cpu")}
