@@ -2,22 +2,24 @@
 
     python benchmarks/ablations.py collection --data DIR
     python benchmarks/ablations.py positions  --data DIR
-    python benchmarks/ablations.py generators --data DIR --adapter adapters/edit_1000_counterfact
+    python benchmarks/ablations.py generators --data DIR --adapter adapters/edit_10000_counterfact
 
 The numbers are teacher-forced: percent of edits whose whole answer, full stop and end-of-text token included, is the
 model's first choice. collection and positions use the collected neuron of an edit on other wordings, without router
-and generator; generators sample the neuron from the wording's vector. Writes results/NAME.json.
+and generator; generators learn all neurons of the adapter and are asked for a random sample of them, by the wording's
+vector. Writes results/NAME.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from common import BASE, write_result
@@ -25,10 +27,11 @@ from edits import load_set
 from megedit.adapter import Adapter, load_adapter
 from megedit.backbone import Backbone
 from megedit.base import load_base
-from megedit.batches import Example, Prepared
+from megedit.batches import Example
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit
-from megedit.fit import tokenize
+from megedit.familiarity import read
+from megedit.fit import ANSWERED_LEAD, tokenize
 from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
 from megedit.pseudo import load_pseudo_knowledge
 from megedit.template import Template
@@ -73,14 +76,10 @@ class Bench:
             "noisy": list(chosen.more_rephrases["noisy_rephrases"].values()),
         }
 
-    def examples(self, kind: str, template: Template) -> list[Example]:
-        edits = [replace(edit, prompt=query) for edit, query in zip(self.edits, self.queries[kind], strict=True)]
+    def examples(self, kind: str, template: Template, rows: Sequence[int] | None = None) -> list[Example]:
+        chosen = range(len(self.edits)) if rows is None else rows
+        edits = [replace(self.edits[i], prompt=self.queries[kind][i]) for i in chosen]
         return [tokenize(self.tokenizer, template, edit) for edit in edits]
-
-    def prepare(
-        self, kind: str, backbone: Backbone, template: Template, settings: CollectionSettings
-    ) -> Iterator[Prepared]:
-        return prepare_all(backbone, self.examples(kind, template), settings, self.tokenizer.pad_token_id)
 
     def collect(self, layer: int, settings: CollectionSettings, ending: str = ".") -> dict[str, float]:
         """One row: collect on the edits' own prompts, then use the neurons on the other wordings."""
@@ -91,12 +90,38 @@ class Bench:
         seconds = time.perf_counter() - started
         row = {"reliability": percent(collected.leads > 0)}
         for kind in ("clean", "noisy"):
-            batches = self.prepare(kind, backbone, template, settings)
+            batches = prepare_all(backbone, self.examples(kind, template), settings, self.tokenizer.pad_token_id)
             row[kind] = percent(answer_leads_of(backbone, batches, collected.weights) > 0)
         row["seconds_per_edit"] = round(seconds / len(self.edits), 4)
         row["mean_steps"] = round(float(collected.steps.float().mean()), 1)
         print(row, flush=True)
         return row
+
+
+class Check:
+    """A random sample of an adapter's edits in all wordings, by which generators are compared."""
+
+    def __init__(self, bench: Bench, adapter: Adapter, backbone: Backbone, count: int) -> None:
+        active = torch.tensor([record.status == "active" for record in adapter.records]).nonzero()[:, 0]
+        order = torch.randperm(len(active), generator=torch.Generator().manual_seed(1))
+        rows = active[order[:count]].tolist()
+        settings, pad_id = CollectionSettings(), bench.tokenizer.pad_token_id
+        self.backbone = backbone
+        self.batches = {
+            kind: list(prepare_all(backbone, bench.examples(kind, adapter.config.template, rows), settings, pad_id))
+            for kind in bench.queries
+        }
+        self.vectors = {
+            kind: read(adapter.encoder, [queries[i] for i in rows], adapter.router.edits)
+            for kind, queries in bench.queries.items()
+        }
+
+    def leads(self, generator: WeightGenerator, kind: str) -> Tensor:
+        return answer_leads_of(self.backbone, self.batches[kind], generator.sample(self.vectors[kind]))
+
+    def quality(self, generator: WeightGenerator) -> dict[str, float]:
+        """Percent of the edits whose generated neuron answers, for each wording."""
+        return {kind: percent(self.leads(generator, kind) > 0) for kind in self.batches}
 
 
 def percent(mask: Tensor) -> float:
@@ -111,18 +136,14 @@ def conditions_of(adapter: Adapter, settings: GeneratorSettings) -> Conditions:
     return Conditions(adapter.router.edits, **others)
 
 
-def generator_rows(bench: Bench, adapter_folder: Path, steps: int) -> list[dict[str, Any]]:
+def generator_rows(bench: Bench, adapter: Adapter, steps: int, checked: int) -> list[dict[str, Any]]:
     """Train every generator on the same neurons and vectors; sample for all wordings."""
-    adapter = load_adapter(adapter_folder)
     backbone = Backbone(bench.model, adapter.config.layer)
-    settings = CollectionSettings()
-    batches = {kind: list(bench.prepare(kind, backbone, adapter.config.template, settings)) for kind in bench.queries}
+    check = Check(bench, adapter, backbone, checked)
     weights = adapter.neurons[[record.status == "active" for record in adapter.records]]
-    vectors = {kind: adapter.encoder.encode(queries) for kind, queries in bench.queries.items()}
 
     def answered(generator: WeightGenerator) -> float:
-        sampled = generator.sample(vectors["reliability"])
-        return float((answer_leads_of(backbone, batches["reliability"], sampled) > 1).float().mean())
+        return float((check.leads(generator, "reliability") >= ANSWERED_LEAD).float().mean())
 
     conditions = {chosen.wordings: conditions_of(adapter, chosen) for chosen in (PRESETS["fast"], PRESETS["paper"])}
     rows: list[dict[str, Any]] = []
@@ -132,14 +153,12 @@ def generator_rows(bench: Bench, adapter_folder: Path, steps: int) -> list[dict[
             weights,
             conditions[chosen.wordings],
             backbone.hidden_size,
-            replace(chosen, steps=steps, passes=1),
+            replace(chosen, steps=steps, passes=0),
             0,
             answered,
         )
         row: dict[str, Any] = {"name": name, "seconds": round(time.perf_counter() - started, 1), "steps": record.steps}
-        for kind in bench.queries:
-            sampled = generator.sample(vectors[kind])
-            row[kind] = percent(answer_leads_of(backbone, batches[kind], sampled) > 0)
+        row |= check.quality(generator)
         row["parameters_millions"] = round(sum(p.numel() for p in generator.parameters()) / 1e6, 1)
         print(row, flush=True)
         rows.append(row)
@@ -153,14 +172,16 @@ def main() -> None:
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--edits", type=int, default=128)
     parser.add_argument("--layer", type=int, default=20)
-    parser.add_argument("--adapter", type=Path, help="generators: an adapter of the same first edits")
+    parser.add_argument("--adapter", type=Path, help="generators: an adapter of the first edits")
     parser.add_argument("--steps", type=int, default=600, help="generators: training steps at most")
+    parser.add_argument("--checked", type=int, default=512, help="generators: edits that they are asked for")
     options = parser.parse_args()
 
     rows: list[dict[str, Any]] = []
     if options.what == "generators":
-        count = len(load_adapter(options.adapter).neurons)
-        rows = generator_rows(Bench(options.base, options.data, count), options.adapter, options.steps)
+        adapter = load_adapter(options.adapter)
+        bench = Bench(options.base, options.data, len(adapter.records))
+        rows = generator_rows(bench, adapter, options.steps, options.checked)
     else:
         bench = Bench(options.base, options.data, options.edits)
         variants: Sequence[dict[str, Any]] = COLLECTION

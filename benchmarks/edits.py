@@ -6,15 +6,17 @@ The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.
 
     counterfact      rephrases with and without a noise sentence; neighbours: same relation, other subject
     zsre_style       neighbours: Natural Questions, and questions of the same form about subjects that are not edited
-    zsre             the records of zsre.jsonl with their human rephrases, filled up with zsre_style; same neighbours
+    zsre             the records of zsre.jsonl with their human rephrases, among so many of zsre_style that are edited
+                     too but not asked; same neighbours
     counterfact-raw  counterfact without template, by the protocol `cloze`; what its rule says of free answers stands
                      under the names of AG
 
 The first records are edited (second targets of a (subject, relation) pair dropped). Encoder and router see only the
 shipped pseudo-knowledge, which comes from the end of the files, with whatever belongs to an edited subject taken out;
 --pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind). With --asked, a random
-sample of that many edits is asked. Writes results/edit_EDITS_SET.json and, with --verdicts FILE, every question and
-answer. An interrupted run goes on when started again.
+sample of that many edits is asked. Writes results/edit_EDITS_SET.json, behind the name the kind of --pseudo and of
+device where they are not the default, and, with --verdicts FILE, every question and answer. An interrupted run goes on
+when started again.
 """
 
 from __future__ import annotations
@@ -47,9 +49,11 @@ PSEUDO: dict[str, Callable[[str], bool]] = {
 
 @dataclass(frozen=True)
 class BenchmarkSet:
-    """The edits, each with the rephrase and neighbours of the headline, and rows of further questions, by edit id."""
+    """The edits, each with the rephrase and neighbours of the headline; those of them that may be asked; rows of
+    further questions, by edit id."""
 
     edits: EditSet
+    asked: Sequence[Edit]
     more_rephrases: dict[str, dict[str, str]]
     more_neighbours: dict[str, dict[str, str]]
 
@@ -64,7 +68,7 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
             for edit in edits
         ]
         noisy = {edit.id: records[edit.id]["paraphrase_prompts"][0] for edit in edits}
-        return BenchmarkSet(replace(edits, edits=tuple(chosen)), {"noisy_rephrases": noisy}, {})
+        return BenchmarkSet(replace(edits, edits=tuple(chosen)), chosen, {"noisy_rephrases": noisy}, {})
     real = list(read_edits(data / "zsre.jsonl", on_conflict="first")) if name == "zsre" else []
     styled = list(read_edits(data / "zsre_style.jsonl", on_conflict="first"))
     known = {(edit.subject, edit.prompt) for edit in real}
@@ -77,14 +81,19 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
     others = [text for text in others if text not in pseudo and not edited.named_in(text)]
     questions = [record["question"].strip() for record in read_jsonl(data / "nq_locality.jsonl")]
     questions = [text for text in questions if text not in pseudo and not edited.named_in(text)]
-    asked = [
-        replace(edit, rephrases=edit.rephrases[:1], neighbours=tuple(questions[i : i + 1]))
-        for i, edit in enumerate(chosen)
-    ]
-    same_form = {edit.id: text for edit, text in zip(asked, others, strict=False)}
-    edits = EditSet.from_edits(asked, on_conflict="first")
+    edits = EditSet.from_edits(
+        (
+            replace(edit, rephrases=edit.rephrases[:1], neighbours=tuple(questions[i : i + 1]))
+            for i, edit in enumerate(chosen)
+        ),
+        on_conflict="first",
+    )
+    same_form = {edit.id: text for edit, text in zip(edits, others, strict=False)}
     return BenchmarkSet(
-        replace(edits, source=f"{name}, {len(real)} of zsre.jsonl"), {}, {"same_form_neighbours": same_form}
+        replace(edits, source=f"{name}, {len(real)} of zsre.jsonl"),
+        [edit for edit in edits if not real or edit.id.startswith("real-")],
+        {},
+        {"same_form_neighbours": same_form},
     )
 
 
@@ -101,11 +110,13 @@ def main() -> None:
     parser.add_argument("--pseudo", choices=tuple(PSEUDO), default="all")
     parser.add_argument("--out", type=Path, default=None, help="adapter folder [default: adapters/edit_EDITS_SET]")
     parser.add_argument("--base", default=BASE)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verdicts", type=Path, default=None)
     options = parser.parse_args()
     name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
     name += "" if options.pseudo == "all" else f"_{options.pseudo}"
+    name += "" if options.device == "cpu" else f"_{options.device.split(':')[0]}"
     out: Path = options.out or Path("adapters") / name
 
     chosen = load_set(options.data, options.set, options.edits)
@@ -113,11 +124,11 @@ def main() -> None:
     pseudo = load_pseudo_knowledge()
     pseudo = replace(pseudo, facts=tuple(fact for fact in pseudo.facts if PSEUDO[options.pseudo](fact.prompt)))
     settings = FitSettings(seed=options.seed, template="raw" if options.set == RAW else "auto")
-    fitted = fit_or_load(options.base, edits, out, settings, pseudo)
-    model = MegModel.from_pretrained(out, base=options.base)
+    fitted = fit_or_load(options.base, edits, out, settings, pseudo, options.device)
+    model = MegModel.from_pretrained(out, base=options.base, device=options.device)
     adapter = model.adapter
 
-    asked = with_more(edits, chosen, options.asked, options.seed)
+    asked = with_more(chosen, options.asked, options.seed)
     protocol = "cloze" if options.set == RAW else "paper"
     evaluation = EvaluationSettings(neighbours=1 + len(chosen.more_neighbours))
     stages = Stages()
@@ -140,9 +151,6 @@ def main() -> None:
             for row, found in rows.items()
         },
     }
-    real = [v for v in result.verdicts if v.case.edit.startswith("real-") and v.case.query not in more]
-    if real:
-        results["real_zsre"] = {m.name: m.edited.value for m in measure(real, protocol) if m.edited}
     results |= {
         "counts": result.counts,
         "failed": [record.edit.id for record in adapter.records if record.status == "failed"],
@@ -155,7 +163,8 @@ def main() -> None:
         "calibration_curve": adapter.config.calibration.curve,
         "generator_training": adapter.config.record["generator_training"],
     }
-    path = write_result(name, {"fit": asdict(settings), "evaluation": result.protocol, "base": options.base}, results)
+    used = {"fit": asdict(settings), "evaluation": result.protocol, "base": options.base, "device": options.device}
+    path = write_result(name, used, results)
     if options.verdicts:
         options.verdicts.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1), "utf-8")
     shown = ("edited", *further, "fit_seconds", "collection_seconds_per_edit", "adapter_mb")
@@ -163,13 +172,15 @@ def main() -> None:
     print(path)
 
 
-def fit_or_load(base: str, edits: EditSet, out: Path, settings: FitSettings, pseudo: PseudoKnowledge) -> dict[str, Any]:
+def fit_or_load(
+    base: str, edits: EditSet, out: Path, settings: FitSettings, pseudo: PseudoKnowledge, device: str
+) -> dict[str, Any]:
     """Fit the adapter, unless an earlier run has; what it cost. The cost of a fit that went on is marked as such."""
     costs = out.with_name(f"{out.name}.costs.json")
     if not (is_adapter(out) and costs.exists()):
         went_on = out.with_name(f".{out.name}.fit").exists()
         stages, started = Stages(), time.perf_counter()
-        fit(base, edits, out, settings, pseudo=pseudo, overwrite=True, stages=stages)
+        fit(base, edits, out, settings, pseudo=pseudo, device=device, overwrite=True, stages=stages)
         spent = {
             "fit_seconds": round(time.perf_counter() - started, 1),
             "fit_peak_memory_mb": round(peak_memory_mb(), 1),
@@ -183,16 +194,18 @@ def fit_or_load(base: str, edits: EditSet, out: Path, settings: FitSettings, pse
     return dict(json.loads(costs.read_text("utf-8")))
 
 
-def with_more(edits: EditSet, chosen: BenchmarkSet, count: int | None, seed: int) -> EditSet:
-    """The edits that are asked, with their further questions."""
-    drawn = list(edits) if count is None else random.Random(seed).sample(list(edits), min(count, len(edits)))
+def with_more(chosen: BenchmarkSet, count: int | None, seed: int) -> EditSet:
+    """The edits that are asked, all or so many drawn at random, with their further questions."""
+    drawn = list(chosen.asked)
+    if count is not None:
+        drawn = random.Random(seed).sample(drawn, min(count, len(drawn)))
 
     def more(edit: Edit) -> Edit:
         rephrases = [texts[edit.id] for texts in chosen.more_rephrases.values() if edit.id in texts]
         neighbours = [texts[edit.id] for texts in chosen.more_neighbours.values() if edit.id in texts]
         return replace(edit, rephrases=(*edit.rephrases, *rephrases), neighbours=(*edit.neighbours, *neighbours))
 
-    return replace(edits, edits=tuple(more(edit) for edit in drawn))
+    return replace(chosen.edits, edits=tuple(more(edit) for edit in drawn))
 
 
 def measure(verdicts: Sequence[Verdict], protocol: str) -> list[Measured]:

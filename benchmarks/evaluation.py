@@ -1,6 +1,6 @@
 """What an evaluation costs, and what every protocol says of the same adapter.
 
-    python benchmarks/evaluation.py --data DIR --adapter adapters/edit_1000_counterfact
+    python benchmarks/evaluation.py --data DIR --adapter adapters/edit_10000_counterfact
 
 DIR holds counterfact.jsonl, from which the adapter was made (edits.py). The protocol `paper` is timed as it is in
 edits.py: one rephrase and one neighbourhood prompt an edit. The others, and the perturbed queries, are asked about

@@ -19,7 +19,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from megedit.edits import Edit, SubjectIndex, normalise_query, read_edits
+from megedit.edits import Edit, normalise_query, read_edits
+from megedit.names import SubjectIndex
 from megedit.pseudo import PseudoFact, PseudoKnowledge
 
 SEED = 0

@@ -1,6 +1,6 @@
 """What an answer costs through the edited model: unfamiliar and familiar queries against the base model.
 
-    python benchmarks/overhead.py --adapter adapters/edit_1000_counterfact --data DIR
+    python benchmarks/overhead.py --adapter adapters/edit_10000_counterfact --data DIR
 
 Batches of 16 prompts, 20 new tokens, Hugging Face generate with and without edits on the same prompts, in turn; every
 query is new to the process. Medians over the batches. Writes results/overhead.json.

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from ablations import Bench, conditions_of, percent
+from ablations import Bench, Check, conditions_of, percent
 from common import BASE, write_result
 from megedit.adapter import load_adapter
 from megedit.backbone import Backbone
-from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
+from megedit.collect import CollectionSettings, collect
 from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, train_generator
 
 RECIPES: dict[str, tuple[CollectionSettings, GeneratorSettings]] = {
@@ -42,7 +42,7 @@ def train_for(
     """Train a generator for about this time, on a schedule that ends there."""
 
     def train(steps: int) -> tuple[WeightGenerator, float]:
-        limited = replace(settings, steps=steps, passes=1, check_every=steps)
+        limited = replace(settings, steps=steps, passes=0, check_every=steps)
         limited = replace(limited, ema=min(settings.ema, 1 - 10 / steps))  # an average over a part of the training
         started = time.perf_counter()
         generator, _ = train_generator(weights, conditions, hidden_size, limited, 0, lambda generator: 0.0)
@@ -68,18 +68,15 @@ def main() -> None:
     adapter = load_adapter(options.adapter)
     bench = Bench(options.base, options.data, len(adapter.neurons))
     backbone, pad_id = Backbone(bench.model, adapter.config.layer), bench.tokenizer.pad_token_id
-    examples = {kind: bench.examples(kind, adapter.config.template) for kind in bench.queries}
+    check = Check(bench, adapter, backbone, options.checked)
     active = torch.tensor([record.status == "active" for record in adapter.records]).nonzero()[:, 0]
-    checked = active[
-        torch.randperm(len(active), generator=torch.Generator().manual_seed(1))[: options.checked]
-    ].tolist()
-    conditions = {kind: adapter.encoder.encode([texts[i] for i in checked]) for kind, texts in bench.queries.items()}
     rows: list[dict[str, Any]] = []
     for name, (collection, preset) in RECIPES.items():
         count = len(active) if collection.batch_size > 1 else options.edits
         spread = active[torch.linspace(0, len(active) - 1, count).long()].tolist()
+        examples = bench.examples("reliability", adapter.config.template, spread)
         started = time.perf_counter()
-        collected = collect(backbone, [examples["reliability"][i] for i in spread], collection, pad_id)
+        collected = collect(backbone, examples, collection, pad_id)
         row: dict[str, Any] = {
             "name": name,
             "collected": count,
@@ -91,11 +88,9 @@ def main() -> None:
             60 * options.minutes, preset, adapter.neurons[active], conditions_of(adapter, preset), backbone.hidden_size
         )
         row |= training | {"parameters_millions": round(sum(p.numel() for p in generator.parameters()) / 1e6, 1)}
-        for kind, vectors in conditions.items():
-            batches = prepare_all(backbone, [examples[kind][i] for i in checked], CollectionSettings(), pad_id)
-            row[kind] = percent(answer_leads_of(backbone, batches, generator.sample(vectors)) > 0)
+        row |= check.quality(generator)
         started = time.perf_counter()
-        generator.sample(conditions["clean"][: options.queries])
+        generator.sample(check.vectors["clean"][: options.queries])
         row |= {"sample_steps": preset.sample_steps, "sampling_seconds": round(time.perf_counter() - started, 4)}
         print(row, flush=True)
         rows.append(row)

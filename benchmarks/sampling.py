@@ -39,7 +39,7 @@ def main() -> None:
     adapter = load_adapter(options.adapter)
     generator, vectors = adapter.generator, adapter.router.edits
     chosen = load_set(options.data, options.set, len(adapter.records))
-    asked = with_more(chosen.edits, chosen, options.asked, options.seed)
+    asked = with_more(chosen, options.asked, options.seed)
     rows: list[dict[str, Any]] = []
     for steps in STEPS:
         generator.settings = replace(generator.settings, sample_steps=steps)

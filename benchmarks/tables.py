@@ -8,7 +8,7 @@ from typing import Any
 MISSING = "(not measured yet)"
 NONE = "-"
 
-SETS = {"CounterFact": "edit_1000_counterfact", "ZsRE-style": "edit_1000_zsre_style"}
+SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_style"}
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
     "ZsRE, tuned on statements": "edit_10000_zsre_statements",
@@ -20,7 +20,6 @@ METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality")
 FURTHER = {  # rows of further questions in a result: what they are, and the metric
     "noisy_rephrases": ("rephrase behind a noise sentence", "generality"),
     "same_form_neighbours": ("question of the same form about another subject", "locality"),
-    "real_zsre": ("the 1,650 records of ZsRE, human rephrase", "generality"),
 }
 
 Result = Mapping[str, Any]  # a file that common.write_result wrote

@@ -43,7 +43,7 @@ def test_relative_links_lead_to_files(document: Path) -> None:
 METRICS = {f"{kind}_{measure}": 50.0 for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")}
 ROW = {"reliability": 99.0, "clean": 98.25, "noisy": None, "seconds_per_edit": 0.125, "mean_steps": 12.0}
 RESULTS: dict[str, dict[str, Any]] = {
-    "edit_1000_counterfact": {
+    "edit_10000_counterfact": {
         "edited": {**METRICS, "reliability_ag": 100.0, "score": 87.6},
         "unedited": {**METRICS, "generality_ag": None, "score": None},
         "noisy_rephrases": {"generality_ag": 41.5, "generality_tf": 61.5},
@@ -77,7 +77,6 @@ RESULTS: dict[str, dict[str, Any]] = {
     "collection": {"rows": [{**ROW, "layer": 20, "margin": 4.0, "key_lr": 0.015, "value_lr": 1.0, "ending": "(none)"}]},
     "generators": {"rows": [{**ROW, "name": "default", "steps": 600, "seconds": 70.0, "parameters_millions": 16.0}]},
 }
-RESULTS["edit_10000_counterfact"] = RESULTS["edit_1000_counterfact"]
 MACHINE = {"processor": "Some CPU", "cores": 4, "threads": 2, "memory_gib": 8.0}
 
 
@@ -141,9 +140,10 @@ def test_results_are_rendered_and_checked(project: Path) -> None:
 def test_another_number_makes_table_and_figure_outdated(project: Path) -> None:
     add_results(project)
     render.write(project)
-    path = project / "benchmarks" / "results" / "edit_1000_counterfact.json"
+    path = project / "benchmarks" / "results" / "edit_10000_counterfact.json"
     path.write_text(path.read_text().replace("87.6", "87.7"))
-    assert render.outdated(project) == [project / "README.md", project / "docs" / "images" / "score.svg"]
+    figures = [project / "docs" / "images" / f"{name}.svg" for name in ("score", "curve")]
+    assert render.outdated(project) == [project / "README.md", *figures]
 
 
 def test_a_figure_without_results_is_removed(project: Path) -> None:

@@ -6,7 +6,8 @@ from importlib.resources import files
 
 import pytest
 
-from megedit.edits import EditSet, SubjectIndex, normalise_query, read_edits
+from megedit.edits import EditSet, normalise_query, read_edits
+from megedit.names import SubjectIndex
 from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge
 
 DATA = files("megedit") / "data"

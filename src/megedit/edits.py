@@ -5,7 +5,6 @@ and a ledger refuses or drops what repeats or contradicts an earlier edit or cha
 as a `MegError` that names the file, the place and the field; whatever was left out stands in `EditSet.dropped`.
 """
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from megedit.errors import MegError
+from megedit.names import SubjectIndex
 from megedit.records import Record, kind_of, read_records
 from megedit.schemas import MAX_TARGET_CHARS, SCHEMAS, Edit, Entry, Question, QuestionKind, schema_of
 
@@ -159,27 +159,6 @@ def normalise_query(text: str) -> str:
     """The form in which two queries count as the same: case, width, spacing, closing marks ignored."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return folded.rstrip("?.!: ") or folded
-
-
-class SubjectIndex:
-    """Tells whether a text names one of many subjects, as whole words, at a cost free of their number."""
-
-    def __init__(self, subjects: Iterable[str]) -> None:
-        self._names = {_words(subject) for subject in subjects}
-        self._lengths = sorted({len(name) for name in self._names})
-
-    def __contains__(self, subject: str) -> bool:
-        return _words(subject) in self._names
-
-    def named_in(self, text: str) -> bool:
-        """True if `text` contains one of the subjects as whole words, in any case."""
-        words = _words(text)
-        return any(words[i : i + n] in self._names for n in self._lengths for i in range(len(words) - n + 1))
-
-
-def _words(text: str) -> tuple[str, ...]:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return tuple(re.findall(r"\w+", folded)) or (folded,)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -334,14 +313,17 @@ class _Edited:
     ) -> Iterator[str]:
         """The neighbours that are not the prompt of an edit and, if they are about other subjects, not an edited one's.
 
-        Where the subject of a neighbour is not known, it is looked for in the text among the edited subjects of the
-        same relation.
+        A neighbour whose subject is not known is an edited one's if it names that on its own, or, where the relation is
+        the same, at all.
         """
         for i, neighbour in enumerate(neighbours):
             if self.asked_in(neighbour):
                 continue
             if subjects is not None:
                 subject = subjects[i]
-                if subject in self._subjects if subject else self._by_relation[relation].named_in(neighbour):
+                if subject in self._subjects if subject else self._names_edited(neighbour, relation):
                     continue
             yield neighbour
+
+    def _names_edited(self, neighbour: str, relation: str | None) -> bool:
+        return self._by_relation[relation].named_in(neighbour) or self._subjects.named_alone_in(neighbour)

@@ -2,7 +2,8 @@
 
 Source: MeG (arXiv 2512.14395), section 3.1: InfoNCE on pseudo-knowledge, facts that are not edited. Positives are
 rephrases, half of them behind a noise sentence; negatives are the other facts of the batch, which come from two
-relations only, and one neighbourhood prompt a fact. Loss and trainer are those of sentence-transformers.
+relations only, and for each fact one neighbourhood prompt or one other question about the same subject. Loss and
+trainer are those of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from megedit.errors import MegError
 from megedit.precision import default_dtype
-from megedit.pseudo import PseudoFact, PseudoKnowledge
+from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge
 from megedit.tensors import load_tensors, save_tensors
 
 RELATIONS_PER_BATCH = 2
@@ -58,6 +59,9 @@ class EncoderSettings:
     lr: float = field(default=6e-5, metadata={"help": "AdamW learning rate, with warm-up and linear decay"})
     temperature: float = field(default=0.05, metadata={"help": "InfoNCE temperature tau"})
     noise: float = field(default=0.5, metadata={"help": "share of rephrases that stand behind a noise sentence"})
+    same_subject: float = field(
+        default=0.25, metadata={"help": "share of hard negatives that ask something else about the same subject"}
+    )
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch_size < 2 or self.lr <= 0 or self.temperature <= 0:
@@ -175,6 +179,7 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
         relations[fact.relation].append(fact)
     names = sorted(relations)
     sizes = [len(relations[name]) for name in names]
+    questions = OtherQuestions(pseudo.facts)
     for _ in range(settings.steps):
         pool: list[PseudoFact] = []
         while len(pool) < settings.batch_size:
@@ -189,11 +194,10 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
             others = fact.neighbours or tuple(
                 f.prompt for f in chance.sample(relations[fact.relation], 1) if f is not fact
             )
-            yield (
-                rephrase,
-                fact.prompt,
-                chance.choice(others or pseudo.unrelated or tuple(f.prompt for f in pool if f is not fact)),
-            )
+            negative = questions.about(fact, chance) if chance.random() < settings.same_subject else None
+            if negative is None:
+                negative = chance.choice(others or pseudo.unrelated or tuple(f.prompt for f in pool if f is not fact))
+            yield rephrase, fact.prompt, negative
 
 
 def _in_order(dataset: Dataset, batch_size: int, drop_last: bool, **_: Any) -> DefaultBatchSampler:

@@ -2,7 +2,7 @@
 
 Source: MeG (arXiv 2512.14395), section 3.2. The familiarity network is a K-way classifier on the encoder's vectors,
 trained until it has memorised a random class for every edit; near an edit its output has low entropy, elsewhere high.
-The decision here may also look at the similarity to the nearest edit and at whether the query names that edit's
+The decision here may also look at the similarity to the nearest edit and at how far the query names that edit's
 subject. Its threshold is calibrated on held-out pseudo-knowledge: rephrases of enrolled pseudo-facts against
 neighbouring and unrelated queries. What stands before the last sentence of a query may belong to it or not; both
 readings are looked at.
@@ -23,9 +23,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor, nn
 
-from megedit.edits import SubjectIndex
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
+from megedit.names import share_of_name
 from megedit.precision import mixed_precision
 
 SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
@@ -56,7 +56,7 @@ class FamiliaritySettings:
     rule: Rule = field(
         default="subject",
         metadata={
-            "help": "entropy; similarity to the nearest edit; combined: both; subject: both, and whether the query "
+            "help": "entropy; similarity to the nearest edit; combined: both; subject: both, and how far the query "
             "names the subject of that edit, where the edit has one"
         },
     )
@@ -170,8 +170,8 @@ class Routing:
     """The router's answer for each query, tensors of shape (queries,).
 
     familiar: bool. score: float32, the decision value, familiar at or above `threshold`, float32. entropy: float32,
-    nats. nearest: int64, index of the most similar edit. similarity: float32, cosine to it. named: bool, whether the
-    query names the subject of that edit.
+    nats. nearest: int64, index of the most similar edit. similarity: float32, cosine to it. named: float32, how far the
+    query names the subject of that edit: 1 on its own, less as a part of a longer name, 0 not at all.
     """
 
     familiar: Tensor
@@ -253,7 +253,7 @@ class Router:
         subjects = [self._subjects[i] for i in nearest.tolist()]
         named = _named(queries, subjects).to(vectors.device)
         known = torch.tensor([subject is not None for subject in subjects], dtype=torch.bool, device=vectors.device)
-        features = torch.stack([log_entropy(entropy), similarity, named.float()])  # (3, queries)
+        features = torch.stack([log_entropy(entropy), similarity, named])  # (3, queries)
         score, threshold = torch.zeros(2, len(vectors), device=vectors.device)
         for rows, decision in ((known, self.calibration.decision), (~known, self.calibration.without_subject)):
             weights = torch.tensor(decision.weights, device=vectors.device)
@@ -262,10 +262,9 @@ class Router:
 
 
 def _named(queries: Sequence[str], subjects: Sequence[str | None]) -> Tensor:
-    """Whether each query names, in whole words, the subject beside it: bool (queries,)."""
+    """How far each query names the subject beside it, as `share_of_name` counts it: float32 (queries,)."""
     pairs = zip(queries, subjects, strict=True)
-    named = [subject is not None and SubjectIndex([subject]).named_in(query) for query, subject in pairs]
-    return torch.tensor(named, dtype=torch.bool)
+    return torch.tensor([share_of_name(query, subject) if subject else 0.0 for query, subject in pairs])
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from megedit.collect import (
     collect,
     prepare_all,
 )
-from megedit.edits import Edit, EditSet, SubjectIndex
+from megedit.edits import Edit, EditSet
 from megedit.encoder import EncoderSettings, TextEncoder
 from megedit.errors import MegError
 from megedit.familiarity import (
@@ -50,8 +50,16 @@ from megedit.familiarity import (
     training_steps,
 )
 from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
+from megedit.names import SubjectIndex
 from megedit.progress import Stages
-from megedit.pseudo import PseudoFact, PseudoKnowledge, load_pseudo_knowledge, text_key
+from megedit.pseudo import (
+    OtherQuestions,
+    PseudoFact,
+    PseudoKnowledge,
+    load_pseudo_knowledge,
+    names_another,
+    text_key,
+)
 from megedit.template import Template
 from megedit.workspace import Workspace
 
@@ -250,7 +258,8 @@ def calibration_texts(
     """(enrolled facts, familiar queries, unfamiliar queries): half of the held-out facts play edits.
 
     Familiar: their rephrases, every second one behind a noise sentence. Unfamiliar: the queries of the other half
-    (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions.
+    (same relations, other subjects), neighbourhood prompts of the enrolled, other questions about their subjects,
+    unrelated questions.
     """
     chance = random.Random(seed)
     facts = list(held_out.facts)
@@ -262,9 +271,15 @@ def calibration_texts(
     familiar = [
         held_out.behind_noise(text, chance) if held_out.noise and i % 2 else text for i, text in enumerate(familiar)
     ]
-    unfamiliar = [fact.prompt for fact in others]
-    unfamiliar += [chance.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
-    unfamiliar = [text for text in unfamiliar if not subjects.named_in(text)]
+    unfamiliar = [
+        fact.prompt
+        for fact in others
+        if fact.subject not in subjects and not names_another(fact.prompt, fact.subject, subjects)
+    ]
+    neighbours = [chance.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
+    unfamiliar += [text for text in neighbours if not subjects.named_alone_in(text)]
+    questions = OtherQuestions(facts)
+    unfamiliar += [text for fact in enrolled if (text := questions.about(fact, chance))]
     unfamiliar += chance.sample(held_out.unrelated, min(len(held_out.unrelated), half))
     return enrolled, familiar, unfamiliar
 

@@ -37,8 +37,8 @@ class Route:
     """What the router says of one query.
 
     familiar: an edit is used. score: the decision value, familiar at or above `threshold`. entropy: nats, of the
-    familiarity network's output. nearest: the most similar edit, and similarity: the cosine to it. named: whether the
-    query names the subject of that edit.
+    familiarity network's output. nearest: the most similar edit, and similarity: the cosine to it. named: how far the
+    query names the subject of that edit, 1 on its own, less as a part of a longer name, 0 not at all.
     """
 
     query: str
@@ -48,7 +48,7 @@ class Route:
     entropy: float
     nearest: Edit
     similarity: float
-    named: bool
+    named: float
 
 
 class MegModel:
@@ -116,7 +116,7 @@ class MegModel:
                 entropy=float(routing.entropy[i]),
                 nearest=edits[int(routing.nearest[i])],
                 similarity=float(routing.similarity[i]),
-                named=bool(routing.named[i]),
+                named=float(routing.named[i]),
             )
             for i, query in enumerate(queries)
         ]

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from megedit.edits import Edit, SubjectIndex, normalise_query
+from megedit.edits import Edit, normalise_query
 from megedit.errors import MegError
+from megedit.names import SubjectIndex
 from megedit.records import read_records
+
+_SUBJECT = "{subject}"
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,24 @@ class PseudoKnowledge:
     def without(self, edits: Iterable[Edit]) -> "PseudoKnowledge":
         """The part in which nothing occurs that edits are or may be evaluated with.
 
-        A fact goes if its subject is edited, or one of its wordings names an edited subject or is a query or
-        neighbourhood prompt of an edit; a neighbour or unrelated question goes for the same reasons.
+        A fact goes if its subject is edited, or one of its wordings names an edited subject (other than as a part of
+        its own, as in "the Bank of Chile") or is a query or neighbourhood prompt of an edit; a neighbour or unrelated
+        question goes for the same reasons.
         """
         edits = list(edits)
         subjects = SubjectIndex(edit.subject for edit in edits if edit.subject)
         asked = {normalise_query(text) for edit in edits for text in (edit.prompt, *edit.rephrases, *edit.neighbours)}
 
-        def is_free(text: str) -> bool:
-            return normalise_query(text) not in asked and not subjects.named_in(text)
+        def is_free(text: str, own: str = "") -> bool:
+            return normalise_query(text) not in asked and not names_another(text, own, subjects)
 
         return replace(
             self,
             facts=tuple(
                 replace(fact, neighbours=tuple(text for text in fact.neighbours if is_free(text)))
                 for fact in self.facts
-                if fact.subject not in subjects and all(is_free(text) for text in (fact.prompt, *fact.rephrases))
+                if fact.subject not in subjects
+                and all(is_free(text, fact.subject) for text in (fact.prompt, *fact.rephrases))
             ),
             unrelated=tuple(text for text in self.unrelated if is_free(text)),
         )
@@ -104,6 +109,37 @@ class PseudoKnowledge:
             tuple(text for text in self.unrelated if text in unrelated),
         )
         return training, calibration
+
+
+class OtherQuestions:
+    """What other relations ask, asked about a fact's own subject: near to its query, and yet another question.
+
+    Two relations of which some facts have the same wording may ask for the same, and count as one.
+    """
+
+    def __init__(self, facts: Iterable[PseudoFact]) -> None:
+        found: dict[str, set[str]] = {}
+        for fact in facts:
+            if fact.subject and fact.relation:
+                named = [text for text in (fact.prompt, *fact.rephrases) if fact.subject in text]
+                found.setdefault(fact.relation, set()).update(text.replace(fact.subject, _SUBJECT) for text in named)
+        self._templates = {relation: sorted(texts) for relation, texts in sorted(found.items()) if texts}
+        self._others = {
+            relation: [other for other in self._templates if found[other].isdisjoint(found[relation])]
+            for relation in self._templates
+        }
+
+    def about(self, fact: PseudoFact, chance: random.Random) -> str | None:
+        """Another question about the fact's subject; None if there is none, or the fact has no subject."""
+        others = self._others.get(fact.relation)
+        if not others or not fact.subject:
+            return None
+        return chance.choice(self._templates[chance.choice(others)]).replace(_SUBJECT, fact.subject)
+
+
+def names_another(text: str, own: str, subjects: SubjectIndex) -> bool:
+    """True if the text names one of the subjects, other than inside its own one."""
+    return subjects.named_in(text.replace(own, "|") if own else text)
 
 
 def text_key(text: str) -> int:

@@ -35,6 +35,13 @@ class GeneratorSettings:
         default=0.5,
         metadata={"help": "edits are drawn by the frequency of their neuron to the power of minus this; 0: evenly"},
     )
+    settle: float = field(
+        default=0.25,
+        metadata={"help": "last share of the steps, in which edits are drawn evenly and the wrong ones more often"},
+    )
+    focus: float = field(
+        default=10.0, metadata={"help": "how many times as often the wrong ones are drawn while training settles"}
+    )
     timestep_bias: float = field(
         default=3.0, metadata={"help": "timesteps in training are 1 - u^bias of the way to pure noise; 1: evenly"}
     )
@@ -52,11 +59,14 @@ class GeneratorSettings:
             raise ValueError(f"prediction must be 'sample' or 'v_prediction', not {self.prediction!r}")
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        for name in ("patch", "width", "depth", "sample_steps", "steps", "passes", "check_every", "batch_size"):
+        for name in ("patch", "width", "depth", "sample_steps", "steps", "check_every", "batch_size", "focus"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.wordings < 0:
-            raise ValueError(f"wordings must be at least 0, not {self.wordings}")
+        for name in ("wordings", "passes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 <= self.settle <= 1:
+            raise ValueError(f"settle must be between 0 and 1, not {self.settle}")
         if self.timestep_bias <= 0:
             raise ValueError(f"timestep_bias must be above 0, not {self.timestep_bias}")
         if not 1 <= self.sample_steps <= self.train_timesteps:
@@ -80,6 +90,7 @@ PRESETS = {
         condition_noise=0.0,
         wordings=0,
         balance=0.0,
+        settle=0.0,
         timestep_bias=1.0,
         steps=400_000,
         check_every=5000,

@@ -17,6 +17,8 @@ from megedit.generator.settings import GeneratorSettings
 from megedit.precision import mixed_precision
 from megedit.tensors import distinct_rows
 
+FAR_OFF = 0.5  # mean squared error of standardised weights, whose variance is 1
+
 
 @dataclass(frozen=True)
 class TrainingRecord:
@@ -39,7 +41,8 @@ def train_generator(
     """Learn weights (float32 (edits, L)) from conditions.
 
     A neuron that few edits share is drawn more often than its edits are (`settings.balance`); drawn evenly, it would be
-    learned last.
+    learned last. When most are learned, training settles: from the first check in the last part of the steps on, edits
+    are drawn evenly, but those whose sampled neuron is still far off more often.
 
     answered: the share of edits whose neuron, sampled from the given generator, gives the edit's answer. Training
     stops at two checks in a row at 1.0, or at `settings.training_steps`; the sampler checked is the one that ships.
@@ -78,10 +81,21 @@ def train_generator(
                 if best is None or share >= max(shares):
                     best = copy.deepcopy(shipped)
                 shares.append(share)
+                if step >= (1 - settings.settle) * total:
+                    odds = 1 + (settings.focus - 1) * far_off(shipped, weights, conditions.queries).float()
                 if len(shares) > 1 and shares[-1] == shares[-2] == 1.0:
                     break
     assert best is not None
     return best.eval().requires_grad_(False), TrainingRecord(step, tuple(losses), tuple(shares))
+
+
+def far_off(generator: WeightGenerator, weights: Tensor, vectors: Tensor) -> Tensor:
+    """Whether what is sampled for a query differs from its weights by more than half their variance: bool (edits,).
+
+    Nearly all such neurons, and hardly any others, fail to give the answer. On the CPU.
+    """
+    error = (generator.standardise(generator.sample(vectors)) - generator.standardise(weights)).square().mean(1)
+    return (error > FAR_OFF).cpu()
 
 
 def neuron_frequencies(weights: Tensor) -> Tensor:
