@@ -27,7 +27,7 @@ def write_result(name: str, settings: Mapping[str, Any], results: Mapping[str, A
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": {**machine(), "bf16_matmul_gflops": round(matmul_speed())},
         "versions": versions(),
-        "commit": commit(),
+        "commit": COMMIT,
         "settings": settings,
         "results": results,
     }
@@ -60,3 +60,6 @@ def commit() -> str:
         text=True,
     ).stdout.strip()
     return f"{head} with uncommitted changes" if changed else head
+
+
+COMMIT = commit()  # of the code that was loaded, whatever happens to the files during a long run

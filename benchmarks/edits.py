@@ -11,6 +11,7 @@ The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.
     counterfact-raw  counterfact without template, by the protocol `cloze`; what its rule says of free answers stands
                      under the names of AG
 
+Each is also asked other questions about the edited subjects: what another relation asks, with the subject put in.
 The first records are edited (second targets of a (subject, relation) pair dropped). Encoder and router see only the
 shipped pseudo-knowledge, which comes from the end of the files, with whatever belongs to an edited subject taken out;
 --pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind). With --asked, a random
@@ -33,11 +34,12 @@ from typing import Any
 from common import BASE, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.adapter import is_adapter
-from megedit.edits import Edit, EditSet, SubjectIndex
+from megedit.edits import Edit, EditSet, normalise_query
 from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
 from megedit.evaluate.evaluation import summarise
+from megedit.names import SubjectIndex
 from megedit.progress import Stages, peak_memory_mb
-from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge
+from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
 
 RAW = "counterfact-raw"
 PSEUDO: dict[str, Callable[[str], bool]] = {
@@ -68,7 +70,12 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
             for edit in edits
         ]
         noisy = {edit.id: records[edit.id]["paraphrase_prompts"][0] for edit in edits}
-        return BenchmarkSet(replace(edits, edits=tuple(chosen)), chosen, {"noisy_rephrases": noisy}, {})
+        return BenchmarkSet(
+            replace(edits, edits=tuple(chosen)),
+            chosen,
+            {"noisy_rephrases": noisy},
+            {"other_questions": other_questions(chosen)},
+        )
     real = list(read_edits(data / "zsre.jsonl", on_conflict="first")) if name == "zsre" else []
     styled = list(read_edits(data / "zsre_style.jsonl", on_conflict="first"))
     known = {(edit.subject, edit.prompt) for edit in real}
@@ -93,8 +100,19 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
         replace(edits, source=f"{name}, {len(real)} of zsre.jsonl"),
         [edit for edit in edits if not real or edit.id.startswith("real-")],
         {},
-        {"same_form_neighbours": same_form},
+        {"same_form_neighbours": same_form, "other_questions": other_questions(list(edits))},
     )
+
+
+def other_questions(edits: Sequence[Edit]) -> dict[str, str]:
+    """For each edit the query of another relation, asked about its subject; none where that is edited too."""
+    facts = {
+        edit.id: PseudoFact(edit.prompt, edit.rephrases, (), edit.subject or "", edit.relation or "") for edit in edits
+    }
+    questions, chance = OtherQuestions(facts.values()), random.Random(0)
+    asked = {normalise_query(edit.prompt) for edit in edits}
+    found = {name: questions.about(fact, chance) for name, fact in facts.items()}
+    return {name: text for name, text in found.items() if text and normalise_query(text) not in asked}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -134,7 +152,8 @@ def main() -> None:
     stages = Stages()
     with stages.stage("Evaluating", len(cases_of(asked, find_protocol(protocol), evaluation))) as advance:
         result = evaluate(model, asked, protocol, evaluation, progress=advance)
-    further = {row: set(texts.values()) for row, texts in (chosen.more_rephrases | chosen.more_neighbours).items()}
+    more_rows = chosen.more_rephrases | chosen.more_neighbours
+    further = {row: set(texts.values()) for row, texts in more_rows.items() if texts}
     rows = {
         row: [verdict for verdict in result.verdicts if verdict.case.query in texts] for row, texts in further.items()
     }

@@ -55,7 +55,6 @@ SHAPES = {
             intermediate_size=10240,
             num_hidden_layers=32,
             num_attention_heads=32,
-            partial_rotary_factor=0.4,
         ),
         29,
     ),
@@ -91,7 +90,9 @@ def random_model(config: PretrainedConfig, device: str, dtype: torch.dtype) -> P
     torch.manual_seed(0)
     with torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return model.eval().requires_grad_(False)
+    model.eval()
+    model.requires_grad_(False)
+    return model
 
 
 def random_examples(count: int, vocabulary: int) -> list[Example]:

@@ -214,8 +214,9 @@ def test_rephrases_and_negatives_belong_to_the_fact() -> None:
     by_prompt = {fact.prompt: fact for fact in pseudo.facts}
     for batch in triples(pseudo, TINY):
         for rephrase, query, negative in batch:
-            assert rephrase.removeprefix("It rained. ") in by_prompt[query].rephrases
-            assert negative in by_prompt[query].neighbours
+            fact = by_prompt[query]
+            assert rephrase.removeprefix("It rained. ") in fact.rephrases
+            assert negative in fact.neighbours or (fact.subject in negative and fact.relation not in negative)
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
@@ -225,12 +226,20 @@ def test_the_share_of_noise(noise: float, expected: set[bool]) -> None:
     assert {batch[0][0].startswith("It rained. ") for batch in batches} == expected
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
+def test_the_share_of_other_questions_about_the_subject(share: float, expected: set[bool]) -> None:
+    pseudo = pseudo_knowledge()
+    subjects = {fact.prompt: fact.subject for fact in pseudo.facts}
+    batches = triples(pseudo, EncoderSettings(steps=20, batch_size=8, same_subject=share))
+    assert {subjects[query] in negative for batch in batches for _, query, negative in batch} == expected
+
+
 @pytest.mark.parametrize("unrelated", [(), ("Who is there?",)])
 def test_a_fact_is_never_its_own_negative(unrelated: tuple[str, ...]) -> None:
     facts = pseudo_knowledge(3, neighbours=False).facts
     pseudo = PseudoKnowledge(facts, (), unrelated)
     prompts = {fact.prompt for fact in facts}
-    for batch in triples(pseudo, EncoderSettings(steps=200, batch_size=2)):
+    for batch in triples(pseudo, EncoderSettings(steps=200, batch_size=2, same_subject=0.0)):
         for _, query, negative in batch:
             assert negative != query
             assert negative in prompts or negative in unrelated

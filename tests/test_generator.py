@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, train_generator
+from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, train_generator, training
 from megedit.generator.denoiser import DiT, Regressor, build_denoiser
-from megedit.generator.training import neuron_frequencies
+from megedit.generator.training import far_off, neuron_frequencies
 
 HIDDEN, CONDITION, EDITS = 10, 16, 8
 LENGTHS = (2 * HIDDEN, 2 * HIDDEN + 1)  # without and with the bias; neither is a multiple of the patch
@@ -283,6 +283,29 @@ def test_a_rare_neuron_is_drawn_more_often_than_its_share() -> None:
     assert neuron_frequencies(weights).tolist() == [4, 4, 4, 4, 1, 3, 3, 3]
 
 
+def test_what_is_far_off() -> None:
+    generator, vectors = random_generator(), some_conditions()
+    weights = generator.sample(vectors)
+    weights[2] += generator.scale  # every number off by its standard deviation
+    weights[5] += 0.5 * generator.scale
+    assert far_off(generator, weights, vectors).nonzero().flatten().tolist() == [2]
+
+
+def test_in_the_end_the_wrong_ones_are_drawn_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    odds: list[list[float]] = []
+    draw = torch.multinomial
+
+    def watched(weights: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        odds.append(weights.tolist())
+        return draw(weights, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "multinomial", watched)
+    monkeypatch.setattr(training, "far_off", lambda *args: torch.tensor([True, *[False] * (EDITS - 1)]))
+    settings = replace(QUICK, steps=8, passes=0, check_every=2, settle=0.5, focus=4.0, balance=0.0)
+    train_generator(some_weights(21), Conditions.plain(some_conditions()), HIDDEN, settings, 0, never)
+    assert odds[:4] == [[1.0] * EDITS] * 4 and odds[4:] == [[4.0, *[1.0] * (EDITS - 1)]] * 4
+
+
 def test_one_edit() -> None:
     weights, conditions = some_weights(21, rows=1), some_conditions(1)
     generator, _ = train_generator(weights, Conditions.plain(conditions), HIDDEN, QUICK, 0, never)
@@ -323,7 +346,9 @@ def test_how_many_steps(edits: int, steps: int) -> None:
         {"patch": 0},
         {"depth": 0},
         {"steps": 0},
-        {"passes": 0},
+        {"passes": -1},
+        {"settle": 1.5},
+        {"focus": 0.5},
         {"timestep_bias": 0.0},
         {"wordings": -1},
         {"check_every": 0},

@@ -1,6 +1,7 @@
 """Pseudo-knowledge: loading, keeping it apart from the edits, splitting."""
 
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from megedit.edits import Edit
 from megedit.errors import MegError
-from megedit.pseudo import PseudoFact, PseudoKnowledge, load_pseudo_knowledge
+from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
 
 ROME = PseudoFact("Rome is in", ("Rome lies in",), ("Oslo is in", "Bonn is in"), "Rome", "P17")
 EMMA = PseudoFact("Who wrote Emma?", ("Emma is by?",), (), "Emma", "P50")
@@ -22,6 +23,23 @@ def many(count: int) -> PseudoKnowledge:
         for i in range(count)
     )
     return PseudoKnowledge(tuple(facts), tuple(map("noise {}".format, range(50))), tuple(map("q {}".format, range(30))))
+
+
+# --- other questions about a subject
+
+
+def test_other_questions_are_those_of_other_relations() -> None:
+    born = PseudoFact("Ann was born in", ("Where was Ann born?",), (), "Ann", "birthplace")
+    lives = PseudoFact("Bo lives in", ("Bo, of",), (), "Bo", "residence")
+    works = PseudoFact("Cy works in", ("Cy, of",), (), "Cy", "workplace")  # one wording is that of `lives`
+    nameless = PseudoFact("It rains in", ("Rain falls in",), (), "", "rain")
+    questions, chance = OtherQuestions((born, lives, works, nameless)), random.Random(0)
+    about = {fact.subject: {questions.about(fact, chance) for _ in range(50)} for fact in (born, lives, works)}
+    assert about["Ann"] == {"Ann lives in", "Ann, of", "Ann works in"}
+    assert about["Bo"] == {"Bo was born in", "Where was Bo born?"}
+    assert about["Cy"] == {"Cy was born in", "Where was Cy born?"}
+    assert questions.about(nameless, chance) is None
+    assert OtherQuestions((born,)).about(born, chance) is None
 
 
 # --- loading
