@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,7 +37,7 @@ from megedit.edits import Edit, EditSet, normalise_query
 from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
 from megedit.evaluate.evaluation import summarise
 from megedit.names import SubjectIndex
-from megedit.progress import Stages, peak_memory_mb
+from megedit.progress import Stages
 from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
 
 RAW = "counterfact-raw"
@@ -198,11 +197,11 @@ def fit_or_load(
     costs = out.with_name(f"{out.name}.costs.json")
     if not (is_adapter(out) and costs.exists()):
         went_on = out.with_name(f".{out.name}.fit").exists()
-        stages, started = Stages(), time.perf_counter()
+        stages = Stages()
         fit(base, edits, out, settings, pseudo=pseudo, device=device, overwrite=True, stages=stages)
         spent = {
-            "fit_seconds": round(time.perf_counter() - started, 1),
-            "fit_peak_memory_mb": round(peak_memory_mb(), 1),
+            "fit_seconds": round(sum(cost["seconds"] for cost in stages.costs.values()), 1),
+            "fit_peak_memory_mb": round(max(cost["peak_memory_mb"] for cost in stages.costs.values()), 1),
             "fit_went_on": went_on,
             "collection_seconds_per_edit": round(
                 stages.costs.get("Collecting neurons", {"seconds": 0.0})["seconds"] / len(edits), 4

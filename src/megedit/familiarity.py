@@ -269,13 +269,19 @@ def _named(queries: Sequence[str], subjects: Sequence[str | None]) -> Tensor:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Held-out queries, texts and vectors: pseudo-facts that play edits, their rephrases, and what must not pass."""
+    """Held-out queries, texts and vectors: pseudo-facts that play edits, their rephrases, and what must not pass.
+
+    The last `near` of the unfamiliar are other questions about the subjects of the enrolled. Many are so like a
+    rephrase that a threshold which refuses nearly all of them would refuse rephrases too: they decide on the weights of
+    a rule and do not count for its threshold.
+    """
 
     enrolled: Tensor  # float32 (facts, size)
     subjects: Sequence[str | None]  # of the enrolled
     familiar: Tensor  # float32 (queries, size)
     unfamiliar: Tensor
     queries: Sequence[str]  # the familiar, then the unfamiliar
+    near: int = 0
 
 
 def calibrate(
@@ -302,13 +308,16 @@ def calibrate(
     entropies = log_entropy(network.entropy(vectors)).cpu().numpy()
     features = np.stack([entropies, similarity.cpu().numpy(), named], axis=1)  # (queries, 3)
     truth = np.arange(len(vectors)) < len(held_out.familiar)
+    counted = np.arange(len(vectors)) < len(vectors) - held_out.near
     known = np.array([subject is not None for subject in nearest_subjects])
     rules: dict[Rule, Decision] = {}
     curves: dict[Rule, list[tuple[float, float, float]]] = {}
     for rule, used in RULES.items():
         rows = known if rule == "subject" else np.full(len(truth), True)
-        if min(truth[rows].sum(), (~truth[rows]).sum()) >= FEWEST:
-            rules[rule], curves[rule] = _decision(features[rows], truth[rows], np.array(used), settings.false_positives)
+        if min(truth[rows & counted].sum(), (~truth[rows & counted]).sum()) >= FEWEST:
+            rules[rule], curves[rule] = _decision(
+                features[rows], truth[rows], counted[rows], np.array(used), settings.false_positives
+            )
     if "combined" not in rules:
         raise MegError(f"Fewer than {FEWEST} held-out queries of a kind are too few to calibrate the router.")
     chosen: Rule = settings.rule if settings.rule in rules else "combined"
@@ -316,12 +325,16 @@ def calibrate(
 
 
 def _decision(
-    features: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], used: np.ndarray[Any, Any], false_positives: float
+    features: np.ndarray[Any, Any],
+    truth: np.ndarray[Any, Any],
+    counted: np.ndarray[Any, Any],
+    used: np.ndarray[Any, Any],
+    false_positives: float,
 ) -> tuple[Decision, list[tuple[float, float, float]]]:
     """Weights by logistic regression on the features in use; the threshold from the ROC curve, which is returned."""
     weights = np.zeros(len(used))
     weights[used] = LogisticRegression(class_weight="balanced", C=100.0).fit(features[:, used], truth).coef_[0]
-    scores = features @ weights
+    scores, truth = (features @ weights)[counted], truth[counted]
     false_positive, true_positive, thresholds = roc_curve(truth, scores)
     # among the thresholds that let through no more than allowed (but one at least), the highest that recognises most
     allowed = max(2, int((false_positive <= false_positives).sum()))

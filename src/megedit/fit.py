@@ -125,6 +125,7 @@ def fit(
         "version": _version("megedit"),
     }
     work = Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest())
+    stages.keep_costs(work.folder / "costs.json")
 
     encoder_folder = work.folder / "encoder"
     if not encoder_folder.exists():
@@ -254,12 +255,12 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) 
 
 def calibration_texts(
     held_out: PseudoKnowledge, seed: int, limit: int = 400
-) -> tuple[list[PseudoFact], list[str], list[str]]:
-    """(enrolled facts, familiar queries, unfamiliar queries): half of the held-out facts play edits.
+) -> tuple[list[PseudoFact], list[str], list[str], list[str]]:
+    """(enrolled facts, familiar, unfamiliar and near queries): half of the held-out facts play edits.
 
     Familiar: their rephrases, every second one behind a noise sentence. Unfamiliar: the queries of the other half
-    (same relations, other subjects), neighbourhood prompts of the enrolled, other questions about their subjects,
-    unrelated questions.
+    (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions. Near: other questions
+    about the subjects of the enrolled.
     """
     chance = random.Random(seed)
     facts = list(held_out.facts)
@@ -278,10 +279,10 @@ def calibration_texts(
     ]
     neighbours = [chance.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
     unfamiliar += [text for text in neighbours if not subjects.named_alone_in(text)]
-    questions = OtherQuestions(facts)
-    unfamiliar += [text for fact in enrolled if (text := questions.about(fact, chance))]
     unfamiliar += chance.sample(held_out.unrelated, min(len(held_out.unrelated), half))
-    return enrolled, familiar, unfamiliar
+    questions = OtherQuestions(facts)
+    near = [text for fact in enrolled if (text := questions.about(fact, chance))]
+    return enrolled, familiar, unfamiliar, near
 
 
 def _fit_router(
@@ -293,7 +294,7 @@ def _fit_router(
     held_out: PseudoKnowledge,
     settings: FitSettings,
 ) -> Router:
-    enrolled, familiar, unfamiliar = calibration_texts(held_out, settings.seed)
+    enrolled, familiar, unfamiliar, near = calibration_texts(held_out, settings.seed)
     if not familiar or not unfamiliar:
         raise MegError(
             "Too little pseudo-knowledge is left after taking out what belongs to the edits; give more of it "
@@ -307,8 +308,9 @@ def _fit_router(
             played,
             [fact.subject or None for fact in enrolled],
             read(encoder, familiar, known),
-            read(encoder, unfamiliar, known),
-            [*familiar, *unfamiliar],
+            read(encoder, [*unfamiliar, *near], known),
+            [*familiar, *unfamiliar, *near],
+            len(near),
         )
         total = training_steps(len(vectors) + len(enrolled), settings.familiarity)
         with stages.stage("Calibrating the router", total) as advance:

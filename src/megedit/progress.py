@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -24,12 +26,32 @@ Advance = Callable[[int], None]
 class Stages:
     """Runs named stages and remembers what each cost.
 
-    costs: stage -> {"seconds": wall clock, "peak_memory_mb": of the process so far}.
+    costs: stage -> {"seconds": wall clock, summed over interruptions, "peak_memory_mb": of the process so far}.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.costs: dict[str, dict[str, float]] = {}
+        self._kept: Path | None = None
+
+    def keep_costs(self, path: Path) -> None:
+        """Write the costs to a file whenever a stage ends or is interrupted; what it holds already counts as well."""
+        earlier: dict[str, dict[str, float]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self._kept = path
+        for name, cost in earlier.items():
+            self._add(name, cost["seconds"], cost["peak_memory_mb"])
+
+    def _add(self, name: str, seconds: float, peak: float) -> None:
+        before = self.costs.get(name, {"seconds": 0.0, "peak_memory_mb": 0.0})
+        self.costs[name] = {
+            "seconds": round(before["seconds"] + seconds, 2),
+            "peak_memory_mb": round(max(before["peak_memory_mb"], peak), 1),
+        }
+        if self._kept:
+            with suppress(OSError):  # a full disk is reported by the stage's own result
+                partial = self._kept.with_suffix(".partial")
+                partial.write_text(json.dumps(self.costs), "utf-8")
+                partial.replace(self._kept)
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
@@ -43,11 +65,13 @@ class Stages:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task(name, total=total)
-            yield lambda done: bar.update(task, advance=done)
-        seconds = time.perf_counter() - started
-        self.costs[name] = {"seconds": round(seconds, 2), "peak_memory_mb": round(peak_memory_mb(), 1)}
+        try:
+            with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+                task = bar.add_task(name, total=total)
+                yield lambda done: bar.update(task, advance=done)
+        finally:
+            seconds = time.perf_counter() - started
+            self._add(name, seconds, peak_memory_mb())
         self.console.print(f"{name:<28} {seconds:7.1f} s", highlight=False)
 
 
