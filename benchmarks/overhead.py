@@ -62,7 +62,10 @@ def main() -> None:
     familiar_base, familiar_edited = measure(familiar)
     batches = [familiar[i : i + options.batch_size] for i in range(0, len(familiar), options.batch_size)]
     routing = median(seconds(lambda batch=batch: model.route(batch)) for batch in batches)  # type: ignore[misc]
-    whole = median(seconds(lambda batch=batch: model.neurons(batch)) for batch in batches)  # type: ignore[misc]
+    remembered = median(seconds(lambda batch=batch: model.neurons(batch)) for batch in batches)  # type: ignore[misc]
+    vectors = model.adapter.router.edits[:count].split(options.batch_size)
+    sample = model.adapter.generator.sample
+    generating = median(seconds(lambda batch=batch: sample(batch)) for batch in vectors)  # type: ignore[misc]
     results = {
         "base_seconds": round(unfamiliar_base, 4),
         "unfamiliar_seconds": round(unfamiliar_edited, 4),
@@ -71,7 +74,8 @@ def main() -> None:
         "familiar_seconds": round(familiar_edited, 4),
         "familiar_percent": round(100 * (familiar_edited / familiar_base - 1), 2),
         "routing_seconds": round(routing, 4),
-        "generating_seconds": round(whole - routing, 4),
+        "generating_seconds": round(generating, 4),
+        "remembered_seconds": round(remembered, 4),
         "batch_size": options.batch_size,
         "new_tokens": options.new_tokens,
         "runs": options.runs,

@@ -8,7 +8,7 @@ from typing import Any
 MISSING = "(not measured yet)"
 NONE = "-"
 
-SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_style"}
+SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_1000_zsre_style"}
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
     "ZsRE, tuned on statements": "edit_10000_zsre_statements",
@@ -20,6 +20,7 @@ METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality")
 FURTHER = {  # rows of further questions in a result: what they are, and the metric
     "noisy_rephrases": ("rephrase behind a noise sentence", "generality"),
     "same_form_neighbours": ("question of the same form about another subject", "locality"),
+    "other_questions": ("another question about an edited subject", "locality"),
 }
 
 Result = Mapping[str, Any]  # a file that common.write_result wrote
@@ -174,6 +175,7 @@ def overhead(results: Results) -> str | None:
         ["edited model, familiar queries", number(found["familiar_seconds"], 3), number(found["familiar_percent"])],
         ["routing alone", number(found["routing_seconds"], 3), ""],
         ["generating the neurons alone", number(found["generating_seconds"], 3), ""],
+        ["both, for queries that are remembered", number(found.get("remembered_seconds"), 4), ""],
     ]
     size, tokens, runs = found["batch_size"], found["new_tokens"], found["runs"]
     note = f"{size} queries a batch, {tokens} new tokens each, medians of {runs} batches."

@@ -154,6 +154,17 @@ def held_out(subjects: bool = True) -> CalibrationSet:
     return CalibrationSet(enrolled, names, near(enrolled, 11), unit_vectors(60, 12), texts)
 
 
+def test_near_queries_do_not_count_for_the_threshold(edits: Tensor) -> None:
+    usual = held_out()
+    vectors = torch.cat([usual.unfamiliar, usual.familiar])  # nothing tells the last ones from rephrases
+    texts = replace(usual, unfamiliar=vectors, queries=[*usual.queries, *usual.queries[:20]])
+    settings = replace(SETTINGS, rule="similarity", false_positives=0.05)
+    counted = calibrate(edits, SUBJECTS, texts, settings, 0).decision
+    ignored = calibrate(edits, SUBJECTS, replace(texts, near=20), settings, 0).decision
+    assert counted.true_positive_rate < 0.5
+    assert ignored.true_positive_rate == 1 and ignored.false_positive_rate <= 0.05
+
+
 @pytest.mark.parametrize("rule", ["entropy", "similarity", "combined", "subject"])
 def test_an_easy_set_is_separated(edits: Tensor, rule: Rule) -> None:
     settings = FamiliaritySettings(

@@ -305,7 +305,7 @@ def test_calibration_texts() -> None:
         for i in range(10)
     )
     held_out = PseudoKnowledge(facts, ("It rains.",), tuple(f"Unrelated {i}?" for i in range(20, 40)))
-    enrolled, familiar, unfamiliar = calibration_texts(held_out, seed=0)
+    enrolled, familiar, unfamiliar, near = calibration_texts(held_out, seed=0)
     names = {fact.subject for fact in enrolled}
     assert len(enrolled) == len(names) == 5
     assert len(familiar) == 10 and sum(text.startswith("It rains. ") for text in familiar) == 5
@@ -313,8 +313,26 @@ def test_calibration_texts() -> None:
     assert sorted(bare) == sorted(text for fact in facts if fact.subject in names for text in fact.rephrases)
     others = {fact.prompt for fact in facts} - {fact.prompt for fact in enrolled}
     assert others <= set(unfamiliar) and len(unfamiliar) == 10  # the others, and as many unrelated as are enrolled
-    assert calibration_texts(held_out, seed=0) == (enrolled, familiar, unfamiliar)
+    assert near == []  # there is one relation only
+    assert calibration_texts(held_out, seed=0) == (enrolled, familiar, unfamiliar, near)
     assert len(calibration_texts(held_out, seed=0, limit=2)[0]) == 2
+
+
+def test_near_queries_ask_something_else_about_the_enrolled() -> None:
+    kinds = ("made", "sold")
+    facts = tuple(PseudoFact(f"Who {kinds[i % 2]} Thing{i}?", ("r",), (), f"Thing{i}", kinds[i % 2]) for i in range(8))
+    enrolled, _, unfamiliar, near = calibration_texts(PseudoKnowledge(facts, (), ()), seed=0)
+    other = {"made": "sold", "sold": "made"}
+    assert near == [fact.prompt.replace(fact.relation, other[fact.relation]) for fact in enrolled]
+    assert not set(near) & set(unfamiliar)
+
+
+def test_a_longer_name_of_an_enrolled_subject_is_unfamiliar() -> None:
+    pairs = (("Chile", "Bank of Chile"), ("Peru", "Bank of Peru"), ("Oslo", "Bank of Oslo"), ("Rome", "Bank of Rome"))
+    facts = tuple(PseudoFact(f"Where is {name}?", ("r",), (), name, "place") for pair in pairs for name in pair)
+    enrolled, _, unfamiliar, _ = calibration_texts(PseudoKnowledge(facts, (), ()), seed=0)
+    subjects = {fact.subject for fact in enrolled}
+    assert {f"Where is {long}?" for short, long in pairs if short in subjects and long not in subjects} <= {*unfamiliar}
 
 
 def test_the_adapter_returned_is_the_one_written(fitted: Fitted, tmp_path: Path) -> None:
