@@ -81,10 +81,10 @@ def train_generator(
                 if best is None or share >= max(shares):
                     best = copy.deepcopy(shipped)
                 shares.append(share)
-                if step >= (1 - settings.settle) * total:
-                    odds = 1 + (settings.focus - 1) * far_off(shipped, weights, conditions.queries).float()
                 if len(shares) > 1 and shares[-1] == shares[-2] == 1.0:
                     break
+                if step >= (1 - settings.settle) * total:
+                    odds = 1 + (settings.focus - 1) * far_off(shipped, weights, conditions.queries).float()
     assert best is not None
     return best.eval().requires_grad_(False), TrainingRecord(step, tuple(losses), tuple(shares))
 
