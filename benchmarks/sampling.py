@@ -2,7 +2,8 @@
 
     python benchmarks/sampling.py --data DIR --adapter adapters/edit_10000_counterfact --set counterfact --asked 500
 
-The same questions every time, drawn at random from the edits of the adapter. Writes results/sampling.json.
+The same questions every time, those of the headline and the rephrases behind a noise sentence, of edits drawn at random
+from the adapter. Writes results/sampling.json.
 """
 
 from __future__ import annotations
@@ -44,8 +45,7 @@ def main() -> None:
     for steps in STEPS:
         generator.settings = replace(generator.settings, sample_steps=steps)
         model = MegModel(base, tokenizer, adapter)  # a new one: neurons are remembered by query
-        neighbours = EvaluationSettings(neighbours=1 + len(chosen.more_neighbours))
-        result = evaluate(model, asked, settings=neighbours, resume=False)
+        result = evaluate(model, asked, settings=EvaluationSettings(neighbours=1), resume=False)
         spent = []
         for run in range(RUNS):
             started = time.perf_counter()

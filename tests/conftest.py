@@ -135,6 +135,13 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 
 
 @pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bfloat16, whatever the processor has: what holds up to rounding is then told by float32's."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+
+@pytest.fixture
 def adapter_folder(fitted: Fitted, tmp_path: Path) -> Path:
     """A copy of the shared adapter that a test may change."""
     return Path(shutil.copytree(fitted.adapter, tmp_path / "adapter"))

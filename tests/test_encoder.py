@@ -75,6 +75,7 @@ def pooled(encoder: TextEncoder, query: str, pool: Callable[[Tensor], Tensor]) -
     return torch.nn.functional.normalize(pool(states[0]), dim=0)
 
 
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize(
     ("config", "pooling", "pool"),
     [

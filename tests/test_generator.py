@@ -141,6 +141,7 @@ def test_a_perfect_denoiser_gives_the_weights(prediction: Any, steps: int) -> No
     torch.testing.assert_close(loss, torch.tensor(0.0), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
 def test_sampling_is_deterministic_row_by_row(prediction: Any) -> None:
     generator, conditions = random_generator(replace(TINY, prediction=prediction)), some_conditions()

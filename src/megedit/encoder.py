@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -38,7 +39,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from megedit.errors import MegError
-from megedit.precision import default_dtype
+from megedit.precision import default_dtype, mixed_precision
 from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge
 from megedit.tensors import load_tensors, save_tensors
 
@@ -105,14 +106,15 @@ class TextEncoder:
         """Unit vectors of the queries: float32 (queries, size), on the CPU."""
         if not queries:
             return torch.zeros(0, self.size)
-        vectors = self.model.encode(
-            list(queries),
-            batch_size=128,
-            convert_to_tensor=True,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        )
-        return vectors.float().cpu()
+        with mixed_precision(self.model.device):
+            vectors = self.model.encode(
+                list(queries),
+                batch_size=128,
+                convert_to_tensor=True,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
+        return F.normalize(vectors.float().cpu(), dim=1)
 
     def save(self, folder: str | Path) -> None:
         """Write configuration, tokenizer and, in eight bits a number, the weights."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megedit.generator.denoiser import build_denoiser
 from megedit.generator.settings import GeneratorSettings
+from megedit.precision import mixed_precision
 
 SAMPLED_AT_ONCE = 1024  # queries; bounds the memory of sampling
 
@@ -88,8 +89,10 @@ class WeightGenerator(nn.Module):
         weights = self.initial_noise.expand(len(vectors), -1)
         self.scheduler.set_timesteps(self.settings.sample_steps)
         for timestep in self.scheduler.timesteps:
-            predicted = self.denoiser(weights, timestep.expand(len(vectors)).to(vectors.device), condition).float()
-            weights = self.scheduler.step(predicted, timestep, weights, eta=0.0).prev_sample
+            at = timestep.expand(len(vectors)).to(vectors.device)
+            with mixed_precision(vectors.device):
+                predicted = self.denoiser(weights, at, condition)
+            weights = self.scheduler.step(predicted.float(), timestep, weights, eta=0.0).prev_sample
         return weights * self.scale + self.mean
 
     def _condition(self, vectors: Tensor) -> Tensor:
