@@ -8,7 +8,7 @@ from typing import Any
 MISSING = "(not measured yet)"
 NONE = "-"
 
-SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_1000_zsre_style"}
+SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_style"}
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
     "ZsRE, tuned on statements": "edit_10000_zsre_statements",
