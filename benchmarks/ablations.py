@@ -112,7 +112,7 @@ class Check:
             for kind in bench.queries
         }
         self.vectors = {
-            kind: read(adapter.encoder, [queries[i] for i in rows], adapter.router.edits)
+            kind: read(adapter.encoder, [queries[i] for i in rows], adapter.router.vectors)
             for kind, queries in bench.queries.items()
         }
 
@@ -133,14 +133,14 @@ def conditions_of(adapter: Adapter, settings: GeneratorSettings) -> Conditions:
     edits, seed = adapter.active_edits, adapter.config.settings["seed"]
     _, held_out = load_pseudo_knowledge().without(edits).split(adapter.config.settings["held_out"], seed)
     others = reworded(adapter.encoder, [edit.prompt for edit in edits], held_out, settings, seed)
-    return Conditions(adapter.router.edits, **others)
+    return Conditions(adapter.router.vectors.unpack(), **others)
 
 
 def generator_rows(bench: Bench, adapter: Adapter, steps: int, checked: int) -> list[dict[str, Any]]:
     """Train every generator on the same neurons and vectors; sample for all wordings."""
     backbone = Backbone(bench.model, adapter.config.layer)
     check = Check(bench, adapter, backbone, checked)
-    weights = adapter.neurons[[record.status == "active" for record in adapter.records]]
+    weights = adapter.neurons(adapter.active)
 
     def answered(generator: WeightGenerator) -> float:
         return float((check.leads(generator, "reliability") >= ANSWERED_LEAD).float().mean())

@@ -63,7 +63,7 @@ def main() -> None:
     batches = [familiar[i : i + options.batch_size] for i in range(0, len(familiar), options.batch_size)]
     routing = median(seconds(lambda batch=batch: model.route(batch)) for batch in batches)  # type: ignore[misc]
     remembered = median(seconds(lambda batch=batch: model.neurons(batch)) for batch in batches)  # type: ignore[misc]
-    vectors = model.adapter.router.edits[:count].split(options.batch_size)
+    vectors = model.adapter.router.vectors.unpack()[:count].split(options.batch_size)
     sample = model.adapter.generator.sample
     generating = median(seconds(lambda batch=batch: sample(batch)) for batch in vectors)  # type: ignore[misc]
     results = {

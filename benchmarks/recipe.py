@@ -66,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
 
     adapter = load_adapter(options.adapter)
-    bench = Bench(options.base, options.data, len(adapter.neurons))
+    bench = Bench(options.base, options.data, len(adapter.records))
     backbone, pad_id = Backbone(bench.model, adapter.config.layer), bench.tokenizer.pad_token_id
     check = Check(bench, adapter, backbone, options.checked)
     active = torch.tensor([record.status == "active" for record in adapter.records]).nonzero()[:, 0]
@@ -85,7 +85,11 @@ def main() -> None:
         }
         print(row, flush=True)
         generator, training = train_for(
-            60 * options.minutes, preset, adapter.neurons[active], conditions_of(adapter, preset), backbone.hidden_size
+            60 * options.minutes,
+            preset,
+            adapter.neurons(adapter.active),
+            conditions_of(adapter, preset),
+            backbone.hidden_size,
         )
         row |= training | {"parameters_millions": round(sum(p.numel() for p in generator.parameters()) / 1e6, 1)}
         row |= check.quality(generator)

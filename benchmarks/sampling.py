@@ -38,7 +38,7 @@ def main() -> None:
 
     base, tokenizer = load_base(options.base)
     adapter = load_adapter(options.adapter)
-    generator, vectors = adapter.generator, adapter.router.edits
+    generator, vectors = adapter.generator, adapter.router.vectors.unpack()
     chosen = load_set(options.data, options.set, len(adapter.records))
     asked = with_more(chosen, options.asked, options.seed)
     rows: list[dict[str, Any]] = []

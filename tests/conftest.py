@@ -187,7 +187,7 @@ def force_routing(model: MegModel, monkeypatch: pytest.MonkeyPatch, nearest: dic
 
     def collected(queries: Any) -> tuple[torch.Tensor, NeuronWeights]:
         rows = [row for row, query in enumerate(queries) if query in nearest]
-        weights = model.adapter.neurons[[nearest[queries[row]] for row in rows]]
+        weights = model.adapter.neurons([model.adapter.records[nearest[queries[row]]] for row in rows])
         return torch.tensor(rows, dtype=torch.long), NeuronWeights.from_vectors(weights, model.backbone.hidden_size)
 
     monkeypatch.setattr(model.adapter.router, "route", decide)

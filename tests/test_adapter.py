@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +23,43 @@ from megedit.adapter import (
     CONFIG,
     FORMAT_VERSION,
     Adapter,
+    copy_adapter,
     is_adapter,
     load_adapter,
-    load_records,
-    model_card,
     read_config,
     replacing_folder,
-    save_adapter,
+    write_card,
 )
 from megedit.errors import MegError
+from megedit.ledger import changing, reading
 
+MODEL = "model-0001.safetensors"
 FILES = {
     CONFIG,
     "README.md",
-    "edits.jsonl",
     "encoder/config.json",
     "encoder/weights.safetensors",
     "encoder/tokenizer.json",
     "encoder/tokenizer_config.json",
-    "model.safetensors",
-    "neurons.safetensors",
+    "ledger.db",
+    MODEL,
     "seen.safetensors",
 }
 
 
+UNCHANGING = {name for name in FILES if name.startswith("encoder")} | {"seen.safetensors"}
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The content of every file; of the ledger, whose bytes differ between copies, see `tables_of`."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {**files, "ledger.db": b""} if "ledger.db" in files else files
+
+
+def tables_of(folder: Path) -> list[str]:
+    """The content of the ledger as SQL."""
+    with closing(sqlite3.connect(folder / "ledger.db")) as connection:
+        return list(connection.iterdump())
 
 
 def change_config(folder: Path, **changes: Any) -> None:
@@ -61,8 +73,9 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 def test_a_round_trip_changes_nothing(fitted: Fitted, tmp_path: Path) -> None:
     loaded = load_adapter(fitted.adapter)
-    save_adapter(loaded, tmp_path / "again")
+    copy_adapter(fitted.adapter, tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(fitted.adapter)
+    assert tables_of(tmp_path / "again") == tables_of(fitted.adapter)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
     twice = load_adapter(tmp_path / "again")
     assert twice.config == loaded.config and twice.records == loaded.records
@@ -75,7 +88,7 @@ def test_a_round_trip_changes_nothing(fitted: Fitted, tmp_path: Path) -> None:
 def test_it_is_data_only(fitted: Fitted) -> None:
     assert set(files_of(fitted.adapter)) == FILES
     config = json.loads((fitted.adapter / CONFIG).read_text())
-    assert set(config["files"]) == FILES - {CONFIG}
+    assert set(config["files"]) == UNCHANGING
     assert config["format_version"] == FORMAT_VERSION
     assert "auto_map" not in json.loads((fitted.adapter / "encoder" / "config.json").read_text())
 
@@ -91,7 +104,8 @@ def test_what_the_config_says(fitted: Fitted) -> None:
 
 
 def test_records(fitted: Fitted) -> None:
-    records = load_records(fitted.adapter)
+    with reading(fitted.adapter) as ledger:
+        records = ledger.records()
     assert tuple(record.edit for record in records) == fitted.edits.edits
     assert all(record.status == "active" and record.lead > 0 and record.generated for record in records)
     assert load_adapter(fitted.adapter).active_edits == fitted.edits.edits
@@ -107,7 +121,7 @@ def test_nothing_trains(fitted: Fitted) -> None:
 # Folders that are not as they should be
 
 
-@pytest.mark.parametrize("name", sorted(FILES - {CONFIG}))
+@pytest.mark.parametrize("name", sorted({*UNCHANGING, MODEL}))
 def test_a_flipped_bit(adapter_folder: Path, name: str) -> None:
     data = bytearray((adapter_folder / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -116,7 +130,7 @@ def test_a_flipped_bit(adapter_folder: Path, name: str) -> None:
         load_adapter(adapter_folder)
 
 
-@pytest.mark.parametrize("name", sorted(FILES - {CONFIG}))
+@pytest.mark.parametrize("name", sorted(FILES - {CONFIG, "README.md"}))
 def test_a_missing_file(adapter_folder: Path, name: str) -> None:
     (adapter_folder / name).unlink()
     with pytest.raises(MegError, match=f"is damaged: {Path(name).name} is missing"):
@@ -125,7 +139,7 @@ def test_a_missing_file(adapter_folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "3", '{"format_version": 2}', '{"format_version": null}', '{"format_version": "new"}'],
+    ["", "{", "[]", "null", "3", '{"format_version": 3}', '{"format_version": null}', '{"format_version": "new"}'],
 )
 def test_a_config_that_is_none(adapter_folder: Path, text: str) -> None:
     (adapter_folder / CONFIG).write_text(text)
@@ -162,7 +176,7 @@ def test_a_config_without_a_field(adapter_folder: Path, field: str) -> None:
         {"weight_size": 66},
         {"files": []},
         {"files": {}},
-        {"files": {"model.safetensors": ""}},
+        {"files": {"seen.safetensors": ""}},
     ],
 )
 def test_a_config_that_does_not_fit(adapter_folder: Path, changes: dict[str, Any]) -> None:
@@ -186,20 +200,6 @@ def test_an_older_format(adapter_folder: Path) -> None:
 def test_a_field_of_the_future(adapter_folder: Path) -> None:
     change_config(adapter_folder, colour="green")
     assert read_config(adapter_folder).layer == 3
-
-
-def test_edits_that_are_not_those_of_the_tensors(adapter_folder: Path) -> None:
-    lines = (adapter_folder / "edits.jsonl").read_text().splitlines(keepends=True)
-    (adapter_folder / "edits.jsonl").write_text("".join(lines[1:]))
-    sign(adapter_folder)
-    with pytest.raises(MegError, match="do not hold the same edits"):
-        load_adapter(adapter_folder)
-
-
-def sign(folder: Path) -> None:
-    """Write the sums of the files as they are now."""
-    files = {name: megedit.adapter._sha256(folder / name) for name in FILES - {CONFIG}}
-    change_config(folder, files=files)
 
 
 def linked(name: str) -> Callable[[Path, Path], str]:
@@ -232,10 +232,10 @@ def test_a_file_outside_the_folder(adapter_folder: Path, name: Callable[[Path, P
 
 
 def test_tensors_that_are_a_link_out_of_the_folder(adapter_folder: Path) -> None:
-    path = adapter_folder / "model.safetensors"
+    path = adapter_folder / MODEL
     path.rename(adapter_folder.parent / "elsewhere")
     path.symlink_to(adapter_folder.parent / "elsewhere")
-    with pytest.raises(MegError, match=r"model\.safetensors is outside the folder"):
+    with pytest.raises(MegError, match=r"model-0001\.safetensors is outside the folder"):
         load_adapter(adapter_folder)
 
 
@@ -284,7 +284,7 @@ def test_a_folder_that_cannot_be_put_in_place(adapter_folder: Path, monkeypatch:
 def test_a_place_that_cannot_be_written(fitted: Fitted, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MegError, match="could not be written"):
-        save_adapter(load_adapter(fitted.adapter), tmp_path / "file" / "adapter")
+        copy_adapter(fitted.adapter, tmp_path / "file" / "adapter")
 
 
 def test_a_folder_is_as_readable_as_any_other(fitted: Fitted, tmp_path: Path) -> None:
@@ -299,14 +299,21 @@ def test_a_folder_is_as_readable_as_any_other(fitted: Fitted, tmp_path: Path) ->
 def test_the_model_card(fitted: Fitted) -> None:
     adapter = load_adapter(fitted.adapter)
     card = (fitted.adapter / "README.md").read_text()
-    assert card == model_card(adapter)
     assert f"# 8 edits for {fitted.base}" in card
-    assert "- Edits: 8 from edits; failed: none." in card
+    assert "- Edits: 8 in force, 0 removed; failed: none." in card
+    assert "- Revision 1; the first edits are from edits." in card
     assert adapter.config.base_fingerprint in card
     assert "| Collecting neurons |" in card
-    records = (replace(adapter.records[0], status="failed"), *adapter.records[1:])
-    failed = model_card(replace(adapter, records=records))
-    assert "# 7 edits" in failed and "- Edits: 8 from edits; failed: edit-0." in failed
+
+
+def test_the_model_card_counts(adapter_folder: Path) -> None:
+    with changing(adapter_folder, "remove") as change:
+        change.end([1], "failed")
+        change.end([2, 3], "removed")
+    write_card(adapter_folder)
+    card = (adapter_folder / "README.md").read_text()
+    assert "# 5 edits" in card and "- Edits: 5 in force, 2 removed; failed: edit-0." in card
+    assert "- Revision 2;" in card
 
 
 @pytest.mark.parametrize(
@@ -321,9 +328,10 @@ def test_the_model_card(fitted: Fitted) -> None:
         ("a/b/c.gguf", None),
     ],
 )
-def test_only_a_hub_name_is_metadata(fitted: Fitted, base: str, metadata: str | None) -> None:
-    adapter = load_adapter(fitted.adapter)
-    card = model_card(replace(adapter, config=replace(adapter.config, base=base)))
+def test_only_a_hub_name_is_metadata(adapter_folder: Path, base: str, metadata: str | None) -> None:
+    change_config(adapter_folder, base=base)
+    write_card(adapter_folder)
+    card = (adapter_folder / "README.md").read_text()
     front = card.split("---")[1].strip().splitlines()
     assert ([f"base_model: {metadata}"] if metadata else []) == [line for line in front if "base_model" in line]
     assert f"edits for {base}\n" in card
@@ -374,9 +382,9 @@ def test_a_hub_name_from_the_cache(fitted: Fitted, tmp_path: Path, monkeypatch: 
         path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
     assert load_adapter("owner/name").active_edits == fitted.edits.edits
 
-    (snapshot / "README.md").unlink()
-    (snapshot / "README.md").symlink_to(fitted.adapter / "README.md")
-    with pytest.raises(MegError, match=r"README\.md is outside the folder"):
+    (snapshot / "seen.safetensors").unlink()
+    (snapshot / "seen.safetensors").symlink_to(fitted.adapter / "seen.safetensors")
+    with pytest.raises(MegError, match=r"seen\.safetensors is outside the folder"):
         load_adapter("owner/name")
 
 

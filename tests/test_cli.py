@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import torch
 from typer.main import get_command
@@ -22,7 +21,8 @@ from megedit.adapter import CONFIG, load_adapter
 from megedit.errors import MegError
 
 cli = importlib.import_module("megedit.cli.app")
-COMMANDS = ["fit", "ask", "eval", "show", "demo"]
+LIFE = ["list", "log", "diff", "add", "update", "remove", "undo", "rollback", "consolidate", "explain"]
+COMMANDS = ["fit", "ask", "eval", "show", "demo", *LIFE]
 
 
 def meg(*arguments: object) -> Result:
@@ -70,7 +70,7 @@ def test_the_help_of_a_command(command: str) -> None:
     text = CliRunner().invoke(cli.app, [command, "--help"], terminal_width=200).stdout
     group: Any = get_command(cli.app)
     for parameter in group.commands[command].params:
-        assert isinstance(parameter, click.Argument) or parameter.opts[0] in text or "--help" in parameter.opts
+        assert parameter.param_type_name == "argument" or parameter.opts[0] in text or "--help" in parameter.opts
     assert f"meg {command}" in text and "Example" in text
 
 
@@ -124,8 +124,8 @@ def test_adapters_that_cannot_be_used(adapter_folder: Path, tmp_path: Path, comm
 
     assert "nothing does not exist" in told(tmp_path / "nothing")
     assert f"is not an adapter: {CONFIG} is missing" in told(tmp_path)
-    (adapter_folder / "edits.jsonl").write_text("{}\n")
-    assert "is damaged: edits.jsonl is not as it was written" in told(adapter_folder)
+    (adapter_folder / "seen.safetensors").write_text("{}\n")
+    assert "is damaged: seen.safetensors is not as it was written" in told(adapter_folder)
     (adapter_folder / CONFIG).write_text("{")
     assert f"is damaged: {CONFIG} cannot be read" in told(adapter_folder)
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from megedit.familiarity import (
     Calibration,
     CalibrationSet,
     Decision,
+    Enrolled,
     FamiliarityNetwork,
     FamiliaritySettings,
     Router,
     Rule,
+    _decision,
     calibrate,
     last_sentence,
     log_entropy,
@@ -28,6 +31,7 @@ from megedit.familiarity import (
     train_familiarity,
     training_steps,
 )
+from megedit.vectors import EditVectors
 
 SIZE, EDITS = 32, 24
 SETTINGS = FamiliaritySettings(classes=10, blocks=2, steps=120, batch_size=EDITS, lr=3e-3)
@@ -89,11 +93,11 @@ def test_the_reading_nearer_to_an_edit_counts(edits: Tensor) -> None:
     encoder = Encoder(
         {behind: strange[0], alone: edits[4], belongs: near(edits[:1], 5)[0], question: strange[1], "Plain": edits[2]}
     )
-    vectors = read(cast(TextEncoder, encoder), [behind, "Plain", belongs], edits)
+    vectors = read(cast(TextEncoder, encoder), [behind, "Plain", belongs], EditVectors.pack(edits))
     torch.testing.assert_close(vectors, torch.stack([edits[4], edits[2], encoder.vectors[belongs]]))
     assert encoder.asked == [behind, "Plain", belongs, alone, question]
     encoder.asked.clear()
-    read(cast(TextEncoder, encoder), ["Plain"], edits)
+    read(cast(TextEncoder, encoder), ["Plain"], EditVectors.pack(edits))
     assert encoder.asked == ["Plain"]
 
 
@@ -159,33 +163,34 @@ def test_near_queries_do_not_count_for_the_threshold(edits: Tensor) -> None:
     vectors = torch.cat([usual.unfamiliar, usual.familiar])  # nothing tells the last ones from rephrases
     texts = replace(usual, unfamiliar=vectors, queries=[*usual.queries, *usual.queries[:20]])
     settings = replace(SETTINGS, rule="similarity", false_positives=0.05)
-    counted = calibrate(edits, SUBJECTS, texts, settings, 0).decision
-    ignored = calibrate(edits, SUBJECTS, replace(texts, near=20), settings, 0).decision
+    counted = calibrate(EditVectors.pack(edits), SUBJECTS, texts, settings, 0).decision
+    ignored = calibrate(EditVectors.pack(edits), SUBJECTS, replace(texts, near=20), settings, 0).decision
     assert counted.true_positive_rate < 0.5
     assert ignored.true_positive_rate == 1 and ignored.false_positive_rate <= 0.05
 
 
-@pytest.mark.parametrize("rule", ["entropy", "similarity", "combined", "subject"])
+@pytest.mark.parametrize("rule", ["entropy", "similarity", "combined", "named", "subject"])
 def test_an_easy_set_is_separated(edits: Tensor, rule: Rule) -> None:
     settings = FamiliaritySettings(
         classes=10, blocks=2, steps=120, batch_size=EDITS, lr=3e-3, rule=rule, false_positives=0.09
     )
     done: list[int] = []
-    calibration = calibrate(edits, SUBJECTS, held_out(), settings, 0, done.append)
+    calibration = calibrate(EditVectors.pack(edits), SUBJECTS, held_out(), settings, 0, done.append)
     assert sum(done) == training_steps(EDITS + 20, settings)
     assert calibration.rule == rule
     auc = {name: reached.auc for name, reached in calibration.rules.items()}
     assert auc.keys() == RULES.keys()
-    assert auc["similarity"] == auc["combined"] == auc["subject"] == 1
+    assert auc["similarity"] == auc["combined"] == auc["named"] == auc["subject"] == 1
     assert auc["entropy"] > 0.97
     chosen = calibration.decision
     assert chosen.true_positive_rate > 0.9 and chosen.false_positive_rate < 0.1
     for weight, used, sign in zip(chosen.weights, RULES[rule], (-1, 1, 1), strict=True):
         assert sign * weight > 0 if used else weight == 0
     # the rates are those of the threshold on the very same queries
-    network = train_familiarity(torch.cat([edits, held_out().enrolled]), settings, 0)
+    network = train_familiarity(torch.cat([EditVectors.pack(edits).unpack(), held_out().enrolled]), settings, 0)
     texts = held_out().queries
-    router = Router(network, torch.cat([edits, held_out().enrolled]), [*SUBJECTS, *held_out().subjects], calibration)
+    enrolled = [Enrolled(subject) for subject in (*SUBJECTS, *held_out().subjects)]
+    router = Router(network, EditVectors.pack(torch.cat([edits, held_out().enrolled])), enrolled, calibration)
     familiar = router.route(held_out().familiar, texts[:20])
     unfamiliar = router.route(held_out().unfamiliar, texts[20:])
     assert familiar.named.all() and not unfamiliar.named.any()
@@ -201,25 +206,40 @@ def test_an_easy_set_is_separated(edits: Tensor, rule: Rule) -> None:
 
 def test_calibration_is_deterministic(edits: Tensor) -> None:
     torch.manual_seed(1)
-    first = calibrate(edits, SUBJECTS, held_out(), SETTINGS, 0)
+    first = calibrate(EditVectors.pack(edits), SUBJECTS, held_out(), SETTINGS, 0)
     torch.manual_seed(2)
-    assert calibrate(edits, SUBJECTS, held_out(), SETTINGS, 0) == first
+    assert calibrate(EditVectors.pack(edits), SUBJECTS, held_out(), SETTINGS, 0) == first
+
+
+def test_what_does_not_name_the_subject_must_be_surer() -> None:
+    """The threshold lets some strange queries through, but none of those that do not name the subject they are near."""
+    similarity = np.concatenate([np.linspace(0.4, 1, 50), np.linspace(0, 0.95, 50), np.linspace(0, 0.95, 200)])
+    named = np.concatenate([np.ones(50), np.zeros(50), np.ones(200)])  # rephrases, strange ones, others about a subject
+    named[20] = 0  # a rephrase too
+    features = np.stack([np.zeros(300), similarity, named], axis=1)
+    truth, counted = np.arange(300) < 50, np.arange(300) < 100
+    decision, _ = _decision(features, truth, counted, np.array([False, True, True]), 0.5)
+    strange = decision.weights[1] * similarity[50:100]
+    assert (strange >= decision.threshold).any() and not (strange >= decision.unnamed_threshold).any()
+    assert decision.false_positive_rate == 0 and decision.true_positive_rate == 0.98
+    plain, _ = _decision(features, truth, counted, np.array([False, True, False]), 0.5)
+    assert plain.unnamed_threshold == plain.threshold and plain.false_positive_rate > 0.1
 
 
 def test_without_subjects_the_combined_rule_decides(edits: Tensor) -> None:
-    calibration = calibrate(edits, [None] * EDITS, held_out(subjects=False), SETTINGS, 0)
+    calibration = calibrate(EditVectors.pack(edits), [None] * EDITS, held_out(subjects=False), SETTINGS, 0)
     assert calibration.rule == "combined" and "subject" not in calibration.rules
 
 
 def test_too_few_queries_to_calibrate(edits: Tensor) -> None:
     few = replace(held_out(), unfamiliar=unit_vectors(1, 12), queries=held_out().queries[:21])
     with pytest.raises(MegError, match="too few to calibrate the router"):
-        calibrate(edits, SUBJECTS, few, SETTINGS, 0)
+        calibrate(EditVectors.pack(edits), SUBJECTS, few, SETTINGS, 0)
 
 
 def some_calibration(rule: Rule = "combined", threshold: float = 9.5) -> Calibration:
-    decision = Decision((-2.0, 10.0, 0.0), threshold, 0.99, 0.97, 0.01)
-    subject = Decision((-2.0, 10.0, 4.0), threshold + 3, 0.999, 0.99, 0.01)
+    decision = Decision((-2.0, 10.0, 0.0), threshold, threshold, 0.99, 0.97, 0.01)
+    subject = Decision((-2.0, 10.0, 4.0), threshold + 3, threshold + 5, 0.999, 0.99, 0.01)
     return Calibration(rule, {"combined": decision, "subject": subject}, [(1.25, 0.0, 0.5), (-0.1, 1.0, 1.0)])
 
 
@@ -229,12 +249,12 @@ def test_calibration_json_round_trip() -> None:
 
 
 def test_route(network: FamiliarityNetwork, edits: Tensor) -> None:
-    router = Router(network, edits, [None] * EDITS, some_calibration())
+    router = Router(network, EditVectors.pack(edits), [Enrolled()] * EDITS, some_calibration())
     queries = torch.cat([edits[[5, 3]], near(edits[[7]], 4), unit_vectors(1, 5)])
     routing = router.route(queries, ["a", "b", "c", "d"])
-    similarities = queries @ edits.T
+    similarities = queries @ EditVectors.pack(edits).unpack().T
     assert routing.nearest.tolist() == [5, 3, 7, int(similarities[3].argmax())]
-    torch.testing.assert_close(routing.similarity[:2], torch.ones(2))
+    torch.testing.assert_close(routing.similarity[:2], torch.ones(2), rtol=0, atol=5e-3)  # in 8 bits
     torch.testing.assert_close(routing.similarity, similarities.amax(1))
     torch.testing.assert_close(routing.entropy, network.entropy(queries))
     torch.testing.assert_close(routing.score, -2 * log_entropy(routing.entropy) + 10 * routing.similarity)
@@ -246,12 +266,39 @@ def test_route(network: FamiliarityNetwork, edits: Tensor) -> None:
 
 def test_the_subject_counts_where_there_is_one(network: FamiliarityNetwork, edits: Tensor) -> None:
     subjects = ["Ōsaka", None, "Rome", *[None] * (EDITS - 3)]
-    router = Router(network, edits, subjects, some_calibration("subject"))
+    router = Router(
+        network, EditVectors.pack(edits), [Enrolled(subject) for subject in subjects], some_calibration("subject")
+    )
     routing = router.route(edits[[0, 0, 1, 2]], ["Is ŌSAKA large?", "Is Tokyo large?", "Is Rome large?", "Romeo?"])
     assert routing.named.tolist() == [True, False, False, False]
-    assert routing.threshold.tolist() == [12.5, 12.5, 9.5, 12.5]
+    assert routing.threshold.tolist() == [12.5, 14.5, 9.5, 14.5]  # higher where the subject is not named at all
     plain = -2 * log_entropy(routing.entropy) + 10 * routing.similarity
     torch.testing.assert_close(routing.score - plain, torch.tensor([4.0, 0.0, 0.0, 0.0]))
+
+
+def test_a_removed_edit_keeps_its_queries(network: FamiliarityNetwork, edits: Tensor) -> None:
+    """What is nearest to it is unfamiliar, as near as it may be; all else is as it was."""
+    enrolled, queries, texts = [Enrolled()] * EDITS, torch.cat([edits, unit_vectors(20, 5)]), ["?"] * (EDITS + 20)
+    calibration, vectors = some_calibration(threshold=-100.0), EditVectors.pack(edits)
+    before = Router(network, vectors, enrolled, calibration).route(queries, texts)
+    removed = [replace(edit, removed=i == 3) for i, edit in enumerate(enrolled)]
+    after = Router(network, vectors, removed, calibration).route(queries, texts)
+    assert before.familiar.all() and torch.equal(after.familiar, before.nearest != 3) and not after.familiar[3]
+    assert torch.equal(after.score, before.score) and torch.equal(after.nearest, before.nearest)
+
+
+def test_the_network_does_not_decide_on_what_it_was_not_trained_on() -> None:
+    calibration = replace(some_calibration("subject"), rules=dict.fromkeys(RULES, some_calibration().decision))
+    known = {learned: Enrolled("Rome", learned) for learned in (True, False)}
+    nobody = {learned: Enrolled(None, learned) for learned in (True, False)}
+    chosen = {rule: replace(calibration, rule=rule) for rule in RULES}
+    assert {rule: made.rule_for(known[True]) for rule, made in chosen.items()} == {rule: rule for rule in RULES}
+    for made in chosen.values():
+        assert not RULES[made.rule_for(known[False])][0] and not RULES[made.rule_for(nobody[False])][0]
+        assert not RULES[made.rule_for(nobody[True])][2] and not RULES[made.rule_for(nobody[False])][2]
+    assert chosen["subject"].rule_for(known[False]) == "named"
+    without = replace(calibration, rules={"similarity": calibration.decision, "combined": calibration.decision})
+    assert replace(without, rule="combined").rule_for(known[False]) == "similarity"
 
 
 def test_entropy_has_a_logarithm() -> None:
@@ -260,10 +307,10 @@ def test_entropy_has_a_logarithm() -> None:
 
 
 def test_the_threshold_itself_is_familiar(network: FamiliarityNetwork, edits: Tensor) -> None:
-    nobody = [None] * EDITS
-    score = Router(network, edits, nobody, some_calibration()).route(edits[:1], ["a"]).score.item()
+    nobody, vectors = [Enrolled()] * EDITS, EditVectors.pack(edits)
+    score = Router(network, vectors, nobody, some_calibration()).route(edits[:1], ["a"]).score.item()
     for threshold, familiar in ((score, True), (score + 1e-3, False)):
-        router = Router(network, edits, nobody, some_calibration(threshold=threshold))
+        router = Router(network, vectors, nobody, some_calibration(threshold=threshold))
         assert router.route(edits[:1], ["a"]).familiar.tolist() == [familiar]
 
 

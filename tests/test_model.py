@@ -19,6 +19,7 @@ from megedit.adapter import load_adapter
 from megedit.errors import MegError
 from megedit.model import MegModel, Route, end_tokens
 from megedit.neuron import NeuronWeights
+from megedit.vectors import EditVectors
 from tiny import tiny_model
 
 OTHERS = ["Who wrote Dune?", "What is the employer of Person3, of all people?", "Hello", "Where was Zoe Young born?"]
@@ -301,10 +302,10 @@ def test_a_route_and_routes(model: MegModel) -> None:
 
 def test_only_active_edits_are_nearest(model: MegModel) -> None:
     """Vectors stand for the active edits, in their order, whatever failed between them."""
-    records = list(model.adapter.records)
+    records, router = list(model.adapter.records), model.adapter.router
     records[2] = replace(records[2], status="failed")
     model.adapter.records = tuple(records)
-    model.adapter.router.edits = torch.cat([model.adapter.router.edits[:2], model.adapter.router.edits[3:]])
+    router.vectors = EditVectors.pack(router.vectors[torch.tensor([0, 1, 3, 4, 5, 6, 7])])
     assert [edit.id for edit in model.edits] == ["edit-0", "edit-1", *(f"edit-{i}" for i in range(3, 8))]
     for edit in model.edits:
         assert model.route(edit.prompt).nearest == edit

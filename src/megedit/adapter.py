@@ -1,14 +1,14 @@
 """The adapter: one folder of data that turns a base model into the edited one. Its format: docs/adapter-format.md.
 
-    meg_config.json      base model, layer, template, settings, calibration, sha256 of every other file
-    model.safetensors    familiarity network, weight generator, vectors of the edits (eight bits a number)
-    neurons.safetensors  collected weights, from which the generator was trained; not needed to answer
-    seen.safetensors     keys of the texts that encoder and router were tuned on, to refuse evaluating on them
-    encoder/             the tuned text encoder (eight bits a number), its configuration and tokenizer
-    edits.jsonl          every edit with its status
-    README.md            model card
+    meg_config.json       base model, layer, template, settings, calibration, sha256 of what never changes
+    ledger.db             every edit, its vector and collected neuron, and what was done when (ledger.py)
+    model-NNNN.safetensors  familiarity network and weight generator as of revision NNNN (eight bits a number)
+    seen.safetensors      keys of the texts that encoder and router were tuned on, to refuse evaluating on them
+    encoder/              the tuned text encoder (eight bits a number), its configuration and tokenizer
+    README.md             model card
 
-Nothing in it is code and nothing is unpickled. A folder is written under a temporary name and renamed.
+Nothing in it is code and nothing is unpickled. A folder is written under a temporary name and renamed; after that only
+the ledger changes, and the model when edits are consolidated.
 """
 
 from __future__ import annotations
@@ -17,56 +17,40 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from megedit.base import resolve_copy
+from megedit.base import fingerprint, resolve_copy
 from megedit.batches import Span
 from megedit.edits import Edit
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
-from megedit.familiarity import Calibration, FamiliarityNetwork, FamiliaritySettings, Router
+from megedit.familiarity import Calibration, Enrolled, FamiliarityNetwork, FamiliaritySettings, Router
 from megedit.generator import GeneratorSettings, WeightGenerator
+from megedit.ledger import FILE as LEDGER_FILE
+from megedit.ledger import EditRecord, Ledger, Status, reading
 from megedit.template import Template
-from megedit.tensors import distinct_rows, load_tensors, save_tensors
+from megedit.tensors import load_tensors, save_tensors
+from megedit.vectors import EditVectors
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONFIG = "meg_config.json"
-_NEEDED = (
-    "model.safetensors",
-    "neurons.safetensors",
-    "seen.safetensors",
-    "edits.jsonl",
-    "encoder/config.json",
-    "encoder/weights.safetensors",
-)
-_HUB_FILES = (CONFIG, "*.safetensors", "edits.jsonl", "README.md", "encoder/*")
+_NEEDED = ("seen.safetensors", "encoder/config.json", "encoder/weights.safetensors")
+_HUB_FILES = (CONFIG, LEDGER_FILE, "*.safetensors", "README.md", "encoder/*")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-Status = Literal["active", "failed"]
-
-
-@dataclass(frozen=True)
-class EditRecord:
-    """An edit and what became of it.
-
-    lead: smallest lead in logits of an answer token with the collected neuron. generated: whether the generated
-    neuron gives the answer. A failed edit could not be collected; the base model answers its query.
-    """
-
-    edit: Edit
-    status: Status
-    lead: float
-    steps: int
-    generated: bool
+_MODEL_NAME = re.compile(r"model-\d+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -110,64 +94,110 @@ class AdapterConfig:
 
 @dataclass
 class Adapter:
-    """A loaded adapter."""
+    """A loaded adapter, as its folder was at one revision.
 
+    records: all edits of that revision. collected: the neurons, float32 (L,) by number of the edit, of the active edits
+    whose answers the generator does not give. seen: int64 (texts,), sorted, `text_key` of every text that encoder and
+    router were tuned on.
+    """
+
+    folder: Path
+    revision: int
     config: AdapterConfig
     encoder: TextEncoder
     router: Router
     generator: WeightGenerator
     records: tuple[EditRecord, ...]
-    neurons: Tensor  # (edits, weight size), on the CPU
-    seen: Tensor  # int64 (texts,), sorted: `text_key` of every text that encoder and router were tuned on
+    collected: dict[int, Tensor]
+    seen: Tensor
+
+    @property
+    def active(self) -> tuple[EditRecord, ...]:
+        """The edits in force, with what became of them."""
+        return tuple(record for record in self.records if record.status == "active")
 
     @property
     def active_edits(self) -> tuple[Edit, ...]:
-        """The edits in force, in the order of the router's vectors."""
-        return tuple(record.edit for record in self.records if record.status == "active")
+        """The edits in force."""
+        return tuple(record.edit for record in self.active)
+
+    @cached_property
+    def routed(self) -> tuple[EditRecord, ...]:
+        """The edits that the router knows, the active and the removed, in the order of its vectors."""
+        return tuple(record for record in self.records if record.status != "failed")
 
     @property
     def identity(self) -> str:
-        """A digest of what decides its answers: base model, template, encoder, router and generator."""
+        """A digest of what decides its answers: base model, template, encoder, router, generator and edits."""
         digest = hashlib.sha256(json.dumps([self.config.base_fingerprint, asdict(self.config.template)]).encode())
         modules = (self.encoder.model, self.router.network, self.generator)
-        tensors = [self.router.edits, *(tensor for module in modules for tensor in module.state_dict().values())]
+        tensors = [self.router.vectors.unpack(), *self.collected.values()]
+        tensors += [tensor for module in modules for tensor in module.state_dict().values()]
         for tensor in tensors:
             digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
         digest.update(json.dumps(self.config.calibration.to_json()).encode())
+        digest.update(json.dumps([[record.status, record.generated] for record in self.routed]).encode())
         return digest.hexdigest()
 
+    def neurons(self, records: Sequence[EditRecord]) -> Tensor:
+        """The collected neurons of edits, from the folder: float32 (edits, L). Raises KeyError where they are gone."""
+        with reading(self.folder) as ledger:
+            return ledger.neurons([record.number for record in records]).view(-1, self.config.weight_size)
+
     def push_to_hub(self, name: str, **options: Any) -> str:
-        """Upload the adapter to the Hugging Face Hub; returns its address. options: those of `create_repo`."""
+        """Upload the adapter, as it is in its folder now, to the Hugging Face Hub; returns its address.
+
+        options: those of `create_repo`.
+        """
         from huggingface_hub import HfApi
 
         api = HfApi(token=options.pop("token", None))
         address = api.create_repo(name, exist_ok=True, **options)
         with tempfile.TemporaryDirectory() as folder:
-            save_adapter(self, Path(folder) / "adapter")
+            copy_adapter(self.folder, Path(folder) / "adapter")
             api.upload_folder(repo_id=name, folder_path=Path(folder) / "adapter")
         return str(address)
 
 
-def save_adapter(adapter: Adapter, folder: str | Path, overwrite: bool = False) -> None:
-    """Write an adapter. An adapter that is already there is only replaced with `overwrite`, and then at once.
+def write_adapter(
+    folder: Path, config: AdapterConfig, encoder: TextEncoder, seen: Tensor, fill: Callable[[Path], None]
+) -> None:
+    """Write into an empty folder what never changes again, then what `fill` writes there: ledger and model."""
+    save_file({"keys": seen}, folder / "seen.safetensors")
+    encoder.save(folder / "encoder")
+    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+    text = json.dumps({**config.to_json(), "files": files}, indent=1, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", "utf-8")
+    fill(folder)
+    write_card(folder)
 
-    Raises MegError when the folder is there and is not an adapter or may not be replaced, or the disk is full.
-    """
-    with replacing_folder(Path(folder), overwrite) as partial:
-        tensors = {f"generator.{name}": tensor for name, tensor in adapter.generator.state_dict().items()}
-        tensors |= {f"router.{name}": tensor for name, tensor in adapter.router.network.state_dict().items()}
-        tensors["edits"] = adapter.router.edits
-        save_tensors(tensors, partial / "model.safetensors", packed=True)
-        weights, index = distinct_rows(adapter.neurons)
-        save_file({"weights": weights, "index": index}, partial / "neurons.safetensors")
-        save_file({"keys": adapter.seen}, partial / "seen.safetensors")
-        adapter.encoder.save(partial / "encoder")
-        lines = [json.dumps(_record_to_json(record), ensure_ascii=False) + "\n" for record in adapter.records]
-        (partial / "edits.jsonl").write_text("".join(lines), "utf-8")
-        (partial / "README.md").write_text(model_card(adapter), "utf-8")
-        files = {path.relative_to(partial).as_posix(): _sha256(path) for path in _files(partial)}
-        config = {**adapter.config.to_json(), "files": files}
-        (partial / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+def save_model(folder: Path, revision: int, network: FamiliarityNetwork, generator: WeightGenerator) -> tuple[str, str]:
+    """Write familiarity network and generator, safely on the disk; returns the file's name and sha256."""
+    tensors = {f"generator.{name}": tensor for name, tensor in generator.state_dict().items()}
+    tensors |= {f"router.{name}": tensor for name, tensor in network.state_dict().items()}
+    path = folder / f"model-{revision:04}.safetensors"
+    save_tensors(tensors, path, packed=True)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.name, _sha256(path)
+
+
+def load_model(
+    folder: Path, ledger: Ledger, config: AdapterConfig, device: str | torch.device
+) -> tuple[FamiliarityNetwork, WeightGenerator]:
+    """What `save_model` wrote for the ledger's last revision; KeyError, ValueError and the like where it is damaged."""
+    name, sha256 = ledger.model
+    if not _MODEL_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a model file")
+    if _sha256(_inside(folder, name)) != sha256:
+        raise _damaged(folder, name)
+    tensors = load_tensors(folder / name)
+    network = FamiliarityNetwork(config.encoder_size, config.familiarity)
+    network.load_state_dict(_part(tensors, "router."))
+    generator = WeightGenerator(config.weight_size, config.encoder_size, config.generator)
+    generator.load_state_dict(_part(tensors, "generator."))
+    return network.to(device).eval().requires_grad_(False), generator.to(device).eval().requires_grad_(False)
 
 
 def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapter:
@@ -177,39 +207,64 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
     """
     folder = find_adapter(name)
     config = read_config(folder)
-    try:
-        tensors = load_tensors(folder / "model.safetensors")
-        network = FamiliarityNetwork(config.encoder_size, config.familiarity)
-        network.load_state_dict(_part(tensors, "router."))
-        generator = WeightGenerator(config.weight_size, config.encoder_size, config.generator)
-        generator.load_state_dict(_part(tensors, "generator."))
-        records = load_records(folder)
-        collected = load_file(folder / "neurons.safetensors")
-        neurons = collected["weights"].float()[collected["index"].long()]
-        seen = load_file(folder / "seen.safetensors")["keys"]
-        edits = tensors["edits"]
-        if len(neurons) != len(records):
-            raise ValueError("edits.jsonl and neurons.safetensors do not hold the same edits")
-        if len(edits) != sum(record.status == "active" for record in records):
-            raise ValueError("edits.jsonl and model.safetensors do not hold the same edits")
-    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MegError(f"The adapter {folder} is damaged ({error}); restore it from a copy or fit it again.") from error
+    with reading(folder) as ledger:
+        try:
+            network, generator = load_model(folder, ledger, config, device)
+            revision, records = ledger.revision, tuple(ledger.records())
+            vectors = EditVectors.from_rows(ledger.vectors(), config.encoder_size).to(device)
+            apart = [record.number for record in records if record.status == "active" and not record.generated]
+            collected = dict(zip(apart, ledger.neurons(apart), strict=True))
+            if any(weights.shape != (config.weight_size,) for weights in collected.values()):
+                raise ValueError("a neuron has not the size of this adapter's")
+            seen = load_file(folder / "seen.safetensors")["keys"]
+        except FileNotFoundError as error:
+            raise MegError(f"{folder} is damaged: {Path(str(error.filename)).name} is missing.") from error
+        except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise MegError(
+                f"The adapter {folder} is damaged ({error}); restore it from a copy or fit it again."
+            ) from error
     encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
     encoder.model.requires_grad_(False)
-    subjects = [record.edit.subject or None for record in records if record.status == "active"]
-    router = Router(network.to(device).eval().requires_grad_(False), edits.to(device), subjects, config.calibration)
-    return Adapter(config, encoder, router, generator.to(device).eval().requires_grad_(False), records, neurons, seen)
+    enrolled = [
+        Enrolled(record.edit.subject or None, record.generated, record.status == "removed")
+        for record in records
+        if record.status != "failed"
+    ]
+    router = Router(network, vectors, enrolled, config.calibration)
+    return Adapter(folder, revision, config, encoder, router, generator, records, collected, seen)
+
+
+def check_base(model: PreTrainedModel, config: AdapterConfig) -> None:
+    """Raise MegError when an adapter was made for another base model than this."""
+    if fingerprint(model) != config.base_fingerprint:
+        raise MegError(
+            f"This adapter was made for the base model {config.base} and does not fit the one given; "
+            "load it with that base model, or fit a new adapter on this one."
+        )
+
+
+def copy_adapter(source: Path, folder: str | Path, overwrite: bool = False) -> None:
+    """Copy an adapter's folder as it is now. An adapter that is already there is only replaced with `overwrite`.
+
+    Raises MegError when the folder is there and is not an adapter or may not be replaced, or the disk is full.
+    """
+    read_config(source)
+    with replacing_folder(Path(folder), overwrite) as partial, reading(source) as ledger:
+        for name in (CONFIG, *config_files(source), ledger.model[0]):
+            (partial / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(_inside(source, name), partial / name)
+        ledger.copy(partial)
+        write_card(partial)
+
+
+def config_files(folder: Path) -> list[str]:
+    """The files of an adapter that never change."""
+    return list(json.loads((folder / CONFIG).read_text("utf-8"))["files"])
 
 
 def find_adapter(name: str | Path) -> Path:
     """The folder of an adapter: one here, or the local copy of one on the Hugging Face Hub."""
     return resolve_copy(str(name), _HUB_FILES)
-
-
-def load_records(folder: Path) -> tuple[EditRecord, ...]:
-    """The edits of an adapter folder."""
-    lines = (folder / "edits.jsonl").read_text("utf-8").split("\n")
-    return tuple(_record_from_json(json.loads(line)) for line in lines if line)
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -232,10 +287,7 @@ def read_config(folder: Path) -> AdapterConfig:
             raise ValueError(f"{unlisted[0]} is not listed")
         for name, expected in values["files"].items():
             if _sha256(_inside(folder, name)) != expected:
-                raise MegError(
-                    f"The adapter {folder} is damaged: {name} is not as it was written; restore it from a copy or "
-                    "fit it again."
-                )
+                raise _damaged(folder, name)
         return AdapterConfig.from_json(values)
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(str(error.filename)).name
@@ -284,11 +336,23 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
         raise MegError(f"{folder} already holds an adapter; choose another folder or allow overwriting it.")
 
 
-def model_card(adapter: Adapter) -> str:
-    """The README of an adapter folder."""
-    config, records = adapter.config, adapter.records
+def write_card(folder: Path) -> None:
+    """Write the README of an adapter folder, under a temporary name first."""
+    config = read_config(folder)
+    with reading(folder) as ledger:
+        counts, log = ledger.counts(), ledger.operations()
+        failed = [record.edit.id for record in ledger.records(status="failed")]
+    card = model_card(config, counts, failed, log[0].source, log[-1].revision)
+    partial = folder / "README.md.partial"
+    partial.write_text(card, "utf-8")
+    partial.replace(folder / "README.md")
+
+
+def model_card(
+    config: AdapterConfig, counts: Mapping[Status, int], failed: Sequence[str], source: str, revision: int
+) -> str:
+    """The README of an adapter: how many edits have which status, which have failed, where the first came from."""
     decision = config.calibration.decision
-    failed = [record.edit.id for record in records if record.status == "failed"]
     stages = "\n".join(
         f"| {stage} | {cost['seconds']:.0f} | {cost['peak_memory_mb']:.0f} |"
         for stage, cost in config.record.get("stages", {}).items()
@@ -299,31 +363,25 @@ def model_card(adapter: Adapter) -> str:
 {base_model}library_name: megedit
 tags: [knowledge-editing, megedit]
 ---
-# {len(adapter.active_edits)} edits for {config.base}
+# {counts["active"]} edits for {config.base}
 
 One dynamic neuron in layer {config.layer} (MeG, arXiv 2512.14395), made with MegEdit. It changes the answers to the
-queries in `edits.jsonl` and to their rephrases; every other query gets the base model's own answer.
+queries of its edits and to their rephrases; every other query gets the base model's own answer. `meg list` prints the
+edits, `meg log` what was done with them.
 
     from megedit import MegModel
     model = MegModel.from_pretrained("this folder")
 
-- Edits: {len(records)} from {config.record.get("source", "Python")}; failed: {", ".join(failed) or "none"}.
+- Edits: {counts["active"]} in force, {counts["removed"]} removed; failed: {", ".join(failed) or "none"}.
+- Revision {revision}; the first edits are from {source}.
 - Router: {config.calibration.rule}; on held-out pseudo-knowledge {decision.true_positive_rate:.1%} of
   rephrases are recognised at {decision.false_positive_rate:.1%} of other queries.
 - Base model fingerprint: {config.base_fingerprint}.
 
-| stage | seconds | peak memory, MB |
+| stage of the fit | seconds | peak memory, MB |
 |---|---|---|
 {stages}
 """
-
-
-def _record_to_json(record: EditRecord) -> dict[str, Any]:
-    return {**asdict(replace(record)), "edit": record.edit.to_json()}
-
-
-def _record_from_json(values: dict[str, Any]) -> EditRecord:
-    return EditRecord(**{**values, "edit": Edit.from_json(values["edit"])})
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -342,6 +400,12 @@ def _inside(folder: Path, name: str) -> Path:
     if not any(path.resolve().is_relative_to(root) for root in roots):
         raise ValueError(f"{name} is outside the folder")
     return path
+
+
+def _damaged(folder: Path, name: str) -> MegError:
+    return MegError(
+        f"The adapter {folder} is damaged: {name} is not as it was written; restore it from a copy or fit it again."
+    )
 
 
 def _sha256(path: Path) -> str:

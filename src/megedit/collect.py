@@ -13,8 +13,9 @@ Source: MeG (arXiv 2512.14395), section 3.3. What differs from the paper's recip
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -227,19 +228,22 @@ def collect(
     pad_id: int,
     progress: Callable[[int], None] = lambda done: None,
     keep: Keep = lambda name, compute: compute(),
+    known: Mapping[tuple[int, ...], Tensor] = MappingProxyType({}),
 ) -> Collected:
     """Collect a neuron for every example; one that fails is tried again, alone and with more steps.
 
     What still fails has a lead of 0 or less in the result. progress: called with the number of edits just finished.
     keep: given the name of a batch and what computes its result, returns the result; it may have it from before.
+    known: by answer, a neuron (float32 (L,)) that says it for other edits already, and is shared where it can be.
     """
     spread = torch.linspace(0, len(examples) - 1, min(len(examples), START_SAMPLE)).long().tolist()
     start = shared_start(backbone, prepare(backbone, examples, spread, settings.span, pad_id))
     targets: dict[tuple[int, ...], list[int]] = {}
     for index, example in enumerate(examples):
         targets.setdefault(example.answer, []).append(index)
-    groups = [members[: settings.shared] for members in targets.values()] if settings.shared else []
-    of_target = {examples[members[0]].answer: start for members in groups}
+    new = [members for answer, members in targets.items() if answer not in known]
+    groups = [members[: settings.shared] for members in new] if settings.shared else []
+    of_target = {answer: weights.to(start.device) for answer, weights in known.items()}
     for number, units in enumerate(batch_units(examples, groups, settings.batch_size)):
         chosen = [groups[unit] for unit in units]
 

@@ -27,16 +27,20 @@ from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.names import share_of_name
 from megedit.precision import mixed_precision
+from megedit.vectors import EditVectors
 
 SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
 FEWEST = 2  # familiar and unfamiliar queries from which a rule can be calibrated
-Rule = Literal["entropy", "similarity", "combined", "subject"]
+Rule = Literal["entropy", "similarity", "combined", "named", "subject"]
 RULES: dict[Rule, tuple[bool, bool, bool]] = {  # which features a rule looks at: log entropy, similarity, subject
     "entropy": (True, False, False),
     "similarity": (False, True, False),
     "combined": (True, True, False),
+    "named": (False, True, True),
     "subject": (True, True, True),
 }
+WITHOUT_SUBJECT: dict[Rule, Rule] = {"subject": "combined", "named": "similarity"}  # what decides where there is none
+WITHOUT_NETWORK: dict[Rule, Rule] = {"subject": "named", "combined": "similarity", "entropy": "similarity"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class FamiliaritySettings:
     rule: Rule = field(
         default="subject",
         metadata={
-            "help": "entropy; similarity to the nearest edit; combined: both; subject: both, and how far the query "
-            "names the subject of that edit, where the edit has one"
+            "help": "entropy; similarity to the nearest edit; combined: both; named: similarity, and how far the query "
+            "names the subject of that edit, where the edit has one; subject: all three"
         },
     )
 
@@ -113,20 +117,39 @@ def train_familiarity(
     settings: FamiliaritySettings,
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
+    start: FamiliarityNetwork | None = None,
+    new: int = 0,
 ) -> FamiliarityNetwork:
-    """Train the network to memorise a random class for each vector (float32 (edits, size), unit length)."""
+    """Train the network to memorise a random class for each vector (float32 (edits, size), unit length).
+
+    start: a network that knows all but the last `new` of the vectors. Training goes on from there; each class is what
+    that network takes for the most likely, and half of every batch is new, so that the steps count the new ones only.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = FamiliarityNetwork(vectors.shape[1], settings).to(vectors.device).train()
-        labels = torch.randint(settings.classes, (len(vectors),), generator=generator).to(vectors.device)
-        steps = training_steps(len(vectors), settings)
+        network = FamiliarityNetwork(vectors.shape[1], settings).to(vectors.device)
+        if start is None:
+            labels = torch.randint(settings.classes, (len(vectors),), generator=generator).to(vectors.device)
+            steps = training_steps(len(vectors), settings)
+        else:
+            network.load_state_dict(start.state_dict())
+            labels, steps = start.forward(vectors).argmax(-1), training_steps(2 * new, settings)
+        order, old = torch.randperm(len(vectors), generator=generator), len(vectors) - new
+
+        def drawn(step: int) -> Tensor:
+            if start is None or not old:
+                at = torch.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
+                return order[at % len(vectors)]
+            half = (settings.batch_size // 2,)
+            spans = ((0, old), (old, len(vectors)))
+            return torch.cat([torch.randint(*span, half, generator=generator) for span in spans])
+
+        network.train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.01, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        order = torch.randperm(len(vectors), generator=generator)
         for step in range(steps):
-            at = torch.arange(step * settings.batch_size, (step + 1) * settings.batch_size) % len(vectors)
-            batch = order[at]
+            batch = drawn(step)
             noise = settings.noise / network.scale * torch.randn(len(batch), vectors.shape[1], generator=generator)
             with mixed_precision(vectors.device):
                 loss = F.cross_entropy(network(vectors[batch] + noise.to(vectors.device)).float(), labels[batch])
@@ -143,17 +166,18 @@ def training_steps(edits: int, settings: FamiliaritySettings) -> int:
     return max(settings.steps, 20 * edits // settings.batch_size)
 
 
-def read(encoder: TextEncoder, queries: Sequence[str], edits: Tensor) -> Tensor:
+def read(encoder: TextEncoder, queries: Sequence[str], edits: EditVectors) -> Tensor:
     """The vectors of queries (float32 (queries, size), unit length), given those of the edits.
 
     A query of several sentences is read whole and by its last sentence alone; the reading nearer to an edit counts.
     """
-    vectors = encoder.encode(queries).to(edits.device)
+    device = edits.codes.device
+    vectors = encoder.encode(queries).to(device)
     ends = {row: end for row, query in enumerate(queries) if (end := last_sentence(query))}
     if ends:
-        alone = encoder.encode(list(ends.values())).to(edits.device)
-        rows = torch.tensor(list(ends), device=edits.device)
-        nearer = (alone @ edits.T).amax(1) > (vectors[rows] @ edits.T).amax(1)
+        alone = encoder.encode(list(ends.values())).to(device)
+        rows = torch.tensor(list(ends), device=device)
+        nearer = (edits.nearest(alone)[0] > edits.nearest(vectors[rows])[0])[:, 0]
         vectors = vectors.index_copy(0, rows[nearer], alone[nearer])
     return vectors
 
@@ -171,7 +195,8 @@ class Routing:
 
     familiar: bool. score: float32, the decision value, familiar at or above `threshold`, float32. entropy: float32,
     nats. nearest: int64, index of the most similar edit. similarity: float32, cosine to it. named: float32, how far the
-    query names the subject of that edit: 1 on its own, less as a part of a longer name, 0 not at all.
+    query names the subject of that edit: 1 on its own, less as a part of a longer name, 0 not at all. rule: what
+    decided, for each query.
     """
 
     familiar: Tensor
@@ -181,17 +206,33 @@ class Routing:
     nearest: Tensor
     similarity: Tensor
     named: Tensor
+    rule: Sequence[Rule]
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What the router knows of an edit beside its vector.
+
+    learned: the network was trained on it; if not, the entropy says nothing of queries near it. removed: the edit was
+    taken back; queries nearest to it are for the base model.
+    """
+
+    subject: str | None = None
+    learned: bool = True
+    removed: bool = False
 
 
 @dataclass(frozen=True)
 class Decision:
     """A calibrated rule: familiar when weights . (log entropy, similarity, subject named) >= threshold.
 
-    The rates and the area under the ROC curve are those on the held-out queries.
+    unnamed_threshold: the one for queries that do not name the subject of the nearest edit at all. The rates and the
+    area under the ROC curve are those on the held-out queries.
     """
 
     weights: tuple[float, float, float]
     threshold: float
+    unnamed_threshold: float
     auc: float
     true_positive_rate: float
     false_positive_rate: float
@@ -225,10 +266,14 @@ class Calibration:
         """The rule that decides on edits with a subject."""
         return self.rules[self.rule]
 
-    @property
-    def without_subject(self) -> Decision:
-        """The rule that decides on edits without one."""
-        return self.rules["combined"] if self.rule == "subject" else self.decision
+    def rule_for(self, edit: Enrolled) -> Rule:
+        """The rule that decides on queries nearest to this edit."""
+        rule: Rule = self.rule
+        if not edit.learned:
+            rule = WITHOUT_NETWORK.get(rule, rule)
+        if edit.subject is None or rule not in self.rules:
+            rule = WITHOUT_SUBJECT.get(rule, rule)
+        return rule
 
 
 def log_entropy(entropy: Tensor) -> Tensor:
@@ -237,28 +282,32 @@ def log_entropy(entropy: Tensor) -> Tensor:
 
 
 class Router:
-    """Familiarity network, the edits (float32 vectors (edits, size), subjects) and the calibrated decision."""
+    """Familiarity network, the edits (their vectors, and what else is known of each) and the calibrated decision."""
 
     def __init__(
-        self, network: FamiliarityNetwork, edits: Tensor, subjects: Sequence[str | None], calibration: Calibration
+        self, network: FamiliarityNetwork, vectors: EditVectors, edits: Sequence[Enrolled], calibration: Calibration
     ) -> None:
-        self.network, self.edits, self.calibration = network, edits, calibration
-        self._subjects = subjects
+        self.network, self.vectors, self.calibration = network, vectors, calibration
+        self._edits = edits
 
     @torch.no_grad()
     def route(self, vectors: Tensor, queries: Sequence[str]) -> Routing:
         """Decide for each query, given its vector (float32 (queries, size), unit length) and its text."""
         entropy = self.network.entropy(vectors)
-        similarity, nearest = (vectors @ self.edits.T).max(1)
-        subjects = [self._subjects[i] for i in nearest.tolist()]
-        named = _named(queries, subjects).to(vectors.device)
-        known = torch.tensor([subject is not None for subject in subjects], dtype=torch.bool, device=vectors.device)
-        features = torch.stack([log_entropy(entropy), similarity, named])  # (3, queries)
-        score, threshold = torch.zeros(2, len(vectors), device=vectors.device)
-        for rows, decision in ((known, self.calibration.decision), (~known, self.calibration.without_subject)):
-            weights = torch.tensor(decision.weights, device=vectors.device)
-            score[rows], threshold[rows] = (weights @ features)[rows], decision.threshold
-        return Routing(score >= threshold, score, threshold, entropy, nearest, similarity, named)
+        similarity, nearest = (found[:, 0] for found in self.vectors.nearest(vectors))
+        edits = [self._edits[i] for i in nearest.tolist()]
+        rules = [self.calibration.rule_for(edit) for edit in edits]
+        decisions = [self.calibration.rules[rule] for rule in rules]
+        named = _named(queries, [edit.subject for edit in edits]).to(vectors.device)
+        features = torch.stack([log_entropy(entropy), similarity, named], 1)  # (queries, 3)
+        weights = torch.tensor([decision.weights for decision in decisions], device=vectors.device).view(-1, 3)
+        threshold = torch.tensor([decision.threshold for decision in decisions], device=vectors.device)
+        unnamed = torch.tensor([decision.unnamed_threshold for decision in decisions], device=vectors.device)
+        looked = torch.tensor([RULES[rule][2] for rule in rules], dtype=torch.bool, device=vectors.device)
+        threshold = torch.where(looked & (named == 0), unnamed, threshold)
+        removed = torch.tensor([edit.removed for edit in edits], dtype=torch.bool, device=vectors.device)
+        score = (weights * features).sum(1)
+        return Routing((score >= threshold) & ~removed, score, threshold, entropy, nearest, similarity, named, rules)
 
 
 def _named(queries: Sequence[str], subjects: Sequence[str | None]) -> Tensor:
@@ -285,7 +334,7 @@ class CalibrationSet:
 
 
 def calibrate(
-    edits: Tensor,
+    edits: EditVectors,
     subjects: Sequence[str | None],
     held_out: CalibrationSet,
     settings: FamiliaritySettings,
@@ -295,13 +344,13 @@ def calibrate(
     """Choose the weights and threshold of every rule on held-out pseudo-knowledge.
 
     The held-out queries are enrolled beside the edits in a network of the same kind, trained for this purpose only,
-    so that the threshold fits the density of this edit set. The rule `subject` is calibrated where the nearest edit
-    has a subject; when that leaves too few queries, the rule `combined` takes its place.
+    so that the threshold fits the density of this edit set. Rules that look at the subject are calibrated where the
+    nearest edit has one; when that leaves too few queries, another rule takes their place (`WITHOUT_SUBJECT`).
     """
-    enrolled = torch.cat([edits, held_out.enrolled])
+    enrolled = torch.cat([edits.unpack(), held_out.enrolled])
     network = train_familiarity(enrolled, settings, seed, progress)
     vectors = torch.cat([held_out.familiar, held_out.unfamiliar])
-    similarity, nearest = (vectors @ enrolled.T).max(1)
+    similarity, nearest = (found[:, 0] for found in EditVectors.pack(enrolled).nearest(vectors))
     all_subjects = [*subjects, *held_out.subjects]
     nearest_subjects = [all_subjects[i] for i in nearest.tolist()]
     named = _named(held_out.queries, nearest_subjects).numpy()
@@ -313,14 +362,14 @@ def calibrate(
     rules: dict[Rule, Decision] = {}
     curves: dict[Rule, list[tuple[float, float, float]]] = {}
     for rule, used in RULES.items():
-        rows = known if rule == "subject" else np.full(len(truth), True)
+        rows = known if used[2] else np.full(len(truth), True)
         if min(truth[rows & counted].sum(), (~truth[rows & counted]).sum()) >= FEWEST:
             rules[rule], curves[rule] = _decision(
                 features[rows], truth[rows], counted[rows], np.array(used), settings.false_positives
             )
     if "combined" not in rules:
         raise MegError(f"Fewer than {FEWEST} held-out queries of a kind are too few to calibrate the router.")
-    chosen: Rule = settings.rule if settings.rule in rules else "combined"
+    chosen: Rule = settings.rule if settings.rule in rules else WITHOUT_SUBJECT[settings.rule]
     return Calibration(chosen, rules, curves[chosen])
 
 
@@ -334,19 +383,26 @@ def _decision(
     """Weights by logistic regression on the features in use; the threshold from the ROC curve, which is returned."""
     weights = np.zeros(len(used))
     weights[used] = LogisticRegression(class_weight="balanced", C=100.0).fit(features[:, used], truth).coef_[0]
-    scores, truth = (features @ weights)[counted], truth[counted]
+    scores, truth, named = (features @ weights)[counted], truth[counted], features[counted, 2]
     false_positive, true_positive, thresholds = roc_curve(truth, scores)
     # among the thresholds that let through no more than allowed (but one at least), the highest that recognises most
     allowed = max(2, int((false_positive <= false_positives).sum()))
     best = max(1, int(np.argmax(true_positive[:allowed])))
     lowest_accepted = float(thresholds[best])
     refused = scores[scores < lowest_accepted]
+    threshold = (lowest_accepted + float(refused.max())) / 2 if len(refused) else lowest_accepted
+    # the subject, where a rule looks at it, is what tells rephrases from questions about another one: a query that does
+    # not name it must score higher than every held-out query that should be refused
+    strange = scores[~truth & (named == 0)] if used[2] else scores[:0]
+    unnamed = max(threshold, float(strange.max(initial=-np.inf)) + 1e-3)
+    accepted = scores >= np.where(used[2] & (named == 0), unnamed, threshold)
     points = np.unique(np.linspace(1, len(thresholds) - 1, min(200, len(thresholds) - 1)).round().astype(int))
     decision = Decision(
         weights=(float(weights[0]), float(weights[1]), float(weights[2])),
-        threshold=(lowest_accepted + float(refused.max())) / 2 if len(refused) else lowest_accepted,
+        threshold=threshold,
+        unnamed_threshold=unnamed,
         auc=float(roc_auc_score(truth, scores)),
-        true_positive_rate=float(true_positive[best]),
-        false_positive_rate=float(false_positive[best]),
+        true_positive_rate=float(accepted[truth].mean()),
+        false_positive_rate=float(accepted[~truth].mean()),
     )
     return decision, [(float(thresholds[i]), float(false_positive[i]), float(true_positive[i])) for i in points]

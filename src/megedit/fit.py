@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as _version
 from pathlib import Path
@@ -22,13 +22,15 @@ from transformers import PreTrainedTokenizerBase
 from megedit.adapter import (
     Adapter,
     AdapterConfig,
-    EditRecord,
     check_replaceable,
-    save_adapter,
+    load_adapter,
+    replacing_folder,
+    save_model,
+    write_adapter,
 )
 from megedit.backbone import Backbone, find_decoder_layers
 from megedit.base import fingerprint, load_base, resolve_folder
-from megedit.batches import Example
+from megedit.batches import Example, Prepared
 from megedit.collect import (
     CollectionSettings,
     answer_leads_of,
@@ -43,13 +45,13 @@ from megedit.familiarity import (
     CalibrationSet,
     FamiliarityNetwork,
     FamiliaritySettings,
-    Router,
     calibrate,
     read,
     train_familiarity,
     training_steps,
 )
 from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
+from megedit.ledger import EditRecord, Entry, changing, create
 from megedit.names import SubjectIndex
 from megedit.progress import Stages
 from megedit.pseudo import (
@@ -61,6 +63,7 @@ from megedit.pseudo import (
     text_key,
 )
 from megedit.template import Template
+from megedit.vectors import EditVectors
 from megedit.workspace import Workspace
 
 logger = logging.getLogger("megedit")
@@ -158,9 +161,10 @@ def fit(
     def encode_edits() -> dict[str, Tensor]:
         return {"edits": encoder.encode(queries)}
 
-    vectors = work.tensors("vectors", encode_edits, packed=True)["edits"].to(device)
+    kept = EditVectors.pack(work.tensors("vectors", encode_edits, packed=True)["edits"].to(device))
     subjects = [edits[i].subject or None for i in active]
-    router = _fit_router(work, stages, encoder, vectors, subjects, held_out, settings)
+    network, calibration = _fit_router(work, stages, encoder, kept, subjects, held_out, settings)
+    vectors = kept.unpack()
 
     def reword() -> dict[str, Tensor]:
         with stages.stage("Encoding noisy wordings", settings.generator.wordings * len(active)) as advance:
@@ -169,13 +173,9 @@ def fit(
     others = work.tensors("conditions", reword)
     conditions = Conditions(vectors, others["noisy"].to(device), others["shifts"].to(device))
 
-    chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(settings.seed))[:CHECKED].to(device)
-    checked = list(prepare_all(backbone, [examples[i] for i in active[chosen.cpu()]], settings.collection, pad_id))
-
-    def answered(generator: WeightGenerator) -> float:
-        leads = answer_leads_of(backbone, checked, generator.sample(vectors[chosen]))
-        return float((leads >= ANSWERED_LEAD).float().mean())
-
+    chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(settings.seed))[:CHECKED]
+    checked = prepare_all(backbone, [examples[i] for i in active[chosen]], settings.collection, pad_id)
+    answered = answer_check(backbone, checked, vectors[chosen.to(device)])
     generator, training_record = _fit_generator(
         work, stages, backbone, neurons["weights"][active].to(device), conditions, settings, answered
     )
@@ -212,7 +212,7 @@ def fit(
         encoder_size=encoder.size,
         familiarity=settings.familiarity,
         generator=settings.generator,
-        calibration=router.calibration,
+        calibration=calibration,
         settings=asdict(settings),
         record={
             "source": edits.source,
@@ -222,10 +222,33 @@ def fit(
         },
     )
     seen = torch.tensor(sorted({text_key(text) for text in pseudo.texts()}))
-    adapter = Adapter(config, encoder, router, generator, records, neurons["weights"], seen)
-    save_adapter(adapter, out, overwrite)
+    rows = dict(zip(active.tolist(), kept.rows(), strict=True))
+    entries = [Entry(record, rows.get(i, b""), neurons["weights"][i]) for i, record in enumerate(records)]
+
+    def fill(folder: Path) -> None:
+        create(folder)
+        with changing(folder, "fit", edits.source) as change:
+            change.add(entries)
+            change.set_model(*save_model(folder, 1, network, generator))
+            change.note(active=len(active), failed=len(edits) - len(active))
+
+    with replacing_folder(out, overwrite) as folder:
+        write_adapter(folder, config, encoder, seen, fill)
     work.remove()
-    return adapter
+    return load_adapter(out, device)
+
+
+def answer_check(
+    backbone: Backbone, batches: Iterable[Prepared], vectors: Tensor
+) -> Callable[[WeightGenerator], float]:
+    """A function from a generator to the share of these edits whose neuron, sampled for the vectors, answers."""
+    prepared = list(batches)
+
+    def answered(generator: WeightGenerator) -> float:
+        leads = answer_leads_of(backbone, prepared, generator.sample(vectors))
+        return float((leads >= ANSWERED_LEAD).float().mean())
+
+    return answered
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, template: Template, edit: Edit) -> Example:
@@ -289,11 +312,11 @@ def _fit_router(
     work: Workspace,
     stages: Stages,
     encoder: TextEncoder,
-    vectors: Tensor,
+    vectors: EditVectors,
     subjects: Sequence[str | None],
     held_out: PseudoKnowledge,
     settings: FitSettings,
-) -> Router:
+) -> tuple[FamiliarityNetwork, Calibration]:
     enrolled, familiar, unfamiliar, near = calibration_texts(held_out, settings.seed)
     if not familiar or not unfamiliar:
         raise MegError(
@@ -302,8 +325,8 @@ def _fit_router(
         )
 
     def compute() -> Calibration:
-        played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.device)
-        known = torch.cat([vectors, played])
+        played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.codes.device)
+        known = EditVectors.pack(torch.cat([vectors.unpack(), played]))
         texts = CalibrationSet(
             played,
             [fact.subject or None for fact in enrolled],
@@ -318,13 +341,13 @@ def _fit_router(
 
     def train() -> dict[str, Tensor]:
         with stages.stage("Training the router", training_steps(len(vectors), settings.familiarity)) as advance:
-            network = train_familiarity(vectors, settings.familiarity, settings.seed, advance)
+            network = train_familiarity(vectors.unpack(), settings.familiarity, settings.seed, advance)
         return network.state_dict()
 
     calibration = Calibration.from_json(work.json("calibration", lambda: compute().to_json()))
-    network = FamiliarityNetwork(encoder.size, settings.familiarity).to(vectors.device)
+    network = FamiliarityNetwork(encoder.size, settings.familiarity).to(vectors.codes.device)
     network.load_state_dict(work.tensors("router", train, packed=True))
-    return Router(network.eval().requires_grad_(False), vectors, subjects, calibration)
+    return network.eval().requires_grad_(False), calibration
 
 
 def _fit_generator(

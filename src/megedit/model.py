@@ -11,19 +11,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from megedit.adapter import Adapter, load_adapter, save_adapter
+from megedit.adapter import Adapter, check_base, copy_adapter, load_adapter
 from megedit.backbone import Backbone
-from megedit.base import fingerprint, load_base
+from megedit.base import load_base
 from megedit.batches import common_prefix
 from megedit.edits import Edit
-from megedit.errors import MegError
-from megedit.familiarity import read
+from megedit.familiarity import Routing, Rule, read
+from megedit.ledger import Status
 from megedit.neuron import DynamicNeuron, NeuronWeights
 from megedit.template import Template
 
@@ -36,19 +36,24 @@ GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalt
 class Route:
     """What the router says of one query.
 
-    familiar: an edit is used. score: the decision value, familiar at or above `threshold`. entropy: nats, of the
-    familiarity network's output. nearest: the most similar edit, and similarity: the cosine to it. named: how far the
-    query names the subject of that edit, 1 on its own, less as a part of a longer name, 0 not at all.
+    familiar: an edit is used. score: the decision value, familiar at or above `threshold` unless the nearest edit was
+    removed. rule: what the score is made of. entropy: nats, of the familiarity network's output. nearest: the most
+    similar edit, similarity: the cosine to it, and status: whether it is in force or removed. named: how far the query
+    names the subject of that edit, 1 on its own, less as a part of a longer name, 0 not at all. neuron: whether the
+    neuron that is used was generated from the query or is the one collected for the edit, None if none is.
     """
 
     query: str
     familiar: bool
     score: float
     threshold: float
+    rule: Rule
     entropy: float
     nearest: Edit
     similarity: float
+    status: Status
     named: float
+    neuron: Literal["generated", "collected"] | None
 
 
 class MegModel:
@@ -56,16 +61,13 @@ class MegModel:
 
     def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Adapter) -> None:
         """Put an adapter on a loaded base model. Raises MegError when it was made for another base model."""
-        if fingerprint(base) != adapter.config.base_fingerprint:
-            raise MegError(
-                f"This adapter was made for the base model {adapter.config.base} and does not fit the one given; "
-                "load it with that base model, or fit a new adapter on this one."
-            )
+        check_base(base, adapter.config)
         self.base, self.tokenizer, self.adapter = base, tokenizer, adapter
         self.backbone = Backbone(base, adapter.config.layer)
         self._neuron = DynamicNeuron(self.backbone.mlp, self.backbone.activation)
         self._enabled = True
-        self._remembered: OrderedDict[str, Tensor | None] = OrderedDict()  # weights by query, None: not familiar
+        self._remembered: OrderedDict[str, tuple[Route, Tensor | None]] = OrderedDict()  # by query
+        self.routes: list[Route] = []  # of the rows of the last batch that was answered with edits
 
     @classmethod
     def from_pretrained(
@@ -85,8 +87,8 @@ class MegModel:
         return cls(model, tokenizer, adapter)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter to a folder, which must not hold anything else."""
-        save_adapter(self.adapter, folder)
+        """Copy the adapter, as it is in its folder now, to another, which must not hold anything else."""
+        copy_adapter(self.adapter.folder, folder)
 
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Upload the adapter to the Hugging Face Hub as `name` (owner/name); returns its address."""
@@ -106,25 +108,13 @@ class MegModel:
         """The router's answer for one bare query (`Route`) or several (list of `Route`)."""
         if isinstance(queries, str):
             return self.route([queries])[0]
-        routing, edits = self.adapter.router.route(self._encode(queries), queries), self.edits
-        return [
-            Route(
-                query=query,
-                familiar=bool(routing.familiar[i]),
-                score=float(routing.score[i]),
-                threshold=float(routing.threshold[i]),
-                entropy=float(routing.entropy[i]),
-                nearest=edits[int(routing.nearest[i])],
-                similarity=float(routing.similarity[i]),
-                named=float(routing.named[i]),
-            )
-            for i, query in enumerate(queries)
-        ]
+        return self._routes(queries, self.adapter.router.route(self.encode(queries), queries))
 
     def neurons(self, queries: Sequence[str]) -> tuple[Tensor, NeuronWeights]:
-        """The familiar rows among the queries (int64 (n,)) and a generated neuron for each of them.
+        """The familiar rows among the queries (int64 (n,)) and a neuron for each of them.
 
-        What was found for a query is remembered, for the `REMEMBERED` queries asked last.
+        It is generated from the query or, where the generator does not give the edit's answer, the collected one.
+        What was found for a query is remembered, for the `REMEMBERED` queries asked last, and its route in `routes`.
         """
         new = [query for query in dict.fromkeys(queries) if query not in self._remembered]
         found = {query: self._remembered[query] for query in queries if query in self._remembered}
@@ -134,8 +124,9 @@ class MegModel:
             self._remembered.move_to_end(query)
         while len(self._remembered) > REMEMBERED:
             self._remembered.popitem(last=False)
-        rows = [row for row, query in enumerate(queries) if found[query] is not None]
-        weights = [weight for query in queries if (weight := found[query]) is not None]
+        self.routes = [found[query][0] for query in queries]
+        rows = [row for row, query in enumerate(queries) if found[query][1] is not None]
+        weights = [weight for query in queries if (weight := found[query][1]) is not None]
         stacked = torch.stack(weights) if weights else torch.zeros(0, self.backbone.weight_size)
         return (
             torch.tensor(rows, dtype=torch.long, device=self.backbone.device),
@@ -143,16 +134,41 @@ class MegModel:
         )
 
     @torch.no_grad()
-    def _generated(self, queries: Sequence[str]) -> list[Tensor | None]:
-        """A weight vector for each query, float32 (L,), or None where it is not familiar."""
+    def _generated(self, queries: Sequence[str]) -> list[tuple[Route, Tensor | None]]:
+        """For each query its route and weight vector, float32 (L,), or None where it is not familiar."""
         if not queries:
             return []
-        vectors = self._encode(queries)
-        rows = self.adapter.router.route(vectors, queries).familiar.nonzero()[:, 0]
-        generated: list[Tensor | None] = [None] * len(queries)
-        for row, weights in zip(rows.tolist(), self.adapter.generator.sample(vectors[rows]), strict=True):
-            generated[row] = weights
-        return generated
+        vectors = self.encode(queries)
+        routing = self.adapter.router.route(vectors, queries)
+        routes = self._routes(queries, routing)
+        rows = [row for row, route in enumerate(routes) if route.neuron == "generated"]
+        found: dict[int, Tensor] = dict(zip(rows, self.adapter.generator.sample(vectors[rows]), strict=True))
+        for row, route in enumerate(routes):
+            if route.neuron == "collected":
+                nearest = self.adapter.routed[int(routing.nearest[row])]
+                found[row] = self.adapter.collected[nearest.number].to(vectors.device)
+        return [(route, found.get(row)) for row, route in enumerate(routes)]
+
+    def _routes(self, queries: Sequence[str], routing: Routing) -> list[Route]:
+        routes = []
+        for i, query in enumerate(queries):
+            nearest, familiar = self.adapter.routed[int(routing.nearest[i])], bool(routing.familiar[i])
+            routes.append(
+                Route(
+                    query=query,
+                    familiar=familiar,
+                    score=float(routing.score[i]),
+                    threshold=float(routing.threshold[i]),
+                    rule=routing.rule[i],
+                    entropy=float(routing.entropy[i]),
+                    nearest=nearest.edit,
+                    similarity=float(routing.similarity[i]),
+                    status=nearest.status,
+                    named=float(routing.named[i]),
+                    neuron=None if not familiar else "generated" if nearest.generated else "collected",
+                )
+            )
+        return routes
 
     @contextmanager
     def disable_edits(self) -> Iterator[None]:
@@ -287,8 +303,9 @@ class MegModel:
         with self._neuron.active(weights, rows, start[rows], len(input_ids), column):
             yield
 
-    def _encode(self, queries: Sequence[str]) -> Tensor:
-        return read(self.adapter.encoder, queries, self.adapter.router.edits)
+    def encode(self, queries: Sequence[str]) -> Tensor:
+        """The vectors by which bare queries are routed, and from which neurons are generated: float32 (queries, C)."""
+        return read(self.adapter.encoder, queries, self.adapter.router.vectors)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.logging import RichHandler
 
+from megedit.cli import life
 from megedit.cli.evaluation import evaluate, report
 from megedit.cli.options import (
     AdapterName,
@@ -163,6 +164,16 @@ def ask(
 
 
 app.command("eval", epilog="**Example:** `meg eval adapters/facts --report report`")(evaluate)
+app.command("list", epilog="**Example:** `meg list adapters/facts --search Mills`")(life.list_edits)
+app.command(epilog="**Example:** `meg log adapters/facts`")(life.log)
+app.command(epilog="**Example:** `meg diff adapters/facts adapters/other`")(life.diff)
+app.command(epilog="**Example:** `meg add adapters/facts news.jsonl --replace`")(life.add)
+app.command(epilog="**Example:** `meg update adapters/facts 17 --target Paris`")(life.update)
+app.command(epilog="**Example:** `meg remove adapters/facts 17 18`")(life.remove)
+app.command(epilog="**Example:** `meg undo adapters/facts`")(life.undo)
+app.command(epilog="**Example:** `meg rollback adapters/facts 3`")(life.rollback)
+app.command(epilog="**Example:** `meg consolidate adapters/facts`")(life.consolidate)
+app.command(epilog='**Example:** `meg explain adapters/facts "Who employs Scott Mills?"`')(life.explain)
 app.command("report", epilog="**Example:** `meg report small.json large.json --out report`")(report)
 
 

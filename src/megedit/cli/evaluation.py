@@ -97,8 +97,8 @@ def evaluate(
         _general(model, general, limit, task_folder, batch_size, seed, out_file)
         return
     if chosen is None:
-        records = model.adapter.records[:limit]
-        chosen = EditSet(tuple(record.edit for record in records), adapter, "adapter")
+        made = [record.edit for record in model.adapter.records if record.status != "removed"]
+        chosen = EditSet(tuple(made[:limit]), adapter, "adapter")
     for line in chosen.dropped_summary():
         err.print(line, highlight=False, markup=False, soft_wrap=True)
     result = evaluate_and_print(model, chosen, adapter, protocol, settings, examples).to_json()

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from megedit.adapter import find_adapter, load_records, read_config
+from megedit.adapter import find_adapter, read_config
 from megedit.evaluate import Evaluation, Measured, Verdict
 from megedit.evaluate.metrics import answer_text
 from megedit.evaluate.statistics import Estimate
+from megedit.ledger import reading
 
 if TYPE_CHECKING:  # lm-evaluation-harness takes seconds to import
     from megedit.evaluate.general import GeneralResult
@@ -91,7 +92,9 @@ def general_table(result: GeneralResult) -> Table:
 def print_adapter(name: str, out: Console, with_edits: bool) -> None:
     """What an adapter holds, without loading the models."""
     folder = find_adapter(name)
-    config, records = read_config(folder), load_records(folder)
+    config = read_config(folder)
+    with reading(folder) as ledger:
+        records = ledger.records()
     calibration, decision = config.calibration, config.calibration.decision
     failed = [record.edit.id for record in records if record.status == "failed"]
     uncertain = [record.edit.id for record in records if record.status == "active" and not record.generated]

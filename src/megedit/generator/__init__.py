@@ -3,6 +3,6 @@
 from megedit.generator.conditions import Conditions, reworded
 from megedit.generator.diffusion import WeightGenerator
 from megedit.generator.settings import PRESETS, GeneratorSettings
-from megedit.generator.training import train_generator
+from megedit.generator.training import far_off, train_generator
 
-__all__ = ["PRESETS", "Conditions", "GeneratorSettings", "WeightGenerator", "reworded", "train_generator"]
+__all__ = ["PRESETS", "Conditions", "GeneratorSettings", "WeightGenerator", "far_off", "reworded", "train_generator"]

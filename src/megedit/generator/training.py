@@ -37,6 +37,7 @@ def train_generator(
     seed: int,
     answered: Callable[[WeightGenerator], float],
     progress: Callable[[int], None] = lambda done: None,
+    start: WeightGenerator | None = None,
 ) -> tuple[WeightGenerator, TrainingRecord]:
     """Learn weights (float32 (edits, L)) from conditions.
 
@@ -44,6 +45,7 @@ def train_generator(
     learned last. When most are learned, training settles: from the first check in the last part of the steps on, edits
     are drawn evenly, but those whose sampled neuron is still far off more often.
 
+    start: a generator that knows most of the edits already; training goes on from there, and settles at once.
     answered: the share of edits whose neuron, sampled from the given generator, gives the edit's answer. Training
     stops at two checks in a row at 1.0, or at `settings.training_steps`; the sampler checked is the one that ships.
     Returns the averaged generator (evaluation mode, best check) and the record.
@@ -52,7 +54,10 @@ def train_generator(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = WeightGenerator(weights.shape[1], conditions.queries.shape[1], settings).to(weights.device)
-        generator.fit_scales(weights, conditions.queries, hidden_size, seed)
+        if start is None:
+            generator.fit_scales(weights, conditions.queries, hidden_size, seed)
+        else:
+            generator.load_state_dict(start.state_dict())
         average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
         total = settings.training_steps(len(weights))
@@ -60,7 +65,11 @@ def train_generator(
         losses: list[float] = []
         shares: list[float] = []
         best: WeightGenerator | None = None
-        running, odds = 0.0, neuron_frequencies(weights) ** -settings.balance
+
+        def settled(shipped: WeightGenerator) -> Tensor:
+            return 1 + (settings.focus - 1) * far_off(shipped, weights, conditions.queries).float()
+
+        running, odds = 0.0, neuron_frequencies(weights) ** -settings.balance if start is None else settled(start)
         for step in range(1, total + 1):
             batch = torch.multinomial(odds, settings.batch_size, replacement=True, generator=chance)
             with mixed_precision(weights.device):
@@ -84,7 +93,7 @@ def train_generator(
                 if len(shares) > 1 and shares[-1] == shares[-2] == 1.0:
                     break
                 if step >= (1 - settings.settle) * total:
-                    odds = 1 + (settings.focus - 1) * far_off(shipped, weights, conditions.queries).float()
+                    odds = settled(shipped)
     assert best is not None
     return best.eval().requires_grad_(False), TrainingRecord(step, tuple(losses), tuple(shares))
 
