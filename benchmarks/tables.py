@@ -252,6 +252,31 @@ ROWS: dict[str, list[Column]] = {
 }
 
 
+def life(results: Results) -> str | None:
+    """Edits added to many, others removed, all of it consolidated: what it costs, and the metrics after each step."""
+    if "life" not in results:
+        return None
+    found = results["life"]["results"]
+    seconds = {step["name"]: number(step["seconds"]) for step in found["steps"]}
+    steps = (None, "add", "remove", "consolidate")
+    keys = [f"{group}_{metric}_ag" for group in ("old", "new") for metric in ("reliability", "generality", "locality")]
+    rows = [
+        [row["name"], seconds.get(step or "", ""), *(number(row.get(key)) for key in (*keys, "removed_unfamiliar"))]
+        for step, row in zip(steps, found["rows"], strict=True)
+    ]
+    metrics = [f"{group}: {metric}" for group in ("old edits", "new") for metric in ("Rel.", "Gen.", "Loc.")]
+    header = ["adapter", "seconds", *metrics, "removed, left to the base model"]
+    large, share = found["large"], number(found["consolidation_percent_of_fit"])
+    note = (
+        f"{found['edits']:,} edits, {found['new']} added, {found['removed']} removed; AG in percent. The consolidation "
+        f"took {share} % of the time of the fit. Among {large['edits']:,} made-up edits: the first 20 listed in "
+        f"{number(large['list_20_ms'])} ms, a text searched in {number(large['search_ms'])} ms, the nearest edit of a "
+        f"query found in {number(large['route_1_ms'])} ms, of 16 queries in {number(large['route_16_ms'])} ms, with "
+        f"{number(large['routing_mb'])} MB of vectors."
+    )
+    return table(header, rows) + f"\n\n{note}"
+
+
 def plain_rows(results: Results, name: str) -> str | None:
     """A result that is a list of rows already."""
     if name not in results:
@@ -279,6 +304,7 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "raw": (lambda results: quality(results, RAW), RAW),
     "evaluation": (evaluation_cost, {"Evaluation": "evaluation"}),
     "protocols": (protocols, {"Evaluation": "evaluation"}),
+    "life": (life, {"Life": "life"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
     "sampling": (lambda results: plain_rows(results, "sampling"), {"Sampling": "sampling"}),
     "recipe": (lambda results: plain_rows(results, "recipe"), {"Recipes": "recipe"}),

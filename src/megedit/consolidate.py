@@ -30,10 +30,10 @@ from megedit.life import Outcome
 from megedit.progress import Stages
 from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge
 
-STEPS, PASSES = 200, 200  # of the generator: at least; over the new edits, where these are more
+STEPS, PASSES = 400, 400  # of the generator: at least; over the new edits, where these are more
 CHECK_EVERY = 50  # steps
 SLOWER = 4  # times smaller than in the fit is the learning rate
-REPLAYED = 1000  # old edits, at least, that are replayed behind noise sentences too
+REPLAYED = 2000  # old edits, at least, that are replayed behind noise sentences too
 SHIFTS = 400  # held-out facts whose rephrases say how a rephrase moves a vector
 CHECKED = 256  # old edits, and new ones, on which the generator is checked while it is trained
 
