@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -86,3 +91,23 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     for command in (("list",), ("log",), ("undo",), ("remove", "1")):
         result = process(command[0], tmp_path, *command[1:])
         assert result.returncode == 1 and "Traceback" not in result.stderr and "Error:" in result.stderr
+
+
+def test_a_command_that_is_killed_has_done_nothing(adapter_folder: Path, tmp_path: Path) -> None:
+    """Killed as soon as it holds the lock, while it works."""
+    path = facts(tmp_path, NEW)
+    before = listed(adapter_folder)
+    command = [sys.executable, "-m", "megedit", "add", str(adapter_folder), str(path), "--dtype", "float32", "--keep"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        with closing(sqlite3.connect(adapter_folder / "ledger.db", timeout=0, isolation_level=None)) as other:
+            while running.poll() is None:
+                try:
+                    other.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError:
+                    break
+                other.execute("ROLLBACK")
+        running.kill()
+    assert running.returncode == -signal.SIGKILL
+    assert listed(adapter_folder) == before and not list(adapter_folder.glob("*-journal"))
+    output("add", adapter_folder, path, "--dtype", "float32", "--keep")
+    assert listed(adapter_folder) == [*before, "new"]

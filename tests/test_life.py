@@ -120,7 +120,8 @@ def test_an_update(adapter_folder: Path, base: Base) -> None:
     outcome = update(adapter_folder, "edit-2", "Ro", dtype=torch.float32)
     assert outcome.revision == 2 and answers(adapter_folder, base, [prompt]) == ["Ro."]
     with reading(adapter_folder) as ledger:
-        assert ledger.operations()[-1].kind == "update"
+        last = ledger.operations()[-1]
+    assert (last.kind, last.source) == ("update", "edit-2: Ro")
     undo(adapter_folder)
     assert answers(adapter_folder, base, [prompt]) == ["Jorge."]
 

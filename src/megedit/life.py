@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ def update(
     """Give the edit with this id another target, in place of the old one. Raises MegError as `add`."""
     with reading(Path(folder)) as ledger:
         old = _find(ledger.records(), [name])[0]
-    edits = EditSet.from_edits([replace(old.edit, target=target)])
+    edits = replace(EditSet.from_edits([replace(old.edit, target=target)]), source=f"{name}: {target}")
 
     def replace_old(conflict: Conflict) -> Choice:
         return "replace" if conflict.old.id == name else "keep"
@@ -96,7 +96,7 @@ def update(
 
 def _put(
     folder: Path,
-    kind: str,
+    kind: Literal["add", "update"],
     edits: EditSet,
     resolve: Resolve | None,
     base: str | None,
@@ -104,7 +104,7 @@ def _put(
     device: str | torch.device,
     stages: Stages,
 ) -> Outcome:
-    with changing(folder, "update" if kind == "update" else "add", edits.source) as change:
+    with changing(folder, kind, edits.source) as change:
         with stages.stage("Loading the adapter"):
             adapter = load_adapter(folder, device)
         plan = _plan(adapter, edits, resolve)
@@ -285,8 +285,8 @@ def rollback(folder: str | Path, revision: int) -> Outcome:
     return _restore(Path(folder), "rollback", revision)
 
 
-def _restore(folder: Path, kind: str, revision: int, last: int | None = None) -> Outcome:
-    with changing(folder, "undo" if kind == "undo" else "rollback", f"revision {revision}") as change:
+def _restore(folder: Path, kind: Literal["undo", "rollback"], revision: int, last: int | None = None) -> Outcome:
+    with changing(folder, kind, f"revision {revision}") as change:
         if last is not None and change.next != last + 1:
             raise MegError(f"Another process has just changed {folder}; look at its log and try again.")
         if not 1 <= revision < change.next:
