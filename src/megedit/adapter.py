@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -30,9 +30,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from megedit.base import fingerprint, resolve_copy
+from megedit.base import fingerprint, load_base, resolve_copy
 from megedit.batches import Span
 from megedit.edits import Edit
 from megedit.encoder import TextEncoder
@@ -144,6 +144,14 @@ class Adapter:
         with reading(self.folder) as ledger:
             return ledger.neurons([record.number for record in records]).view(-1, self.config.weight_size)
 
+    def load_base(
+        self, name: str | None, dtype: torch.dtype | None, device: str | torch.device
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The base model and its tokenizer, from `name` where it was moved. Raises MegError when it is another one."""
+        model, tokenizer = load_base(name or self.config.base, dtype=dtype, device=device)
+        check_base(model, self.config)
+        return model, tokenizer
+
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Upload the adapter, as it is in its folder now, to the Hugging Face Hub; returns its address.
 
@@ -159,17 +167,13 @@ class Adapter:
         return str(address)
 
 
-def write_adapter(
-    folder: Path, config: AdapterConfig, encoder: TextEncoder, seen: Tensor, fill: Callable[[Path], None]
-) -> None:
-    """Write into an empty folder what never changes again, then what `fill` writes there: ledger and model."""
+def write_unchanging(folder: Path, config: AdapterConfig, encoder: TextEncoder, seen: Tensor) -> None:
+    """Write into an empty folder what never changes again: all but ledger, model and card."""
     save_file({"keys": seen}, folder / "seen.safetensors")
     encoder.save(folder / "encoder")
     files = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
     text = json.dumps({**config.to_json(), "files": files}, indent=1, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", "utf-8")
-    fill(folder)
-    write_card(folder)
 
 
 def save_model(folder: Path, revision: int, network: FamiliarityNetwork, generator: WeightGenerator) -> tuple[str, str]:

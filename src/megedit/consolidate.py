@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from megedit.adapter import Adapter, check_base, load_adapter, load_model, save_model, write_card
+from megedit.adapter import Adapter, load_adapter, load_model, save_model, write_card
 from megedit.backbone import Backbone
-from megedit.base import load_base
 from megedit.batches import Prepared
 from megedit.collect import CollectionSettings, answer_leads_of, prepare_all
 from megedit.errors import MegError
@@ -67,8 +66,7 @@ def consolidate(
         absorbed = lost = list[EditRecord]()
         if new or gone:
             with stages.stage("Loading the base model"):
-                model, tokenizer = load_base(base or adapter.config.base, dtype=dtype, device=device)
-                check_base(model, adapter.config)
+                model, tokenizer = adapter.load_base(base, dtype, device)
             course = _Course(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages)
             change.set_model(*save_model(folder, change.next, *course.learn(pseudo or load_pseudo_knowledge())))
             absorbed, lost = course.check(load_model(folder, change, adapter.config, device)[1])

@@ -26,7 +26,8 @@ from megedit.adapter import (
     load_adapter,
     replacing_folder,
     save_model,
-    write_adapter,
+    write_card,
+    write_unchanging,
 )
 from megedit.backbone import Backbone, find_decoder_layers
 from megedit.base import fingerprint, load_base, resolve_folder
@@ -225,15 +226,14 @@ def fit(
     rows = dict(zip(active.tolist(), kept.rows(), strict=True))
     entries = [Entry(record, rows.get(i, b""), neurons["weights"][i]) for i, record in enumerate(records)]
 
-    def fill(folder: Path) -> None:
+    with replacing_folder(out, overwrite) as folder:
+        write_unchanging(folder, config, encoder, seen)
         create(folder)
         with changing(folder, "fit", edits.source) as change:
             change.add(entries)
             change.set_model(*save_model(folder, 1, network, generator))
             change.note(active=len(active), failed=len(edits) - len(active))
-
-    with replacing_folder(out, overwrite) as folder:
-        write_adapter(folder, config, encoder, seen, fill)
+        write_card(folder)
     work.remove()
     return load_adapter(out, device)
 

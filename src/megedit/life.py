@@ -18,9 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megedit.adapter import Adapter, check_base, load_adapter, write_card
+from megedit.adapter import Adapter, load_adapter, write_card
 from megedit.backbone import Backbone
-from megedit.base import load_base
 from megedit.batches import Example
 from megedit.collect import CollectionSettings, collect
 from megedit.conflicts import Choice, Conflict, Resolve, find_conflicts, resolved
@@ -146,7 +145,8 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None) -> _Plan:
     known = [edit for edit in edits if _is(active.get(normalise_query(edit.prompt)), edit)]
     skipped = {edit.id: edit for edit in known}
     new = [edit for edit in edits if edit.id not in skipped]
-    vectors = EditVectors.pack(adapter.encoder.encode([edit.prompt for edit in new]))
+    device = adapter.router.vectors.codes.device
+    vectors = EditVectors.pack(adapter.encoder.encode([edit.prompt for edit in new]).to(device))
     conflicts = find_conflicts(adapter, new, vectors) if new else []
     numbers = {record.edit.id: record.number for record in adapter.active}
     replaced: dict[str, list[int]] = {}
@@ -214,8 +214,7 @@ def _collected(
 ) -> list[Entry]:
     """The new edits with their neurons, for the ledger."""
     with stages.stage("Loading the base model"):
-        model, tokenizer = load_base(base or adapter.config.base, dtype=dtype, device=device)
-        check_base(model, adapter.config)
+        model, tokenizer = adapter.load_base(base, dtype, device)
     backbone = Backbone(model, adapter.config.layer)
     settings = CollectionSettings(**adapter.config.settings["collection"])
     examples = [tokenize(tokenizer, adapter.config.template, edit) for edit in plan.new]
