@@ -7,6 +7,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -93,21 +95,54 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         assert result.returncode == 1 and "Traceback" not in result.stderr and "Error:" in result.stderr
 
 
-def test_a_command_that_is_killed_has_done_nothing(adapter_folder: Path, tmp_path: Path) -> None:
+def test_an_addition_that_is_killed_has_done_nothing(adapter_folder: Path, tmp_path: Path) -> None:
     """Killed as soon as it holds the lock, while it works."""
     path = facts(tmp_path, NEW)
     before = listed(adapter_folder)
-    command = [sys.executable, "-m", "megedit", "add", str(adapter_folder), str(path), "--dtype", "float32", "--keep"]
+    with closing(sqlite3.connect(adapter_folder / "ledger.db", timeout=0, isolation_level=None)) as other:
+
+        def locked() -> bool:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            other.execute("ROLLBACK")
+            return False
+
+        kill_when(locked, "add", adapter_folder, path, "--dtype", "float32", "--keep")
+    assert listed(adapter_folder) == before
+    output("add", adapter_folder, path, "--dtype", "float32", "--keep")
+    assert listed(adapter_folder) == [*before, "new"] and not list(adapter_folder.glob("*-journal"))
+
+
+def test_a_consolidation_that_is_killed_has_done_nothing(adapter_folder: Path) -> None:
+    """Killed when it has written the new model, before the ledger names it."""
+    output("remove", adapter_folder, "edit-6")
+    command = ("consolidate", adapter_folder, "--dtype", "float32")
+    kill_when(lambda: any(adapter_folder.glob("model-0003*")), *command)
+    assert json.loads(output("log", adapter_folder, "--json").splitlines()[0])["kind"] == "remove"
+    assert listed(adapter_folder, "--status", "removed") == ["edit-6"]
+    assert "forgotten 1" in output(*command)
+    assert [path.name for path in adapter_folder.glob("model-*")] == ["model-0003.safetensors"]
+
+
+def kill_when(moment: Callable[[], bool], *arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "megedit", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        with closing(sqlite3.connect(adapter_folder / "ledger.db", timeout=0, isolation_level=None)) as other:
-            while running.poll() is None:
-                try:
-                    other.execute("BEGIN IMMEDIATE")
-                except sqlite3.OperationalError:
-                    break
-                other.execute("ROLLBACK")
+        while running.poll() is None and not moment():
+            time.sleep(0.001)
         running.kill()
     assert running.returncode == -signal.SIGKILL
-    assert listed(adapter_folder) == before and not list(adapter_folder.glob("*-journal"))
-    output("add", adapter_folder, path, "--dtype", "float32", "--keep")
-    assert listed(adapter_folder) == [*before, "new"]
+
+
+def test_two_processes_write_at_once(adapter_folder: Path) -> None:
+    """One waits for the other: both removals are made, one after the other."""
+    commands = [[sys.executable, "-m", "megedit", "remove", str(adapter_folder), f"edit-{i}"] for i in range(2)]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    assert [process.wait() for process in running] == [0, 0]
+    assert listed(adapter_folder, "--status", "removed") == ["edit-0", "edit-1"]
+    log = [json.loads(line) for line in output("log", adapter_folder, "--json").splitlines()]
+    assert [line["revision"] for line in log] == [3, 2, 1] and {line["source"] for line in log[:2]} == {
+        "edit-0",
+        "edit-1",
+    }

@@ -247,6 +247,16 @@ def test_consolidation(adapter_folder: Path, base: Base, fitted: Fitted) -> None
         assert "next" not in {record.edit.id for record in ledger.records()}
 
 
+def test_nothing_is_left_to_consolidate_with(adapter_folder: Path, base: Base, fitted: Fitted) -> None:
+    everything = [edit.id for edit in fitted.edits]
+    remove(adapter_folder, everything)
+    assert consolidate(adapter_folder, pseudo=fitted.pseudo, dtype=torch.float32).result["forgotten"] == 8
+    queries = [edit.prompt for edit in fitted.edits]
+    assert answers(adapter_folder, base, queries) == unedited(adapter_folder, base, queries)
+    put(adapter_folder, new_edit())
+    assert answers(adapter_folder, base, [new_edit().prompt]) == ["Lu."]
+
+
 def test_a_consolidation_that_fails_changes_nothing(
     adapter_folder: Path, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

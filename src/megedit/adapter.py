@@ -34,6 +34,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.base import fingerprint, load_base, resolve_copy
 from megedit.batches import Span
+from megedit.collect import CollectionSettings
 from megedit.edits import Edit
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
@@ -72,6 +73,11 @@ class AdapterConfig:
     settings: dict[str, Any]  # all settings of the fit, for the record
     record: dict[str, Any]  # seconds and peak memory of every stage, versions, source of the edits
     format_version: int = FORMAT_VERSION
+
+    @property
+    def collection(self) -> CollectionSettings:
+        """How the neurons were collected."""
+        return CollectionSettings(**self.settings["collection"])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

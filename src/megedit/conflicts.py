@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megedit.adapter import Adapter
-from megedit.edits import Edit, normalise_query
+from megedit.edits import Edit, fold, normalise_query
 from megedit.errors import MegError
 from megedit.familiarity import Enrolled, Router
 from megedit.vectors import EditVectors
@@ -58,8 +58,8 @@ def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors
             if same.target != edit.target:
                 found.append(Conflict("query", edit, same, 1.0))
         elif routing.familiar[i] and near.status == "active" and _alike(edit, near.edit):
-            kind: Literal["rephrase", "duplicate"] = "duplicate" if _same(edit, near.edit) else "rephrase"
-            found.append(Conflict(kind, edit, near.edit, similarity))
+            same_target = fold(edit.target) == fold(near.edit.target)
+            found.append(Conflict("duplicate" if same_target else "rephrase", edit, near.edit, similarity))
     return found + _among(adapter.router, edits, vectors)
 
 
@@ -73,7 +73,7 @@ def _among(router: Router, edits: Sequence[Edit], vectors: EditVectors) -> list[
     for i, edit in enumerate(edits):
         at = 0 if int(nearest[i, 0]) != i else 1  # the other one is the edit itself
         j = int(nearest[i, at])
-        if j > i or not _alike(edit, edits[j]) or _same(edit, edits[j]):
+        if j > i or not _alike(edit, edits[j]) or fold(edit.target) == fold(edits[j].target):
             continue
         one = EditVectors(vectors.codes[j : j + 1], vectors.scales[j : j + 1])
         alone = Router(router.network, one, [Enrolled(edits[j].subject or None, learned=False)], router.calibration)
@@ -86,10 +86,6 @@ def _alike(first: Edit, second: Edit) -> bool:
     """Whether two edits may ask for the same: no subject or relation that both name tells them apart."""
     pairs = ((first.subject, second.subject), (first.relation, second.relation))
     return all(not (one and other) or one.casefold() == other.casefold() for one, other in pairs)
-
-
-def _same(first: Edit, second: Edit) -> bool:
-    return first.target.strip().casefold() == second.target.strip().casefold()
 
 
 def resolved(conflicts: Sequence[Conflict], resolve: Resolve | None) -> dict[int, Choice]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from megedit.adapter import Adapter, load_adapter, load_model, save_model, write_card
 from megedit.backbone import Backbone
 from megedit.batches import Prepared
-from megedit.collect import CollectionSettings, answer_leads_of, prepare_all
+from megedit.collect import answer_leads_of, prepare_all
 from megedit.errors import MegError
 from megedit.familiarity import FamiliarityNetwork, train_familiarity, training_steps
 from megedit.fit import ANSWERED_LEAD, answer_check, tokenize
@@ -102,7 +102,6 @@ class _Course:
         self.adapter, self.backbone, self.stages = adapter, backbone, stages
         self.old, self.new, self.gone = [record for record in adapter.active if record.generated], new, gone
         self._tokenizer, self._seed = tokenizer, adapter.config.settings["seed"]
-        self._collection = CollectionSettings(**adapter.config.settings["collection"])
         places = {record.number: place for place, record in enumerate(adapter.routed)}
         rows = [places[record.number] for record in (*self.old, *new, *gone)]
         self.vectors = adapter.router.vectors[torch.tensor(rows)]
@@ -133,7 +132,7 @@ class _Course:
         weights = torch.cat([weights, silent.expand(len(self.gone), -1)])
         chance, spans = random.Random(self._seed), (range(len(self.old)), range(len(self.old), known))
         rows = [row for span in spans for row in chance.sample(span, min(len(span), CHECKED))]
-        answered = answer_check(self.backbone, self._batches(rows), self.vectors[torch.tensor(rows)])
+        answered = answer_check(self.backbone, self._batches(rows), self.vectors[rows])
         with self.stages.stage("Training the generator", settings.steps) as advance:
             generator, _ = train_generator(
                 weights, conditions, config.hidden_size, settings, self._seed, answered, advance, self.adapter.generator
@@ -155,7 +154,7 @@ class _Course:
     def _batches(self, rows: Sequence[int]) -> Iterator[Prepared]:
         records = [*self.old, *self.new]
         examples = [tokenize(self._tokenizer, self.adapter.config.template, records[row].edit) for row in rows]
-        return prepare_all(self.backbone, examples, self._collection, self._tokenizer.pad_token_id)
+        return prepare_all(self.backbone, examples, self.adapter.config.collection, self._tokenizer.pad_token_id)
 
     def _conditions(self, pseudo: PseudoKnowledge) -> Conditions:
         """The vectors, those of the new edits and of some old ones behind noise sentences too, and shifts."""

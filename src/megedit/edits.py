@@ -237,7 +237,7 @@ class _Ledger:
         self, edit: Edit, same: Edit | None, old_answers: tuple[str, ...], place: str
     ) -> tuple[str, str] | None:
         """Why an edit is dropped, as kind and detail, None if it is not; `same` is the earlier one of its query."""
-        if _folded(edit.target) in {_folded(text) for text in (*old_answers, edit.target_true or "")}:
+        if fold(edit.target) in {fold(text) for text in (*old_answers, edit.target_true or "")}:
             return "the target is the old answer", repr(edit.target[:60])
         if same:
             if edit.target == same.target:
@@ -289,7 +289,8 @@ def _fact(edit: Edit) -> tuple[str, str] | None:
     return (edit.subject.casefold(), edit.relation) if edit.subject and edit.relation else None
 
 
-def _folded(text: str) -> str:
+def fold(text: str) -> str:
+    """An answer as it is compared with others: without space around it, and in lower case."""
     return text.strip().casefold()
 
 

@@ -241,10 +241,15 @@ def fit(
 def answer_check(
     backbone: Backbone, batches: Iterable[Prepared], vectors: Tensor
 ) -> Callable[[WeightGenerator], float]:
-    """A function from a generator to the share of these edits whose neuron, sampled for the vectors, answers."""
+    """A function from a generator to the share of these edits whose neuron, sampled for the vectors, answers.
+
+    Where there are no edits, the share is 1.
+    """
     prepared = list(batches)
 
     def answered(generator: WeightGenerator) -> float:
+        if not prepared:
+            return 1.0
         leads = answer_leads_of(backbone, prepared, generator.sample(vectors))
         return float((leads >= ANSWERED_LEAD).float().mean())
 

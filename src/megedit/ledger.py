@@ -139,7 +139,6 @@ class Ledger:
         status: Status | None = None,
         search: str | None = None,
         limit: int | None = None,
-        offset: int = 0,
     ) -> list[EditRecord]:
         """The edits of a revision, the last by default, in the order in which they came.
 
@@ -154,7 +153,7 @@ class Ledger:
             values.append(search.casefold())
         rows = self._connection.execute(
             f"SELECT {_RECORD} FROM edits CROSS JOIN spans ON edit = number WHERE {' AND '.join(conditions)} "
-            f"ORDER BY number LIMIT {-1 if limit is None else int(limit)} OFFSET {int(offset)}",
+            f"ORDER BY number LIMIT {-1 if limit is None else int(limit)}",
             values,
         )
         return [_record(row) for row in rows]

@@ -21,7 +21,7 @@ from torch import Tensor
 from megedit.adapter import Adapter, load_adapter, write_card
 from megedit.backbone import Backbone
 from megedit.batches import Example
-from megedit.collect import CollectionSettings, collect
+from megedit.collect import collect
 from megedit.conflicts import Choice, Conflict, Resolve, find_conflicts, resolved
 from megedit.edits import Edit, EditSet, normalise_query
 from megedit.errors import MegError
@@ -216,11 +216,10 @@ def _collected(
     with stages.stage("Loading the base model"):
         model, tokenizer = adapter.load_base(base, dtype, device)
     backbone = Backbone(model, adapter.config.layer)
-    settings = CollectionSettings(**adapter.config.settings["collection"])
     examples = [tokenize(tokenizer, adapter.config.template, edit) for edit in plan.new]
     with stages.stage("Collecting neurons", len(examples)) as advance:
         shared = _shared(adapter, plan.new, examples)
-        found = collect(backbone, examples, settings, tokenizer.pad_token_id, advance, known=shared)
+        found = collect(backbone, examples, adapter.config.collection, tokenizer.pad_token_id, advance, known=shared)
     entries = []
     for i, vector in enumerate(plan.vectors.rows()):
         works = bool(found.leads[i] > 0)

@@ -177,15 +177,12 @@ app.command(epilog='**Example:** `meg explain adapters/facts "Who employs Scott 
 app.command("report", epilog="**Example:** `meg report small.json large.json --out report`")(report)
 
 
-@app.command(epilog="**Example:** `meg show adapters/facts --edits`")
-def show(
-    adapter: AdapterName,
-    edits: Annotated[bool, typer.Option("--edits", help="List every edit with its status")] = False,
-) -> None:
-    """Say what an adapter holds."""
+@app.command(epilog="**Example:** `meg show adapters/facts`")
+def show(adapter: AdapterName) -> None:
+    """Say what an adapter is; `meg list` has its edits, `meg log` its history."""
     from megedit.cli.tables import print_adapter
 
-    print_adapter(adapter, out, edits)
+    print_adapter(adapter, out)
 
 
 @app.command(epilog="**Example:** `meg demo --out adapters/demo`")

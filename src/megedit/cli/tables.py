@@ -89,24 +89,23 @@ def general_table(result: GeneralResult) -> Table:
     return table
 
 
-def print_adapter(name: str, out: Console, with_edits: bool) -> None:
+def print_adapter(name: str, out: Console) -> None:
     """What an adapter holds, without loading the models."""
     folder = find_adapter(name)
     config = read_config(folder)
     with reading(folder) as ledger:
-        records = ledger.records()
+        counts, log = ledger.counts(), ledger.operations()
+        collected = sum(not record.generated for record in ledger.records(status="active"))
     calibration, decision = config.calibration, config.calibration.decision
-    failed = [record.edit.id for record in records if record.status == "failed"]
-    uncertain = [record.edit.id for record in records if record.status == "active" and not record.generated]
     rows = {
         "base model": config.base,
         "fingerprint": config.base_fingerprint[:16],
         "layer": str(config.layer),
         "neuron acts on": "the last prompt token and the answer" if config.span == "answer" else "all positions",
         "template": json.dumps(config.template.text, ensure_ascii=False),
-        "edits": f"{len(records)} from {config.record.get('source', 'Python')}",
-        "failed": ", ".join(failed) or "none",
-        "generated neuron uncertain": ", ".join(uncertain) or "none",
+        "edits": ", ".join(f"{count:,} {status}" for status, count in counts.items()),
+        "answered by": f"generated neurons {counts['active'] - collected:,}, collected ones {collected:,}",
+        "revision": f"{log[-1].revision}: {log[-1].kind}, {log[-1].time} UTC; fitted to {log[0].source}",
         "router": f"{calibration.rule}: {decision.true_positive_rate:.1%} of held-out rephrases recognised, "
         f"{decision.false_positive_rate:.1%} of other queries let through",
         "generator": f"{config.generator.denoiser}, {config.generator.sample_steps} sampling steps",
@@ -117,15 +116,6 @@ def print_adapter(name: str, out: Console, with_edits: bool) -> None:
     for name, value in rows.items():
         table.add_row(name, escape(value))
     out.print(table)
-    if with_edits:
-        listing = Table()
-        for column in ("id", "status", "prompt", "target"):
-            listing.add_column(column, overflow="fold")
-        for record in records:
-            listing.add_row(
-                *(escape(text) for text in (record.edit.id, record.status, record.edit.prompt, record.edit.target))
-            )
-        out.print(listing)
 
 
 def _value(estimate: Estimate | None) -> str:
