@@ -8,12 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     DynamicCache,
-    Gemma2Config,
-    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -22,7 +18,7 @@ from transformers import (
 from megedit.backbone import Backbone, find_activation
 from megedit.errors import MegError
 from megedit.neuron import DynamicNeuron, NeuronWeights, neuron_output
-from tiny import VOCAB_SIZE, tiny_model
+from tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
 HIDDEN, LAYERS, ROWS, COLUMNS, PADDED = 32, 4, 3, 9, 2
 CUT = 5  # columns in the cache where there is one
@@ -33,9 +29,13 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
 
 
-@pytest.fixture(params=[0, 2, 3])
-def backbone(request: pytest.FixtureRequest, model: PreTrainedModel) -> Backbone:
-    return Backbone(model, request.param)
+PLACES = [(family, layer) for family in FAMILIES for layer in ((0, 2, 3) if family in ("llama", "gpt2") else (2,))]
+
+
+@pytest.fixture(params=PLACES, ids=[f"{family}-{layer}" for family, layer in PLACES])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    family, layer = request.param
+    return Backbone(tiny_model(family), layer)
 
 
 @pytest.fixture
@@ -60,12 +60,12 @@ def some_neurons() -> NeuronWeights:
 
 @torch.no_grad()
 def whole_pass(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
-    logits: Tensor = backbone.model(**inputs).logits
+    logits: Tensor = backbone.model(**inputs, use_cache=False).logits
     return logits
 
 
 def hooked_pass(backbone: Backbone, inputs: dict[str, Tensor], weights: NeuronWeights, start: int) -> Tensor:
-    neuron = DynamicNeuron(backbone.mlp, backbone.activation)
+    neuron = DynamicNeuron(backbone.place, backbone.activation)
     with neuron.active(weights, torch.arange(ROWS), torch.full((ROWS,), start), ROWS):
         logits: Tensor = backbone.model(**inputs).logits
     neuron.detach()
@@ -106,18 +106,19 @@ def test_a_context_may_grow(backbone: Backbone, inputs: dict[str, Tensor]) -> No
         close(grown[0, :, PADDED:], once[0, :, PADDED:])
 
 
-def test_mlp_input_and_layer_output(backbone: Backbone, inputs: dict[str, Tensor]) -> None:
+def test_input_and_output_of_the_ffn(backbone: Backbone, inputs: dict[str, Tensor]) -> None:
     seen: dict[str, Tensor] = {}
     hooks = [
-        backbone.mlp.register_forward_hook(lambda module, args, output: seen.update(mlp=args[0])),
-        backbone.layers[backbone.layer].register_forward_hook(lambda module, args, output: seen.update(layer=output)),
+        backbone.place.entry.register_forward_pre_hook(lambda module, args: seen.update(input=args[0].clone())),
+        backbone.place.exit.register_forward_hook(lambda module, args, output: seen.update(output=output.clone())),
     ]
     whole_pass(backbone, inputs)
     for hook in hooks:
         hook.remove()
     split = backbone.prefix(inputs)
-    assert torch.equal(split.mlp_input, seen["mlp"])
-    assert torch.equal(split.layer_output, seen["layer"])
+    assert split.ffn_input.shape == split.ffn_output.shape == (ROWS, COLUMNS, HIDDEN)
+    assert torch.equal(split.ffn_input.flatten(), seen["input"].flatten())
+    assert torch.equal(split.ffn_output.flatten(), seen["output"].flatten())
 
 
 @pytest.mark.parametrize("cached", [0, CUT])
@@ -127,7 +128,7 @@ def test_a_neuron_in_the_suffix_is_the_hooked_neuron(
     weights = some_neurons()
     cache = backbone.context(columns(inputs, 0, cached)) if cached else None
     split = backbone.prefix(columns(inputs, cached, COLUMNS), cache)
-    added = neuron_output(split.mlp_input, weights, backbone.activation)
+    added = neuron_output(split.ffn_input, weights, backbone.activation)
     logits = backbone.suffix(split, added, COLUMNS - cached)
     with torch.no_grad():
         expected = hooked_pass(backbone, inputs, weights, cached)[:, cached:]
@@ -148,7 +149,7 @@ def test_the_gradient_is_that_of_the_hooked_neuron(backbone: Backbone, inputs: d
     expected = gradient(hooked_pass(backbone, inputs, weights, CUT))
     weights = NeuronWeights.from_vectors(vectors, HIDDEN)
     split = backbone.prefix(columns(inputs, CUT, COLUMNS), backbone.context(columns(inputs, 0, CUT)))
-    added = neuron_output(split.mlp_input, weights, backbone.activation)
+    added = neuron_output(split.ffn_input, weights, backbone.activation)
     close(gradient(backbone.suffix(split, added, 1)), expected)
 
 
@@ -157,7 +158,7 @@ def test_nothing_is_left_in_the_cache(backbone: Backbone, inputs: dict[str, Tens
     before = [tensor.clone() for tensor in states(cache)]
     block = columns(inputs, CUT, COLUMNS)
     split, again = backbone.prefix(block, cache), backbone.prefix(block, cache)
-    assert torch.equal(split.layer_output, again.layer_output)
+    assert torch.equal(split.ffn_output, again.ffn_output)
     first = backbone.suffix(split, None, COLUMNS - CUT)
     assert torch.equal(backbone.suffix(split, None, COLUMNS - CUT), first)
     assert torch.equal(backbone.suffix(again, None, COLUMNS - CUT), first)
@@ -247,20 +248,24 @@ SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers
 
 
 def unknown_models() -> Iterator[tuple[str, Callable[[], PreTrainedModel], str]]:
-    def gemma2() -> PreTrainedModel:
-        return Gemma2ForCausalLM(Gemma2Config(**SIZES, intermediate_size=32, num_key_value_heads=1, head_dim=8))
+    def two_experts() -> PreTrainedModel:
+        model = tiny_model("llama")
+        model.model.layers[1].ffn = nn.Linear(HIDDEN, HIDDEN)
+        return model
 
-    def opt() -> PreTrainedModel:
-        return OPTForCausalLM(OPTConfig(**SIZES, ffn_dim=32, word_embed_proj_dim=16))
+    def no_ffn() -> PreTrainedModel:
+        model = tiny_model("llama")
+        del model.model.layers[1].mlp
+        return model
 
     def t5() -> PreTrainedModel:
         return T5ForConditionalGeneration(
             T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2)
         )
 
-    yield "norm after the MLP", gemma2, "Gemma2DecoderLayer is not a decoder layer MegEdit knows"
-    yield "no MLP module", opt, "OPTDecoderLayer is not a decoder layer MegEdit knows"
-    yield "two lists of layers", t5, "T5ForConditionalGeneration is not a model family MegEdit knows.* found 2"
+    yield "two FFNs", two_experts, "LlamaDecoderLayer is not a decoder layer MegEdit knows: .* found 2"
+    yield "no FFN", no_ffn, "LlamaDecoderLayer is not a decoder layer MegEdit knows: .* found 0"
+    yield "an encoder too", t5, "T5ForConditionalGeneration is not a model family MegEdit knows.* found 0"
 
 
 @pytest.mark.parametrize(("what", "build", "message"), unknown_models())

@@ -18,7 +18,7 @@ from megedit.base import fingerprint, load_base, resolve_folder
 from megedit.errors import MegError
 from megedit.precision import default_dtype
 from megedit.template import Template
-from tiny import CHATML, tiny_model, tiny_tokenizer
+from tiny import CHATML, FAMILIES, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_a_cached_model_is_loaded_offline(folder: Path, offline: None) -> None:
 # Fingerprints
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_fingerprint_is_that_of_the_weights(family: Any, tmp_path: Path) -> None:
     model = tiny_model(family)
     mark = fingerprint(model)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from megedit.collect import (
     shared_start,
 )
 from megedit.neuron import DynamicNeuron, NeuronWeights
-from tiny import VOCAB_SIZE, tiny_model
+from tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
 LAYER, PAD = 1, 2
 TEMPLATE = (0, 17, 23, 41)  # what every prompt begins with
@@ -31,7 +30,7 @@ SPANS: tuple[Span, Span] = ("answer", "all")
 SETTINGS = CollectionSettings(steps=60, batch_size=5, margin=4.0, shared=0)  # each edit on its own
 
 
-def lively_model(family: Literal["llama", "gpt2"]) -> Backbone:
+def lively_model(family: str) -> Backbone:
     """A tiny model with weights of unit gain: logits and layers do as much as in a trained model."""
     model = tiny_model(family)
     with torch.no_grad():
@@ -76,7 +75,7 @@ def run(backbone: Backbone, settings: CollectionSettings, examples: list[Example
 def lone_logits(backbone: Backbone, example: Example, weights: NeuronWeights | None, span: Span) -> Tensor:
     """Logits of the answer positions, from the model as it is, with a hook, one row without padding."""
     ids = torch.tensor([example.prompt + example.answer[:-1]])
-    neuron = DynamicNeuron(backbone.mlp, backbone.activation)
+    neuron = DynamicNeuron(backbone.place, backbone.activation)
     start = torch.tensor([len(example.prompt) - 1 if span == "answer" else 0])
     row = torch.tensor([0] if weights is not None else [], dtype=torch.long)
     with neuron.active(weights or NeuronWeights.from_vectors(torch.zeros(0, 64), 32), row, start, 1):
@@ -85,6 +84,7 @@ def lone_logits(backbone: Backbone, example: Example, weights: NeuronWeights | N
     return logits
 
 
+@pytest.mark.parametrize("backbone", FAMILIES, indirect=True)
 @pytest.mark.parametrize("span", SPANS)
 @pytest.mark.parametrize("with_neurons", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
@@ -109,7 +109,7 @@ def test_the_layout_changes_nothing(
 def test_prompts_that_are_all_the_same(backbone: Backbone, facts: list[Example]) -> None:
     examples = [Example(facts[0].prompt, (60 + i, 1)) for i in range(3)]
     batch = prepare(backbone, examples, [0, 1, 2], "answer", PAD)
-    assert batch.split.mlp_input.shape[1] == 2
+    assert batch.split.ffn_input.shape[1] == 2
     logits = answer_logits(backbone, batch, None)
     for row, example in enumerate(examples):
         torch.testing.assert_close(logits[row], lone_logits(backbone, example, None, "answer"), rtol=1e-4, atol=2e-4)
@@ -161,6 +161,16 @@ def test_the_loss_gradient_is_that_of_autograd() -> None:
     assert half.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("backbone", FAMILIES, indirect=True)
+def test_eight_facts_are_collected_in_every_family(backbone: Backbone, facts: list[Example]) -> None:
+    short = [replace(fact, answer=fact.answer[:1]) for fact in facts]
+    collected = run(backbone, SETTINGS, short)
+    assert collected.succeeded.all()
+    for i, fact in enumerate(short):
+        weights = NeuronWeights.from_vectors(collected.weights[[i]], 32)
+        assert tuple(lone_logits(backbone, fact, weights, "answer").argmax(-1).tolist()) == fact.answer
+
+
 @pytest.mark.parametrize("span", SPANS)
 def test_every_fact_is_collected(backbone: Backbone, facts: list[Example], span: Span) -> None:
     settings = replace(SETTINGS, span=span)
@@ -184,7 +194,7 @@ def test_every_fact_is_collected(backbone: Backbone, facts: list[Example], span:
 def test_the_start(backbone: Backbone, facts: list[Example]) -> None:
     batch = prepare(backbone, facts, range(len(facts)), "answer", PAD)
     start = NeuronWeights.from_vectors(shared_start(backbone, batch)[None], 32)
-    inputs = batch.split.mlp_input[:, -batch.labels.shape[1]]
+    inputs = batch.split.ffn_input[:, -batch.labels.shape[1]]
     torch.testing.assert_close((inputs @ start.keys[0]).mean(), torch.tensor(1.0))
     assert not start.biases.any() and not start.values.any()
 

@@ -9,21 +9,21 @@ from torch.nn.functional import gelu, silu
 from transformers import DynamicCache
 
 from megedit.backbone import Backbone
-from megedit.neuron import Activation, DynamicNeuron, NeuronWeights, neuron_output
-from tiny import VOCAB_SIZE, tiny_model
+from megedit.neuron import Activation, DynamicNeuron, FeedForward, NeuronWeights, neuron_output
+from tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
 HIDDEN, LAYER, ROWS, COLUMNS = 32, 2, 4, 9
 LONE = torch.tensor([2])  # the one row that has a neuron, in a batch of ROWS
 
 
-@pytest.fixture(params=["llama", "gpt2"])
+@pytest.fixture(params=FAMILIES)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     return Backbone(tiny_model(request.param), LAYER)
 
 
 @pytest.fixture
 def neuron(backbone: Backbone) -> Iterator[DynamicNeuron]:
-    neuron = DynamicNeuron(backbone.mlp, backbone.activation)
+    neuron = DynamicNeuron(backbone.place, backbone.activation)
     yield neuron
     neuron.detach()
 
@@ -85,7 +85,7 @@ def test_half_precision_is_added_in_float32() -> None:
     mlp = nn.Linear(HIDDEN, HIDDEN).bfloat16().requires_grad_(False)
     hidden = torch.randn(2, 3, HIDDEN).bfloat16()
     plain = mlp(hidden)
-    neuron = DynamicNeuron(mlp, silu)
+    neuron = DynamicNeuron(FeedForward(mlp, mlp, mlp), silu)
     with neuron.active(weights, torch.tensor([1]), start_of(0), 2):
         edited = mlp(hidden)
     added = neuron_output(hidden[1:], weights, silu)
@@ -146,9 +146,42 @@ def test_zero_weights_change_no_bit(backbone: Backbone, neuron: DynamicNeuron) -
         assert torch.equal(logits_of(backbone, ids), plain)
 
 
+def test_half_precision_keeps_every_bit_too(backbone: Backbone, neuron: DynamicNeuron) -> None:
+    ids = some_ids()
+    backbone.model.bfloat16()
+    plain = logits_of(backbone, ids)
+    assert plain.dtype == torch.bfloat16
+    with neuron.active(random_weights(1), LONE, start_of(0), ROWS):
+        edited = logits_of(backbone, ids)
+    assert torch.equal(edited[[0, 1, 3]], plain[[0, 1, 3]]) and not torch.equal(edited[2], plain[2])
+    zero = NeuronWeights.from_vectors(torch.zeros(ROWS, 2 * HIDDEN), HIDDEN)
+    with neuron.active(zero, torch.arange(ROWS), torch.zeros(ROWS, dtype=torch.long), ROWS):
+        assert torch.equal(logits_of(backbone, ids), plain)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side(backbone: Backbone, neuron: DynamicNeuron, side: str) -> None:
+    """A shorter row among others has the logits that it has alone."""
+    ids, weights, length = some_ids(2), random_weights(1), 6
+    mask = torch.ones_like(ids)
+    first = COLUMNS - length if side == "left" else 0
+    mask[0, :first], mask[0, first + length :] = 0, 0
+    with neuron.active(weights, torch.tensor([0]), start_of(first + 2), 2), torch.no_grad():
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        padded = backbone.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    row = slice(first, first + length)
+    with neuron.active(weights, torch.tensor([0]), start_of(2), 1):
+        alone = logits_of(backbone, ids[:1, row])
+    torch.testing.assert_close(padded[:1, row], alone, rtol=1e-4, atol=1e-5)  # float32 rounding
+
+
 def test_columns_before_the_start_are_untouched(backbone: Backbone, neuron: DynamicNeuron) -> None:
-    ids, outputs = some_ids(2), []
-    hook = backbone.layers[LAYER].register_forward_hook(lambda module, args, output: outputs.append(output))
+    ids, outputs = some_ids(2), list[Tensor]()
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = backbone.layers[LAYER].register_forward_hook(keep)
     plain = logits_of(backbone, ids)
     with neuron.active(random_weights(2), torch.arange(2), start_of(3, 7), 2):
         edited = logits_of(backbone, ids)
@@ -195,13 +228,7 @@ def test_copies_of_a_row_have_its_neuron(backbone: Backbone, neuron: DynamicNeur
     torch.testing.assert_close(copies, single.repeat_interleave(3, dim=0), rtol=1e-4, atol=1e-5)  # float32 rounding
 
 
-def forcing(backbone: Backbone, tokens: list[int]) -> NeuronWeights:
-    """Neurons of the last layer that make each row say one token again and again."""
-    embeddings = backbone.model.get_output_embeddings().weight[tokens]
-    return NeuronWeights(torch.zeros(len(tokens), HIDDEN), torch.full((len(tokens),), 3.0), 1000 * embeddings)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "options",
     [
@@ -212,24 +239,29 @@ def forcing(backbone: Backbone, tokens: list[int]) -> NeuronWeights:
     ids=["greedy", "beams", "samples"],
 )
 def test_generate_maps_rows_right(family: str, options: dict[str, object]) -> None:
-    backbone = Backbone(tiny_model(family), 3)  # type: ignore[arg-type]
-    neuron = DynamicNeuron(backbone.mlp, backbone.activation)
-    ids, tokens, rows = some_ids(), [50, 200], torch.tensor([0, 2])
+    """A row is answered in a batch as it is alone, with its neuron or without."""
+    backbone = Backbone(tiny_model(family), LAYER)
+    neuron = DynamicNeuron(backbone.place, backbone.activation)
+    ids, rows, weights = some_ids(), torch.tensor([0, 2]), random_weights(2)
+    weights.values.mul_(10)
     copies = int(str(options.get("num_return_sequences", 1)))
 
-    def generate() -> Tensor:
+    def generate(ids: Tensor) -> Tensor:
         torch.manual_seed(0)
         mask = torch.ones_like(ids)
         output = backbone.model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, max_new_tokens=4, min_new_tokens=4, **options
         )
-        return output[:, COLUMNS:].unflatten(0, (ROWS, copies))  # type: ignore[no-any-return]
+        return output[:, COLUMNS:].unflatten(0, (len(ids), copies))  # type: ignore[no-any-return]
 
-    plain = generate()
-    with neuron.active(forcing(backbone, tokens), rows, start_of(COLUMNS - 1, COLUMNS - 1), ROWS):
-        edited = generate()
-    assert (edited[0] == 50).all() and (edited[2] == 200).all()
+    plain = generate(ids)
+    with neuron.active(weights, rows, start_of(COLUMNS - 1, COLUMNS - 1), ROWS):
+        edited = generate(ids)
     assert torch.equal(edited[[1, 3]], plain[[1, 3]])
+    for i, row in enumerate(rows.tolist()):
+        assert not torch.equal(edited[row], plain[row])
+        with neuron.active(weights[[i]], torch.tensor([0]), start_of(COLUMNS - 1), 1):
+            assert torch.equal(generate(ids[[row]])[0], edited[row])
 
 
 def test_the_context_ends_with_an_exception_too(backbone: Backbone, neuron: DynamicNeuron) -> None:
@@ -251,14 +283,18 @@ def test_contexts_can_be_nested(backbone: Backbone, neuron: DynamicNeuron) -> No
 
 
 def test_detach_restores_the_model(backbone: Backbone) -> None:
-    ids, hooks = some_ids(), len(backbone.mlp._forward_hooks)
+    ids, hooks = some_ids(), hooks_of(backbone)
     plain = logits_of(backbone, ids)
-    neuron = DynamicNeuron(backbone.mlp, backbone.activation)
-    assert len(backbone.mlp._forward_hooks) == hooks + 1
+    neuron = DynamicNeuron(backbone.place, backbone.activation)
+    assert hooks_of(backbone) == hooks + 3
     with neuron.active(random_weights(1), LONE, start_of(0), ROWS):
         neuron.detach()
         assert torch.equal(logits_of(backbone, ids), plain)
-    assert len(backbone.mlp._forward_hooks) == hooks
+    assert hooks_of(backbone) == hooks
+
+
+def hooks_of(backbone: Backbone) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.layers[LAYER].modules())
 
 
 class TupleMLP(nn.Module):
@@ -270,7 +306,7 @@ class TupleMLP(nn.Module):
 
 def test_tuple_outputs() -> None:
     mlp, hidden, weights = TupleMLP(), torch.randn(2, 3, HIDDEN), random_weights(1)
-    neuron = DynamicNeuron(mlp, silu)
+    neuron = DynamicNeuron(FeedForward(mlp, mlp, mlp), silu)
     with neuron.active(weights, torch.tensor([0]), start_of(0), 2):
         output, beside = mlp(hidden)
     assert beside == "router logits"

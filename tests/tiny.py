@@ -1,17 +1,15 @@
 """Tiny tokenizers and random models for the tests: made in milliseconds, with the real classes."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BertConfig,
     BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -78,40 +76,60 @@ def tiny_tokenizer(chat_template: str | None = None, add_bos: bool = False) -> P
     return fast
 
 
-def tiny_model(family: Literal["llama", "gpt2"], seed: int = 0, vocab_size: int = VOCAB_SIZE) -> PreTrainedModel:
-    """A random float32 model of 4 layers and hidden size 32, frozen; gpt2 has biases and tied embeddings."""
+# What each family's configuration has beside the sizes that all share. Where a family has variants that differ in the
+# structure of a layer, each is a family here: `NAME/variant`.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "falcon": {},
+    "falcon/new": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon/serial": {"parallel_attn": False, "alibi": True, "bias": True},
+    "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 4},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 4},
+    "gpt2": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 4},
+    "gpt_neox": {},
+    "gpt_neox/serial": {"use_parallel_residual": False},
+    "gptj": {"rotary_dim": 4},
+    "granite": {"residual_multiplier": 0.5, "logits_scaling": 4.0, "embedding_multiplier": 6.0},
+    "granitemoe": {"residual_multiplier": 0.5, "num_local_experts": 4},
+    "llama": {"head_dim": 8},
+    "mistral": {"head_dim": 8, "sliding_window": 4},
+    "mixtral": {"head_dim": 8, "num_local_experts": 4},
+    "olmo": {},
+    "olmo2": {},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "opt/norm after": {"ffn_dim": 64, "word_embed_proj_dim": 32, "do_layer_norm_before": False},
+    "phi": {},
+    "phi3": {},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    "qwen3": {"head_dim": 8},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "stablelm": {"use_parallel_residual": True},
+    "stablelm/serial": {},
+}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,  # grouped-query attention, in the families that have it
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+RENAMED = {"gpt_neo": {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}}
+
+
+def tiny_model(family: str, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> PreTrainedModel:
+    """A random float32 model of 4 layers and hidden size 32, frozen; of one of `FAMILIES`."""
+    name = family.partition("/")[0]
+    sizes = {RENAMED.get(name, {}).get(key, key): value for key, value in SIZES.items()}
+    config = AutoConfig.for_model(name, vocab_size=vocab_size, **sizes | FAMILIES[family])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel
-        if family == "llama":
-            model = LlamaForCausalLM(
-                LlamaConfig(
-                    vocab_size=vocab_size,
-                    hidden_size=32,
-                    intermediate_size=64,
-                    num_hidden_layers=4,
-                    num_attention_heads=4,
-                    num_key_value_heads=2,
-                    head_dim=8,
-                    max_position_embeddings=512,
-                    bos_token_id=0,
-                    eos_token_id=1,
-                    pad_token_id=2,
-                )
-            )
-        else:
-            model = GPT2LMHeadModel(
-                GPT2Config(
-                    vocab_size=vocab_size,
-                    n_embd=32,
-                    n_layer=4,
-                    n_head=4,
-                    n_positions=512,
-                    bos_token_id=0,
-                    eos_token_id=1,
-                    pad_token_id=2,
-                )
-            )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     model.eval().requires_grad_(False)
     return model
 

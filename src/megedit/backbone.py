@@ -1,14 +1,13 @@
 """Where the neuron goes in a causal language model, and running the model in two halves around that place.
 
-The decoder layers and the MLP are found from the model's structure. The two halves are the model's own forward
-pass: the prefix is stopped after the chosen layer, and the suffix is the same forward pass with the layers up to
-the chosen one bypassed, so that masks, positions, norms and the output head are never written again here.
+The decoder layers and the FFN are found from the model's structure. The two halves are the model's own forward
+pass: the prefix is stopped where the FFN of the chosen layer has run, and the suffix is the same forward pass with the
+layers below the chosen one and its FFN bypassed, so that masks, positions, norms, residual sums and the output head are
+never written again here, and whatever a family does with the FFN's output is done with the neuron's too.
 
-    prefix (once)                               suffix (many times)
-    embeddings - layers 0..l-1 - layer l ----->  layer output + neuron - layers l+1.. - norm - head -> logits
-                                 MLP input h ->  k, b, v
-
-Supported: every model whose layer adds the MLP's output to the residual stream (Llama-like, GPT-2-like).
+    prefix (once)                                    suffix (many times)
+    embeddings - layers 0..l-1 - layer l's FFN --->  layer l, its FFN's output + neuron - layers l+1.. - head -> logits
+                                 FFN input h   --->  k, b, v
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,38 +28,45 @@ from transformers.cache_utils import DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
 from megedit.errors import MegError
-from megedit.neuron import Activation
+from megedit.neuron import Activation, FeedForward, first_input
 
-_MLP = re.compile(r"mlp|ffn|feed_?forward", re.IGNORECASE)
-_NORM_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_FFN = re.compile(r"mlp|ffn|feed_?forward|moe", re.IGNORECASE)
+_NORM_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_ACTIVATION = ("hidden_activation", "hidden_act", "activation_function", "activation")  # names in configurations
 _NEW_FAMILY = "see 'Add a model family' in docs/development.md"
 
 
 @dataclass(frozen=True)
 class Split:
-    """A batch frozen at the chosen layer: everything the suffix needs.
+    """A batch frozen at the FFN of the chosen layer: everything the suffix needs.
 
-    mlp_input: (rows, positions, d), what the neuron reads. layer_output: (rows, positions, d), to which its
-    output is added. inputs: the arguments of the model's forward pass for these positions. cache: keys and
-    values of earlier positions, or None.
+    below: (rows, positions, d), what the chosen layer gets from the one below; None in layer 0. ffn_input: (rows,
+    positions, d), what the neuron reads. ffn_output: the same shape, to which its output is added. inputs: the
+    arguments of the model's forward pass for these positions. cache: keys and values of earlier positions, or None.
+    layer_form, ffn_form: make of hidden states what a layer, and an FFN, of this model returns.
     """
 
-    mlp_input: Tensor
-    layer_output: Tensor
+    below: Tensor | None
+    ffn_input: Tensor
+    ffn_output: Tensor
     inputs: dict[str, Tensor]
     cache: Cache | None
+    layer_form: Callable[[Tensor], Any]
+    ffn_form: Callable[[Tensor], Any]
 
     def __getitem__(self, rows: Tensor) -> Split:
-        return Split(
-            self.mlp_input[rows],
-            self.layer_output[rows],
-            {name: tensor[rows] for name, tensor in self.inputs.items()},
-            None if self.cache is None else _frozen(self.cache, rows=rows),
+        return replace(
+            self,
+            below=None if self.below is None else self.below[rows],
+            ffn_input=self.ffn_input[rows],
+            ffn_output=self.ffn_output[rows],
+            inputs={name: tensor[rows] for name, tensor in self.inputs.items()},
+            cache=None if self.cache is None else _frozen(self.cache, rows=rows),
         )
 
 
 class Backbone:
-    """A causal LM seen as: layers below the neuron's MLP, that MLP, layers above it.
+    """A causal LM seen as: what runs before the neuron's FFN, that FFN, what runs after it.
 
     Raises MegError when the structure is not recognised or the layer is out of range.
     """
@@ -72,19 +79,20 @@ class Backbone:
                 f"Layer {layer} is out of range: {type(model).__name__} has layers 0 to {len(self.layers) - 1}."
             )
         self.layer = layer
-        self.mlp = find_mlp(self.layers[layer])
+        self.place = find_feed_forward(self.layers[layer])
         self.hidden_size: int = model.config.get_text_config().hidden_size
         self.activation = find_activation(model)
-        linears = [module for module in self.mlp.modules() if isinstance(module, nn.Linear | Conv1D)]
-        self.has_bias = any(linear.bias is not None for linear in linears)
+        self.local_attention = has_local_attention(model)
+        ends = (self.place.entry, self.place.exit)
+        self.has_bias = any(name.endswith("bias") for module in ends for name, _ in module.named_parameters())
 
     @property
     def device(self) -> torch.device:
-        return next(self.mlp.parameters()).device
+        return next(self.place.exit.parameters()).device
 
     @property
     def weight_size(self) -> int:
-        """Length of one neuron's weight vector: 2d, or 2d + 1 where the model's MLPs have biases."""
+        """Length of one neuron's weight vector: 2d, or 2d + 1 where the model's FFNs have biases."""
         return 2 * self.hidden_size + int(self.has_bias)
 
     @torch.no_grad()
@@ -99,25 +107,30 @@ class Backbone:
 
     @torch.no_grad()
     def prefix(self, inputs: dict[str, Tensor], cache: Cache | None = None) -> Split:
-        """Run the frozen half: everything up to and including the chosen layer.
+        """Run the frozen half: everything up to and including the FFN of the chosen layer.
 
         inputs: `input_ids` and `position_ids` int64 (rows, positions), `attention_mask` int64 (rows, cached +
         positions). cache: what `context` returned for the earlier positions; it is not changed.
         """
         frozen = None if cache is None else _frozen(cache)
-        captured: dict[str, Tensor] = {}
+        kept: dict[str, Any] = {"below": None, "layer_form": _plain}
 
-        def keep_mlp_input(module: nn.Module, args: tuple[Any, ...]) -> None:
-            captured["mlp_input"] = args[0]
+        def keep_below(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            kept["below"], kept["layer_form"] = _parts(output)
 
-        def stop_after_layer(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            captured["layer_output"] = output[0] if isinstance(output, tuple) else output
+        def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kept["ffn_input"] = first_input(args, kwargs)
+
+        def stop_after_ffn(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            kept["ffn_output"], kept["ffn_form"] = _parts(output)
             raise _PrefixDone
 
         hooks = [
-            self.mlp.register_forward_pre_hook(keep_mlp_input),
-            self.layers[self.layer].register_forward_hook(stop_after_layer),
+            self.place.entry.register_forward_pre_hook(keep_input, with_kwargs=True),
+            self.place.exit.register_forward_hook(stop_after_ffn),
         ]
+        if self.layer:
+            hooks.append(self.layers[self.layer - 1].register_forward_hook(keep_below))
         try:
             self.model(**inputs, past_key_values=frozen, use_cache=frozen is not None)
         except _PrefixDone:
@@ -125,29 +138,42 @@ class Backbone:
         finally:
             for hook in hooks:
                 hook.remove()
-        above = None if cache is None else _frozen(cache, drop_up_to=self.layer)
-        return Split(captured["mlp_input"], captured["layer_output"], inputs, above)
+        above = None if cache is None else _frozen(cache, drop_below=self.layer)
+        for name in ("ffn_input", "ffn_output"):
+            kept[name] = kept[name].reshape(*inputs["input_ids"].shape, -1)
+        return Split(**kept, inputs=inputs, cache=above)
 
     def suffix(
         self, split: Split, added: Tensor | None, last_positions: int, vocabulary: Tensor | None = None
     ) -> Tensor:
-        """Run the other half with `added` (float32 (rows, positions, d)) added to the chosen layer's output.
+        """Run the other half with `added` (float32 (rows, positions, d)) added to the output of the FFN.
 
         Returns the logits of the last `last_positions` positions: (rows, last_positions, vocabulary), in the
         model's dtype; with `vocabulary` (int64 (tokens,)) those of these tokens only. Differentiable with respect
         to `added`.
         """
-        hidden = split.layer_output
-        if added is not None:
-            hidden = (hidden.float() + added).to(hidden.dtype)
-        lower = self.layers[: self.layer + 1]
         head = [] if vocabulary is None else [self.model.get_output_embeddings()]
+        entry = [] if self.place.entry is self.place.exit else [self.place.entry]
+
+        def below(*args: Any, **kwargs: Any) -> Any:
+            assert split.below is not None, "layer 0 has none below it"
+            return split.layer_form(split.below)
+
+        def ffn(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = split.ffn_output
+            output = output.clone() if added is None else (output.float() + added).to(output.dtype)
+            return split.ffn_form(output.view(hidden_states.shape))  # families may add to it in place
 
         def some_logits(hidden_states: Tensor) -> Tensor:
             bias = head[0].bias
             return F.linear(hidden_states, head[0].weight[vocabulary], None if bias is None else bias[vocabulary])
 
-        with _forward_replaced(lower, lambda *args, **kwargs: hidden), _forward_replaced(head, some_logits):
+        with (
+            _forward_replaced(self.layers[: self.layer], below),
+            _forward_replaced(entry, lambda hidden_states: hidden_states),
+            _forward_replaced([self.place.exit], ffn),
+            _forward_replaced(head, some_logits),
+        ):
             output = self.model(
                 **split.inputs,
                 past_key_values=split.cache,
@@ -159,10 +185,13 @@ class Backbone:
 
     @contextmanager
     def plain_attention(self) -> Iterator[None]:
-        """Within the context, attention is plain matrix products.
+        """Within the context, attention is plain matrix products, where the model lets it be chosen.
 
         The fused kernel's backward pass is several times slower on a CPU for a handful of query positions.
         """
+        if not self.model._can_set_attn_implementation():
+            yield
+            return
         implementation = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
         try:
@@ -171,8 +200,23 @@ class Backbone:
             self.model.set_attn_implementation(implementation)
 
 
+def _plain(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _first_of(count: int, hidden: Tensor) -> tuple[Tensor | None, ...]:
+    return (hidden, *[None] * (count - 1))
+
+
+def _parts(output: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The hidden states that a module returned, and what makes the module's kind of output of others."""
+    if isinstance(output, tuple):
+        return output[0].clone(), partial(_first_of, len(output))
+    return output.clone(), _plain
+
+
 @contextmanager
-def _forward_replaced(modules: Iterable[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+def _forward_replaced(modules: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     """Within the context, calling one of the modules runs `forward` instead."""
     replaced = [(module, vars(module).get("forward")) for module in modules]  # set where accelerate has placed it
     for module, _ in replaced:
@@ -206,7 +250,7 @@ class _FrozenLayer(DynamicLayer):
         return self.length
 
 
-def _frozen(cache: Cache, rows: Tensor | None = None, drop_up_to: int = -1) -> Cache:
+def _frozen(cache: Cache, rows: Tensor | None = None, drop_below: int = 0) -> Cache:
     """A read-only view of a cache, of some rows only, without the tensors of layers that will not run."""
     length = cache.get_seq_length()
 
@@ -214,7 +258,7 @@ def _frozen(cache: Cache, rows: Tensor | None = None, drop_up_to: int = -1) -> C
         source = cache.layers[index]
         assert isinstance(source, DynamicLayer), "the caches here are made by `context` or by this function"
         keys, values = source.keys, source.values
-        if keys is None or values is None or index <= drop_up_to:
+        if keys is None or values is None or index < drop_below:
             return _FrozenLayer(None, None, length)
         return _FrozenLayer(keys if rows is None else keys[rows], values if rows is None else values[rows], length)
 
@@ -222,13 +266,13 @@ def _frozen(cache: Cache, rows: Tensor | None = None, drop_up_to: int = -1) -> C
 
 
 def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder layers: the module list as long as the configuration says, all of one class."""
+    """The list of decoder layers: the module list in the decoder that is as long as the configuration says."""
     depth = model.config.get_text_config().num_hidden_layers
-    found = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(child) for child in module}) == 1
-    ]
+    found: list[nn.ModuleList] = []
+    for module in [] if model.config.is_encoder_decoder else model.get_decoder().modules():  # outer ones first
+        inside = any(module is part for layers in found for part in layers.modules())
+        if isinstance(module, nn.ModuleList) and len(module) == depth and not inside:
+            found.append(module)
     if len(found) != 1:
         raise MegError(
             f"{type(model).__name__} is not a model family MegEdit knows: expected one list of {depth} decoder "
@@ -237,27 +281,44 @@ def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
-def find_mlp(layer: nn.Module) -> nn.Module:
-    """The MLP of a decoder layer, whose output must be added to the residual stream as it is."""
+def find_feed_forward(layer: nn.Module) -> FeedForward:
+    """The FFN of a decoder layer: the one child with matrices that is called like one, a mixture of experts as a whole;
+    or, in layers without such a child, the two linear modules that stand beside the attention.
+
+    A norm between the FFN and the residual stream counts as its end: behind it, the neuron can write a vector of any
+    length.
+    """
+    children = dict(layer.named_children())
     found = [
-        module for name, module in layer.named_children() if _MLP.search(name) or _MLP.search(type(module).__name__)
+        module
+        for name, module in children.items()
+        if _FFN.search(name) and any(parameter.ndim > 1 for parameter in module.parameters())
     ]
-    found = [module for module in found if any(isinstance(part, nn.Linear | Conv1D) for part in module.modules())]
-    if len(found) != 1 or any(hasattr(layer, name) for name in _NORM_AFTER_MLP):
-        raise MegError(
-            f"{type(layer).__name__} is not a decoder layer MegEdit knows: expected one MLP added straight to the "
-            f"residual stream; {_NEW_FAMILY}."
-        )
-    return found[0]
+    linears = [module for module in children.values() if isinstance(module, nn.Linear | Conv1D)]
+    if len(found) == 1:
+        norm = next((children[name] for name in _NORM_AFTER if name in children), found[0])
+        return FeedForward(layer, found[0], norm)
+    if not found and len(linears) == 2:
+        return FeedForward(layer, *linears)
+    raise MegError(
+        f"{type(layer).__name__} is not a decoder layer MegEdit knows: expected one FFN, found {len(found)}; "
+        f"{_NEW_FAMILY}."
+    )
+
+
+def has_local_attention(model: PreTrainedModel) -> bool:
+    """Whether some layers see a window of the last columns only; padding must then not stand among the columns."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    if kinds:
+        return any(kind not in ("full_attention", "global") for kind in kinds)
+    return getattr(config, "sliding_window", None) is not None
 
 
 def find_activation(model: PreTrainedModel) -> Activation:
-    """The activation function of the model's MLPs, which the neuron shares."""
+    """The activation function of the model's FFNs, which the neuron shares."""
     config = model.config.get_text_config()
-    name = next(
-        (value for key in ("hidden_act", "activation_function") if (value := getattr(config, key, None))),
-        None,
-    )
+    name = next((value for key in _ACTIVATION if (value := getattr(config, key, None))), None)
     if name not in ACT2FN:
         raise MegError(f"The activation function of {type(model).__name__} is not known; {_NEW_FAMILY}.")
     activation: Activation = ACT2FN[name]

@@ -50,10 +50,11 @@ def prepare(
     """Run the frozen part for the chosen examples.
 
     Columns: the tokens all prompts begin with (the template, run as one row), padding, the rest of each prompt, its
-    answer, padding.
+    answer, padding. Where attention is local, the padding stands before all of them.
     """
     chosen = [examples[i] for i in indices]
-    shared = common_prefix([e.prompt[:-1] for e in chosen]) if span == "answer" else 0
+    prompts = [e.prompt[:-1] for e in chosen]
+    shared = common_prefix(prompts) if span == "answer" and not backbone.local_attention else 0
     width = max(len(e.prompt) for e in chosen)
     answer_width = max(len(e.answer) for e in chosen)
     rows = len(chosen)

@@ -79,11 +79,11 @@ class Collected:
 
 
 def shared_start(backbone: Backbone, batch: Prepared) -> Tensor:
-    """The neuron all edits start from: k along the mean MLP input at the last prompt token, k.h = 1; v = 0.
+    """The neuron all edits start from: k along the mean FFN input at the last prompt token, k.h = 1; v = 0.
 
     Returns float32 (2d or 2d + 1,).
     """
-    mean = batch.split.mlp_input[:, -batch.labels.shape[1]].float().mean(0)
+    mean = batch.split.ffn_input[:, -batch.labels.shape[1]].float().mean(0)
     start = torch.zeros(backbone.weight_size, device=mean.device)
     start[: backbone.hidden_size] = mean / mean.square().sum()
     return start
@@ -96,7 +96,7 @@ def answer_logits(
 
     vocabulary: int64 (tokens,), the tokens whose logits are wanted; all of them when not given.
     """
-    added = None if weights is None else neuron_output(batch.split.mlp_input, weights, backbone.activation)
+    added = None if weights is None else neuron_output(batch.split.ffn_input, weights, backbone.activation)
     return backbone.suffix(batch.split, added, batch.labels.shape[1], vocabulary)
 
 

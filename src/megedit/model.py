@@ -64,7 +64,7 @@ class MegModel:
         check_base(base, adapter.config)
         self.base, self.tokenizer, self.adapter = base, tokenizer, adapter
         self.backbone = Backbone(base, adapter.config.layer)
-        self._neuron = DynamicNeuron(self.backbone.mlp, self.backbone.activation)
+        self._neuron = DynamicNeuron(self.backbone.place, self.backbone.activation)
         self._enabled = True
         self._remembered: OrderedDict[str, tuple[Route, Tensor | None]] = OrderedDict()  # by query
         self.routes: list[Route] = []  # of the rows of the last batch that was answered with edits
@@ -218,11 +218,12 @@ class MegModel:
         template: that of the adapter when not given.
         Where the neuron leaves the prompt alone, all but its last token has been run already, for the edited model as
         for the base model: the keys and values are in `past_key_values`. What all prompts begin with (the template) was
-        run as one row, and the padding stands behind it.
+        run as one row, and the padding stands behind it, unless attention is local.
         """
         template = template or self.adapter.config.template
         rows = [self.tokenizer(template.format(query)).input_ids for query in queries]
-        shared = common_prefix([row[:-1] for row in rows]) if self.adapter.config.span == "answer" else 0
+        cut = self.adapter.config.span == "answer" and not self.backbone.local_attention
+        shared = common_prefix([row[:-1] for row in rows]) if cut else 0
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)

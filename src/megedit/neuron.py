@@ -1,8 +1,8 @@
 """The dynamic neuron: FFN'(h) = FFN(h) + act(k.h + b) v, with one (k, b, v) per row of the batch.
 
-Source: MeG (arXiv 2512.14395), section 3.3 and figure 2. The neuron is added by a forward hook on the MLP
-module, so the model's own code (attention kernels, KV cache, generation) stays as it is, and a row without a
-neuron gets the MLP's output untouched, bit for bit.
+Source: MeG (arXiv 2512.14395), section 3.3 and figure 2. The neuron is added by hooks on the modules of the FFN, so
+the model's own code (attention kernels, KV cache, generation) stays as it is, and a row without a neuron gets the FFN's
+output untouched, bit for bit.
 """
 
 from __future__ import annotations
@@ -56,10 +56,29 @@ class NeuronWeights:
 def neuron_output(hidden: Tensor, weights: NeuronWeights, activation: Activation) -> Tensor:
     """act(k.h + b) v for each row and position, computed in float32.
 
-    hidden: any float dtype (rows, positions, d), the MLP's input. Returns float32 (rows, positions, d).
+    hidden: any float dtype (rows, positions, d), the FFN's input. Returns float32 (rows, positions, d).
     """
     scores = torch.einsum("rpd,rd->rp", hidden.float(), weights.keys) + weights.biases[:, None]
     return activation(scores)[..., None] * weights.values[:, None, :]
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The FFN of one decoder layer: the module that its input h enters, and the one that its output leaves.
+
+    The two are one module in most families. Within the FFN the rows of a batch may stand one after the other, as
+    (rows * positions, d); the input of the layer tells how many there are.
+    """
+
+    layer: nn.Module
+    entry: nn.Module
+    exit: nn.Module
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states with which a module is called."""
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
 
 
 @dataclass
@@ -72,16 +91,29 @@ class _Active:
 
 
 class DynamicNeuron:
-    """The place of the neuron in a model: hooks one MLP module, idle until `active` gives it weights."""
+    """The place of the neuron in a model: hooks the FFN of one layer, idle until `active` gives it weights."""
 
-    def __init__(self, mlp: nn.Module, activation: Activation) -> None:
+    def __init__(self, place: FeedForward, activation: Activation) -> None:
         self._activation = activation
         self._active: _Active | None = None
-        self._hook = mlp.register_forward_hook(self._add_neuron)
+        self._shape, self._hidden = torch.Size(), torch.empty(0)  # of the forward call that is under way
+        self._hooks = [
+            place.layer.register_forward_pre_hook(self._keep_shape, with_kwargs=True),
+            place.entry.register_forward_pre_hook(self._keep_input, with_kwargs=True),
+            place.exit.register_forward_hook(self._add_neuron),
+        ]
 
     def detach(self) -> None:
-        """Take the hook off the model."""
-        self._hook.remove()
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _keep_shape(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._shape = first_input(args, kwargs).shape
+
+    def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._active is not None:
+            self._hidden = first_input(args, kwargs).reshape(self._shape)
 
     @contextmanager
     def active(
@@ -105,7 +137,7 @@ class DynamicNeuron:
         state = self._active
         if state is None:
             return None
-        hidden: Tensor = args[0]  # (rows * copies, positions, d)
+        hidden, self._hidden = self._hidden, torch.empty(0)  # (rows * copies, positions, d)
         copies = hidden.shape[0] // state.batch_size
         rows, start, weights = state.rows, state.start, state.weights
         if copies > 1:
@@ -115,9 +147,10 @@ class DynamicNeuron:
         columns = state.column + torch.arange(hidden.shape[1], device=hidden.device)
         state.column += hidden.shape[1]
 
-        mlp_output: Tensor = output[0] if isinstance(output, tuple) else output
+        ffn_output: Tensor = output[0] if isinstance(output, tuple) else output
         added = neuron_output(hidden[rows], weights, self._activation)
         added = added * (columns[None, :] >= start[:, None])[..., None]
-        edited = mlp_output.clone()
-        edited[rows] = (mlp_output[rows].float() + added).to(mlp_output.dtype)
+        edited = ffn_output.clone().view(hidden.shape)
+        edited[rows] = (edited[rows].float() + added).to(ffn_output.dtype)
+        edited = edited.view(ffn_output.shape)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
