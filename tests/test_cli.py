@@ -22,7 +22,7 @@ from megedit.errors import MegError
 
 cli = importlib.import_module("megedit.cli.app")
 LIFE = ["list", "log", "diff", "add", "update", "remove", "undo", "rollback", "consolidate", "explain"]
-COMMANDS = ["fit", "ask", "eval", "show", "demo", *LIFE]
+COMMANDS = ["fit", "ask", "eval", "show", "probe", "demo", *LIFE]
 
 
 def meg(*arguments: object) -> Result:
@@ -323,4 +323,4 @@ def test_main_tells_errors_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsy
     finally:
         signal.signal(signal.SIGINT, inherited)
     assert end.value.code == 130
-    assert capsys.readouterr().err == "Interrupted; a fit goes on when the same command is given again.\n"
+    assert capsys.readouterr().err == "Interrupted; a fit or probe goes on when the same command is given again.\n"

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import TOWNS, force_routing
 from megedit.adapter import load_adapter
+from megedit.batches import tokenize
 from megedit.edits import Edit, EditSet, Question
 from megedit.errors import MegError
 from megedit.evaluate import (
@@ -33,7 +34,6 @@ from megedit.evaluate import (
 from megedit.evaluate.evaluation import run, summarise
 from megedit.evaluate.protocols import Metric
 from megedit.evaluate.subjects import MegSubject
-from megedit.fit import tokenize
 from megedit.model import MegModel
 from megedit.pseudo import text_key
 from megedit.template import Template

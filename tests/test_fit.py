@@ -21,10 +21,11 @@ import megedit.adapter
 import megedit.workspace
 from conftest import Fitted
 from megedit.adapter import Adapter, load_adapter
+from megedit.batches import encode_answer, tokenize
 from megedit.collect import Collected
 from megedit.edits import Edit, EditSet
 from megedit.errors import MegError
-from megedit.fit import FitSettings, calibration_texts, encode_answer, tokenize
+from megedit.fit import FitSettings, calibration_texts
 from megedit.ledger import reading
 from megedit.pseudo import PseudoFact, PseudoKnowledge
 from megedit.template import Template
@@ -69,7 +70,7 @@ def test_an_interrupted_fit_goes_on(
         resumed.setattr(fitting, "collect", kill)
         with caplog.at_level(logging.INFO, "megedit"):
             fitted.fit(tmp_path / "adapter")
-    assert "Continuing the interrupted fit" in caplog.text
+    assert "Continuing the interrupted run" in caplog.text
     assert_same_tensors(tmp_path / "adapter", fitted.adapter)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
@@ -105,6 +106,7 @@ def test_stage_costs_are_recorded(fitted: Fitted) -> None:
     stages = load_adapter(fitted.adapter).config.record["stages"]
     assert list(stages) == [
         "Loading the base model",
+        "Probing layers",
         "Tuning the text encoder",
         "Collecting neurons",
         "Calibrating the router",

@@ -39,6 +39,7 @@ from megedit.edits import Edit
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.familiarity import Calibration, Enrolled, FamiliarityNetwork, FamiliaritySettings, Router
+from megedit.files import write_whole
 from megedit.generator import GeneratorSettings, WeightGenerator
 from megedit.ledger import FILE as LEDGER_FILE
 from megedit.ledger import EditRecord, Ledger, Status, reading
@@ -347,15 +348,13 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
 
 
 def write_card(folder: Path) -> None:
-    """Write the README of an adapter folder, under a temporary name first."""
+    """Write the README of an adapter folder."""
     config = read_config(folder)
     with reading(folder) as ledger:
         counts, log = ledger.counts(), ledger.operations()
         failed = [record.edit.id for record in ledger.records(status="failed")]
     card = model_card(config, counts, failed, log[0].source, log[-1].revision)
-    partial = folder / "README.md.partial"
-    partial.write_text(card, "utf-8")
-    partial.replace(folder / "README.md")
+    write_whole(folder / "README.md", card)
 
 
 def model_card(

@@ -12,8 +12,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from megedit.backbone import Backbone, Split
+from megedit.edits import Edit
+from megedit.errors import MegError
+from megedit.template import Template
 
 IGNORED = -100  # label of a position that holds no answer token
 SHORT_ANSWER = 8  # tokens; a batch of longer answers has fewer rows, so that its logits take no more memory
@@ -27,6 +31,31 @@ class Example:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, template: Template, edit: Edit) -> Example:
+    """The edit's prompt in the template and its answer, ended as the model ends one, as token ids.
+
+    Raises MegError when the tokenizer cannot encode the text.
+    """
+    prompt_ids, answer_ids = encode_answer(tokenizer, template.format(edit.prompt), template.answer(edit.target))
+    if edit.target not in tokenizer.decode(answer_ids) or not answer_ids:
+        raise MegError(
+            f"The target of edit {edit.id}, {edit.target!r}, cannot be encoded by the base model's tokenizer."
+        )
+    return Example(tuple(prompt_ids), (*answer_ids, tokenizer.eos_token_id))
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of the answer as it is encoded behind that prompt, without an end of text."""
+    prompt_ids = tokenizer(prompt).input_ids
+    whole = tokenizer(prompt + answer).input_ids
+    if whole[-1] == tokenizer.eos_token_id:  # a tokenizer that ends every text
+        whole, prompt_ids = whole[:-1], prompt_ids[:-1]
+    if whole[: len(prompt_ids)] == prompt_ids:
+        return prompt_ids, whole[len(prompt_ids) :]
+    # the boundary fell inside a token
+    return prompt_ids, tokenizer(answer, add_special_tokens=False).input_ids
 
 
 @dataclass(frozen=True)

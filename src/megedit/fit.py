@@ -1,6 +1,7 @@
 """Fitting an adapter: the stages of MeG in order, each kept as it is finished, so that a killed run goes on.
 
-edits -> encoder tuned -> neurons collected -> router calibrated and trained -> generator trained -> adapter
+edits -> layer chosen -> encoder tuned -> neurons collected -> router calibrated and trained -> generator trained
+-> adapter
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from megedit.adapter import (
     Adapter,
@@ -29,16 +29,16 @@ from megedit.adapter import (
     write_card,
     write_unchanging,
 )
-from megedit.backbone import Backbone, find_decoder_layers
+from megedit.backbone import Backbone
 from megedit.base import fingerprint, load_base, resolve_folder
-from megedit.batches import Example, Prepared
+from megedit.batches import Prepared, tokenize
 from megedit.collect import (
     CollectionSettings,
     answer_leads_of,
     collect,
     prepare_all,
 )
-from megedit.edits import Edit, EditSet
+from megedit.edits import EditSet
 from megedit.encoder import EncoderSettings, TextEncoder
 from megedit.errors import MegError
 from megedit.familiarity import (
@@ -54,6 +54,7 @@ from megedit.familiarity import (
 from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
 from megedit.ledger import EditRecord, Entry, changing, create
 from megedit.names import SubjectIndex
+from megedit.probe import choose_layer
 from megedit.progress import Stages
 from megedit.pseudo import (
     OtherQuestions,
@@ -77,7 +78,7 @@ ANSWERED_LEAD = 1.0  # logits; a generated neuron counts when its answer leads b
 class FitSettings:
     """All settings of a fit."""
 
-    layer: int | None = field(default=None, metadata={"help": "decoder layer of the neuron; two thirds of the depth"})
+    layer: int | None = field(default=None, metadata={"help": "decoder layer of the neuron; known or probed"})
     template: str = field(default="auto", metadata={"help": "auto, chat, question, raw, or a text with {query} in it"})
     instruction: str = field(
         default="Answer in a few words: ", metadata={"help": "stands before the query in the chat template"}
@@ -113,8 +114,8 @@ def fit(
     stages = stages or Stages()
     with stages.stage("Loading the base model"):
         model, tokenizer = load_base(base, dtype=dtype, device=device)
-    layer = settings.layer if settings.layer is not None else round(len(find_decoder_layers(model)) * 2 / 3)
-    backbone = Backbone(model, layer)
+    if settings.layer is not None:
+        Backbone(model, settings.layer)  # out of range? then before anything is written
     template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
     examples, pad_id = [tokenize(tokenizer, template, edit) for edit in edits], tokenizer.pad_token_id
     pseudo = (pseudo or load_pseudo_knowledge()).without(edits)
@@ -130,6 +131,18 @@ def fit(
     }
     work = Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest())
     stages.keep_costs(work.folder / "costs.json")
+
+    place: dict[str, Any] = {"layer": settings.layer, "why": "as it was set"}
+    if settings.layer is None:
+
+        def find_place() -> dict[str, Any]:
+            noise, collection = training.noise, settings.collection
+            layer, why = choose_layer(model, tokenizer, template, edits, noise, collection, settings.seed, stages)
+            return {"layer": layer, "why": why}
+
+        place = work.json("layer", find_place)
+        logger.info("The neuron goes in layer %s: %s.", place["layer"], place["why"])
+    backbone = Backbone(model, place["layer"])
 
     encoder_folder = work.folder / "encoder"
     if not encoder_folder.exists():
@@ -204,7 +217,7 @@ def fit(
     config = AdapterConfig(
         base=_absolute(base),
         base_fingerprint=base_id,
-        layer=layer,
+        layer=backbone.layer,
         hidden_size=backbone.hidden_size,
         weight_size=backbone.weight_size,
         span=settings.collection.span,
@@ -217,6 +230,7 @@ def fit(
         settings=asdict(settings),
         record={
             "source": edits.source,
+            "layer": place["why"],
             "stages": stages.costs,
             "generator_training": training_record,
             "versions": {name: _version(name) for name in ("megedit", "torch", "transformers", "diffusers")},
@@ -254,31 +268,6 @@ def answer_check(
         return float((leads >= ANSWERED_LEAD).float().mean())
 
     return answered
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, template: Template, edit: Edit) -> Example:
-    """The edit's prompt in the template and its answer, ended as the model ends one, as token ids.
-
-    Raises MegError when the tokenizer cannot encode the text.
-    """
-    prompt_ids, answer_ids = encode_answer(tokenizer, template.format(edit.prompt), template.answer(edit.target))
-    if edit.target not in tokenizer.decode(answer_ids) or not answer_ids:
-        raise MegError(
-            f"The target of edit {edit.id}, {edit.target!r}, cannot be encoded by the base model's tokenizer."
-        )
-    return Example(tuple(prompt_ids), (*answer_ids, tokenizer.eos_token_id))
-
-
-def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of the answer as it is encoded behind that prompt, without an end of text."""
-    prompt_ids = tokenizer(prompt).input_ids
-    whole = tokenizer(prompt + answer).input_ids
-    if whole[-1] == tokenizer.eos_token_id:  # a tokenizer that ends every text
-        whole, prompt_ids = whole[:-1], prompt_ids[:-1]
-    if whole[: len(prompt_ids)] == prompt_ids:
-        return prompt_ids, whole[len(prompt_ids) :]
-    # the boundary fell inside a token
-    return prompt_ids, tokenizer(answer, add_special_tokens=False).input_ids
 
 
 def calibration_texts(

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from megedit.adapter import Adapter, load_adapter, write_card
 from megedit.backbone import Backbone
-from megedit.batches import Example
+from megedit.batches import Example, tokenize
 from megedit.collect import collect
 from megedit.conflicts import Choice, Conflict, Resolve, find_conflicts, resolved
 from megedit.edits import Edit, EditSet, normalise_query
 from megedit.errors import MegError
-from megedit.fit import tokenize
 from megedit.ledger import Change, Changed, EditRecord, Entry, changing, reading
 from megedit.progress import Stages
 from megedit.vectors import EditVectors

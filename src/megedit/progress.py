@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from megedit.files import write_whole
+
 Advance = Callable[[int], None]
 
 
@@ -49,9 +51,7 @@ class Stages:
         }
         if self._kept:
             with suppress(OSError):  # a full disk is reported by the stage's own result
-                partial = self._kept.with_suffix(".partial")
-                partial.write_text(json.dumps(self.costs), "utf-8")
-                partial.replace(self._kept)
+                write_whole(self._kept, json.dumps(self.costs))
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:

@@ -14,20 +14,21 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from megedit.errors import MegError
+from megedit.files import write_whole
 from megedit.tensors import load_tensors, save_tensors
 
 logger = logging.getLogger("megedit")
 
 
 class Workspace:
-    """Finished stages of a fit, beside the adapter to be: `.NAME.fit/`; started anew when the input has changed."""
+    """Finished stages of a run, beside its result to be: `.NAME.fit/`; started anew when the input has changed."""
 
     def __init__(self, out: Path, key: str) -> None:
         self.folder = out.parent / f".{out.name}.fit"
         path = self.folder / "key"
         with self._clear_errors():
             if path.is_file() and path.read_text() == key:
-                logger.info("Continuing the interrupted fit in %s.", self.folder)
+                logger.info("Continuing the interrupted run in %s.", self.folder)
                 return
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
@@ -48,9 +49,7 @@ class Workspace:
         if not path.exists():
             text = json.dumps(compute())
             with self._clear_errors():
-                partial = path.with_suffix(".partial")
-                partial.write_text(text, "utf-8")
-                partial.replace(path)
+                write_whole(path, text)
         return dict(json.loads(path.read_text("utf-8")))
 
     @contextmanager

