@@ -125,8 +125,8 @@ def test_stage_costs_are_recorded(fitted: Fitted) -> None:
 def failing(*failed: int) -> Callable[..., Collected]:
     collect = fitting.collect
 
-    def fails(*args: Any) -> Collected:
-        collected: Collected = collect(*args)
+    def fails(*args: Any, **options: Any) -> Collected:
+        collected: Collected = collect(*args, **options)
         collected.leads[list(failed)] = -1.0
         return collected
 

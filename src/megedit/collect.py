@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor
 from megedit.backbone import Backbone
 from megedit.batches import IGNORED, Example, Prepared, Span, batch_units, prepare
 from megedit.neuron import NeuronWeights, neuron_output
+from megedit.processes import ALONE, Processes
+from megedit.progress import Advance
 
 REVIEW = 8  # steps between two looks at the whole vocabulary
 START_SAMPLE = 64  # edits whose mean is the neuron that all start from
@@ -219,6 +222,8 @@ def prepare_all(
 
 
 Keep = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+Compute = Callable[[list[int]], dict[str, Tensor]]
+Result = tuple[list[int], dict[str, Tensor]]
 
 
 def collect(
@@ -229,12 +234,14 @@ def collect(
     progress: Callable[[int], None] = lambda done: None,
     keep: Keep = lambda name, compute: compute(),
     known: Mapping[tuple[int, ...], Tensor] = MappingProxyType({}),
+    processes: Processes = ALONE,
 ) -> Collected:
     """Collect a neuron for every example; one that fails is tried again, alone and with more steps.
 
     What still fails has a lead of 0 or less in the result. progress: called with the number of edits just finished.
     keep: given the name of a batch and what computes its result, returns the result; it may have it from before.
     known: by answer, a neuron (float32 (L,)) that says it for other edits already, and is shared where it can be.
+    processes: each collects some of the batches and takes over the others' with `keep`, which must then share them.
     """
     spread = torch.linspace(0, len(examples) - 1, min(len(examples), START_SAMPLE)).long().tolist()
     start = shared_start(backbone, prepare(backbone, examples, spread, settings.span, pad_id))
@@ -244,32 +251,40 @@ def collect(
     new = [members for answer, members in targets.items() if answer not in known]
     groups = [members[: settings.shared] for members in new] if settings.shared else []
     of_target = {answer: weights.to(start.device) for answer, weights in known.items()}
-    for number, units in enumerate(batch_units(examples, groups, settings.batch_size)):
-        chosen = [groups[unit] for unit in units]
 
-        def share(chosen: list[list[int]] = chosen) -> dict[str, Tensor]:
-            return _shared(backbone, examples, chosen, start, settings, pad_id)
+    def each(name: str, batches: list[list[int]], compute: Compute, done: Advance) -> Iterator[Result]:
+        """Every batch with its result; this process's own ones are computed first."""
+        jobs = [(f"{name}-{number:05}", batch) for number, batch in enumerate(batches)]
+        for job, batch in processes.own(jobs) if processes.count > 1 else ():
+            keep(job, partial(compute, batch))
+            done(len(batch))
+        processes.wait()
+        for number, (job, batch) in enumerate(jobs):
+            yield batch, keep(job, partial(compute, batch))
+            if processes.count == 1 or number % processes.count != processes.rank:
+                done(len(batch))
 
-        found = keep(f"shared-{number:05}", share)
-        for members, weights in zip(chosen, found["weights"].to(start.device), strict=True):
-            of_target[examples[members[0]].answer] = weights
+    def share(units: list[int]) -> dict[str, Tensor]:
+        return _shared(backbone, examples, [groups[unit] for unit in units], start, settings, pad_id)
+
+    for units, found in each("shared", batch_units(examples, groups, settings.batch_size), share, lambda done: None):
+        for unit, weights in zip(units, found["weights"].to(start.device), strict=True):
+            of_target[examples[groups[unit][0]].answer] = weights
+
+    def finish(indices: list[int]) -> dict[str, Tensor]:
+        own = torch.stack([of_target.get(examples[i].answer, start) for i in indices])
+        batch = prepare(backbone, examples, indices, settings.span, pad_id)
+        return asdict(_alone(backbone, batch, own, start, settings))
 
     result = Collected(
         torch.zeros(len(examples), backbone.weight_size),
         torch.zeros(len(examples)),
         torch.zeros(len(examples), dtype=torch.long),
     )
-    for number, indices in enumerate(batch_units(examples, [[i] for i in range(len(examples))], settings.batch_size)):
-
-        def finish(indices: list[int] = indices) -> dict[str, Tensor]:
-            own = torch.stack([of_target.get(examples[i].answer, start) for i in indices])
-            batch = prepare(backbone, examples, indices, settings.span, pad_id)
-            return asdict(_alone(backbone, batch, own, start, settings))
-
-        found = keep(f"neurons-{number:05}", finish)
+    alone = batch_units(examples, [[i] for i in range(len(examples))], settings.batch_size)
+    for indices, found in each("neurons", alone, finish, progress):
         result.weights[indices], result.leads[indices] = found["weights"], found["leads"]
         result.steps[indices] = found["steps"].long()
-        progress(len(indices))
     return result
 
 

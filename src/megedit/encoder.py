@@ -2,8 +2,8 @@
 
 Source: MeG (arXiv 2512.14395), section 3.1: InfoNCE on pseudo-knowledge, facts that are not edited. Positives are
 rephrases, half of them behind a noise sentence; negatives are the other facts of the batch, which come from two
-relations only, and for each fact one neighbourhood prompt or one other question about the same subject. Loss and
-trainer are those of sentence-transformers.
+relations only, and for each fact one neighbourhood prompt or one other question about the same subject. The loss is
+that of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -17,33 +17,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
-from torch.utils.data import SequentialSampler
-from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback
 
+from megedit.checkpoint import NOWHERE, Checkpoint, Run, set_rate
 from megedit.errors import MegError
-from megedit.precision import default_dtype, mixed_precision
+from megedit.precision import mixed_precision
+from megedit.processes import ALONE, Processes
 from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge
 from megedit.tensors import load_tensors, save_tensors
 
 RELATIONS_PER_BATCH = 2
+CHECKPOINT_EVERY = 25  # steps
 WEIGHTS = "weights.safetensors"
 
 
@@ -125,43 +119,52 @@ class TextEncoder:
         save_tensors(transformer.auto_model.state_dict(), Path(folder) / WEIGHTS, packed=True)
 
     def tune(
-        self, pseudo: PseudoKnowledge, settings: EncoderSettings, seed: int, progress: Callable[[int], None]
+        self,
+        pseudo: PseudoKnowledge,
+        settings: EncoderSettings,
+        seed: int,
+        progress: Callable[[int], None] = lambda done: None,
+        checkpoint: Checkpoint = NOWHERE,
+        processes: Processes = ALONE,
     ) -> None:
         """Tune the encoder in place with InfoNCE; `progress` is called with the number of steps just done.
 
+        The rows of a batch are divided among the processes; each fact has the facts of all of them as negatives.
         Raises MegError when the pseudo-knowledge is too small for one batch.
         """
         if settings.steps == 0:
             return
         rows = list(training_triples(pseudo, settings, seed))
-        self.model.model_card_data.widget = [{}]  # no model card is written: do not look for examples to put in it
-        names = ("anchor", "positive", "negative")
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = SentenceTransformerTrainingArguments(
-                output_dir=folder,
-                max_steps=settings.steps,
-                per_device_train_batch_size=settings.batch_size,
-                learning_rate=settings.lr,
-                warmup_steps=settings.steps // 10,
-                batch_sampler=_in_order,
-                bf16=default_dtype(self.model.device) == torch.bfloat16,
-                use_cpu=self.model.device.type == "cpu",
-                seed=seed,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            )
-            trainer = SentenceTransformerTrainer(
-                model=self.model,
-                args=arguments,
-                train_dataset=Dataset.from_dict({name: [row[i] for row in rows] for i, name in enumerate(names)}),
-                loss=MultipleNegativesRankingLoss(self.model, scale=1 / settings.temperature),
-                callbacks=[_Progress(progress)],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
+        device, warmup = self.model.device, settings.steps // 10
+        infonce = MultipleNegativesRankingLoss(
+            self.model, scale=1 / settings.temperature, gather_across_devices=processes.count > 1
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.model.train()
+            optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
+            run, first = Run({"encoder": self.model}, optimizer, torch.Generator()), 0
+            if state := checkpoint.load():
+                run.restore(state)
+                first = int(state["step"])
+                progress(first)
+            for step in range(first, settings.steps):
+                left = (settings.steps - step) / (settings.steps - warmup)
+                set_rate(optimizer, settings.lr * min((step + 1) / (warmup + 1), left))
+                batch = rows[step * settings.batch_size : (step + 1) * settings.batch_size]
+                batch = batch[: len(batch) // processes.count * processes.count]
+                columns = zip(*processes.own(batch), strict=True)
+                features = [batch_to_device(self.model.preprocess(list(texts)), device) for texts in columns]
+                with mixed_precision(device):
+                    loss = infonce(features, torch.empty(0))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                processes.average_gradients(self.model.parameters())
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                optimizer.step()
+                progress(1)
+                if (step + 1) % CHECKPOINT_EVERY == 0:
+                    checkpoint.save(run.state(step=torch.tensor(step + 1)))
         self.model.eval()
 
 
@@ -200,19 +203,6 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
             if negative is None:
                 negative = chance.choice(others or pseudo.unrelated or tuple(f.prompt for f in pool if f is not fact))
             yield rephrase, fact.prompt, negative
-
-
-def _in_order(dataset: Dataset, batch_size: int, drop_last: bool, **_: Any) -> DefaultBatchSampler:
-    """The triples are already in the order of their batches."""
-    return DefaultBatchSampler(SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
-
-
-class _Progress(TrainerCallback):
-    def __init__(self, progress: Callable[[int], None]) -> None:
-        self._progress = progress
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self._progress(1)
 
 
 @contextmanager

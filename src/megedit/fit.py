@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from megedit.adapter import (
@@ -55,6 +56,7 @@ from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, re
 from megedit.ledger import EditRecord, Entry, changing, create
 from megedit.names import SubjectIndex
 from megedit.probe import choose_layer
+from megedit.processes import Processes, launched
 from megedit.progress import Stages
 from megedit.pseudo import (
     OtherQuestions,
@@ -107,11 +109,13 @@ def fit(
 
     pseudo: facts that are not edited, for the encoder and the router; the shipped ones by default. Whatever belongs
     to an edited fact is taken out of them first. A run that was interrupted is continued when called again with the
-    same input and settings. Raises MegError for input that cannot be used.
+    same input and settings. Started as several processes by `accelerate launch` or `torchrun`, they share the work;
+    `out` must then be on a disk that all of them see. Raises MegError for input that cannot be used.
     """
-    out = Path(out)
+    out, processes = Path(out), launched(device)
+    device = processes.device
     check_replaceable(out, overwrite)
-    stages = stages or Stages()
+    stages = (stages or Stages()) if processes.main else Stages(Console(quiet=True))
     with stages.stage("Loading the base model"):
         model, tokenizer = load_base(base, dtype=dtype, device=device)
     if settings.layer is not None:
@@ -129,8 +133,9 @@ def fit(
         "dtype": str(model.dtype),
         "version": _version("megedit"),
     }
-    work = Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest())
-    stages.keep_costs(work.folder / "costs.json")
+    work = Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest(), processes)
+    if processes.main:
+        stages.keep_costs(work.folder / "costs.json")
 
     place: dict[str, Any] = {"layer": settings.layer, "why": "as it was set"}
     if settings.layer is None:
@@ -145,19 +150,24 @@ def fit(
     backbone = Backbone(model, place["layer"])
 
     encoder_folder = work.folder / "encoder"
-    if not encoder_folder.exists():
-        encoder = TextEncoder(resolve_folder(settings.encoder.name), device=device)
+    if work.missing("encoder"):
+        tuned = TextEncoder(resolve_folder(settings.encoder.name), device=device)
         with stages.stage("Tuning the text encoder", settings.encoder.steps) as advance:
-            encoder.tune(training, settings.encoder, settings.seed, advance)
-        with work.writing("encoder") as partial:
-            encoder.save(partial)
-            (partial / "pooling").write_text(encoder.pooling)
+            checkpoint = work.checkpoint("encoder")
+            tuned.tune(training, settings.encoder, settings.seed, advance, checkpoint, processes)
+
+        def save_tuned(folder: Path) -> None:
+            tuned.save(folder)
+            (folder / "pooling").write_text(tuned.pooling)
+
+        work.files("encoder", save_tuned)
     encoder = TextEncoder(encoder_folder, (encoder_folder / "pooling").read_text(), device)
     encoder.model.requires_grad_(False)
 
     def collect_neurons() -> dict[str, Tensor]:
         with stages.stage("Collecting neurons", len(edits)) as advance:
-            return asdict(collect(backbone, examples, settings.collection, pad_id, advance, work.tensors))
+            how = settings.collection
+            return asdict(collect(backbone, examples, how, pad_id, advance, work.shard, processes=processes))
 
     neurons = work.tensors("neurons", collect_neurons)
     active = (neurons["leads"] > 0).nonzero()[:, 0]
@@ -191,13 +201,16 @@ def fit(
     checked = prepare_all(backbone, [examples[i] for i in active[chosen]], settings.collection, pad_id)
     answered = answer_check(backbone, checked, vectors[chosen.to(device)])
     generator, training_record = _fit_generator(
-        work, stages, backbone, neurons["weights"][active].to(device), conditions, settings, answered
+        work, stages, backbone, neurons["weights"][active].to(device), conditions, settings, answered, processes
     )
 
     def check_neurons() -> dict[str, Tensor]:
         with stages.stage("Checking generated neurons", len(active)) as advance:
-            batches = prepare_all(backbone, [examples[i] for i in active], settings.collection, pad_id)
-            return {"leads": answer_leads_of(backbone, batches, generator.sample(vectors), advance)}
+            rows, leads = processes.own(torch.arange(len(active))), torch.zeros(len(active))
+            batches = prepare_all(backbone, [examples[i] for i in active[rows]], settings.collection, pad_id)
+            sampled = generator.sample(vectors[rows.to(device)])
+            leads[rows] = answer_leads_of(backbone, batches, sampled, advance)
+            return {"leads": processes.sum(leads)}
 
     generated = torch.zeros(len(edits), dtype=torch.bool)
     generated[active] = work.tensors("generated", check_neurons)["leads"] >= ANSWERED_LEAD
@@ -240,14 +253,15 @@ def fit(
     rows = dict(zip(active.tolist(), kept.rows(), strict=True))
     entries = [Entry(record, rows.get(i, b""), neurons["weights"][i]) for i, record in enumerate(records)]
 
-    with replacing_folder(out, overwrite) as folder:
-        write_unchanging(folder, config, encoder, seen)
-        create(folder)
-        with changing(folder, "fit", edits.source) as change:
-            change.add(entries)
-            change.set_model(*save_model(folder, 1, network, generator))
-            change.note(active=len(active), failed=len(edits) - len(active))
-        write_card(folder)
+    if processes.main:
+        with replacing_folder(out, overwrite) as folder:
+            write_unchanging(folder, config, encoder, seen)
+            create(folder)
+            with changing(folder, "fit", edits.source) as change:
+                change.add(entries)
+                change.set_model(*save_model(folder, 1, network, generator))
+                change.note(active=len(active), failed=len(edits) - len(active))
+            write_card(folder)
     work.remove()
     return load_adapter(out, device)
 
@@ -352,6 +366,7 @@ def _fit_generator(
     conditions: Conditions,
     settings: FitSettings,
     answered: Callable[[WeightGenerator], float],
+    processes: Processes,
 ) -> tuple[WeightGenerator, dict[str, Any]]:
     record: dict[str, Any] = {}
 
@@ -366,6 +381,8 @@ def _fit_generator(
                 settings.seed,
                 answered,
                 advance,
+                checkpoint=work.checkpoint("generator"),
+                processes=processes,
             )
         record.update(work.json("generator_training", lambda: asdict(history)))
         return generator.state_dict()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from megedit.generator.denoiser import build_denoiser
 from megedit.generator.settings import GeneratorSettings
 from megedit.precision import mixed_precision
+from megedit.processes import ALONE, Processes
 
 SAMPLED_AT_ONCE = 1024  # queries; bounds the memory of sampling
 
@@ -63,8 +64,13 @@ class WeightGenerator(nn.Module):
     def standardise(self, weights: Tensor) -> Tensor:
         return (weights - self.mean) / self.scale
 
-    def loss(self, weights: Tensor, vectors: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the denoiser on noised, standardised weights (B, L), given query vectors (B, C)."""
+    def loss(
+        self, weights: Tensor, vectors: Tensor, generator: torch.Generator, processes: Processes = ALONE
+    ) -> Tensor:
+        """Mean squared error of the denoiser on noised, standardised weights (B, L), given query vectors (B, C).
+
+        Of several processes, each takes its part of the rows; all draw the random numbers of the whole batch.
+        """
         clean = self.standardise(weights)
         condition = self._condition(vectors)
         condition = condition + self.settings.condition_noise * _randn_like(condition, generator)
@@ -72,6 +78,7 @@ class WeightGenerator(nn.Module):
         towards_noise = 1 - torch.rand(len(clean), generator=generator) ** self.settings.timestep_bias
         timesteps = (self.settings.train_timesteps * towards_noise).long().clamp(max=self.settings.train_timesteps - 1)
         timesteps = timesteps.to(clean.device)
+        clean, condition, noise, timesteps = map(processes.own, (clean, condition, noise, timesteps))
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         predicted = self.denoiser(noisy, timesteps, condition)
         if self.settings.prediction == "v_prediction":

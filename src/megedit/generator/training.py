@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from megedit.checkpoint import NOWHERE, Checkpoint, Run, set_rate
 from megedit.generator.conditions import Conditions
 from megedit.generator.diffusion import WeightGenerator
 from megedit.generator.settings import GeneratorSettings
 from megedit.precision import mixed_precision
+from megedit.processes import ALONE, Processes
 from megedit.tensors import distinct_rows
 
+LAST_RATE = 1 / 20  # of the learning rate, to which it falls along a cosine
 FAR_OFF = 0.5  # mean squared error of standardised weights, whose variance is 1
 
 
@@ -38,6 +42,8 @@ def train_generator(
     answered: Callable[[WeightGenerator], float],
     progress: Callable[[int], None] = lambda done: None,
     start: WeightGenerator | None = None,
+    checkpoint: Checkpoint = NOWHERE,
+    processes: Processes = ALONE,
 ) -> tuple[WeightGenerator, TrainingRecord]:
     """Learn weights (float32 (edits, L)) from conditions.
 
@@ -48,6 +54,7 @@ def train_generator(
     start: a generator that knows most of the edits already; training goes on from there, and settles at once.
     answered: the share of edits whose neuron, sampled from the given generator, gives the edit's answer. Training
     stops at two checks in a row at 1.0, or at `settings.training_steps`; the sampler checked is the one that ships.
+    checkpoint: keeps the state of the training at every check. The rows of a batch are divided among the processes.
     Returns the averaged generator (evaluation mode, best check) and the record.
     """
     chance = torch.Generator().manual_seed(seed)
@@ -61,24 +68,32 @@ def train_generator(
         average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
         total = settings.training_steps(len(weights))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total, eta_min=settings.lr / 20)
         losses: list[float] = []
         shares: list[float] = []
-        best: WeightGenerator | None = None
+        best = copy.deepcopy(generator)
+        modules = {"generator": generator, "average": average, "best": best}
+        run, first = Run(modules, optimizer, chance), 1
 
         def settled(shipped: WeightGenerator) -> Tensor:
             return 1 + (settings.focus - 1) * far_off(shipped, weights, conditions.queries).float()
 
         running, odds = 0.0, neuron_frequencies(weights) ** -settings.balance if start is None else settled(start)
-        for step in range(1, total + 1):
+        if state := checkpoint.load():
+            run.restore(state)
+            first, odds = int(state["step"]) + 1, state["odds"]
+            losses, shares = state["losses"].tolist(), state["shares"].tolist()
+            progress(first - 1)
+        for step in range(first, total + 1):
+            cosine = (1 + math.cos(math.pi * (step - 1) / total)) / 2
+            set_rate(optimizer, settings.lr * (LAST_RATE + (1 - LAST_RATE) * cosine))
             batch = torch.multinomial(odds, settings.batch_size, replacement=True, generator=chance)
             with mixed_precision(weights.device):
-                loss = generator.loss(weights[batch], conditions.draw(batch, chance), chance)
+                loss = generator.loss(weights[batch], conditions.draw(batch, chance), chance, processes)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            processes.average_gradients(generator.parameters())
             torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
             average.update_parameters(generator)
             running += loss.item()
             progress(1)
@@ -87,14 +102,15 @@ def train_generator(
                 running = 0.0
                 shipped = cast(WeightGenerator, average.module)
                 share = answered(shipped.eval())
-                if best is None or share >= max(shares):
-                    best = copy.deepcopy(shipped)
+                if not shares or share >= max(shares):
+                    best.load_state_dict(shipped.state_dict())
                 shares.append(share)
                 if len(shares) > 1 and shares[-1] == shares[-2] == 1.0:
                     break
                 if step >= (1 - settings.settle) * total:
                     odds = settled(shipped)
-    assert best is not None
+                lists = {"losses": torch.tensor(losses).double(), "shares": torch.tensor(shares).double()}
+                checkpoint.save(run.state(step=torch.tensor(step), odds=odds, **lists))
     return best.eval().requires_grad_(False), TrainingRecord(step, tuple(losses), tuple(shares))
 
 

@@ -1,0 +1,63 @@
+"""The state of a training run as tensors, so that a run that was killed goes on as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run keeps its state; by default nowhere. load: None where nothing was saved."""
+
+    load: Callable[[], State | None] = lambda: None
+    save: Callable[[State], None] = lambda state: None
+
+
+NOWHERE = Checkpoint()
+
+
+class Run:
+    """What decides how a training run goes on: weights, the optimiser's moments, random numbers."""
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, chance: torch.Generator
+    ) -> None:
+        self._modules, self._optimizer, self._chance = modules, optimizer, chance
+
+    def state(self, **more: Tensor) -> State:
+        """All of it, and what else the caller needs. The tensors are copies."""
+        found = {f"{name}/{key}": value for name, module in self._modules.items() for key, value in _of(module)}
+        for number, moments in self._optimizer.state_dict()["state"].items():
+            found |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+        found |= {"random/own": self._chance.get_state(), "random/torch": torch.get_rng_state(), **more}
+        return {name: value.detach().cpu().clone() for name, value in found.items()}
+
+    def restore(self, state: State) -> None:
+        """Take up what `state` gave."""
+        for name, module in self._modules.items():
+            module.load_state_dict({key: state[f"{name}/{key}"] for key, _ in _of(module)})
+        whole = self._optimizer.state_dict()
+        moments: dict[int, State] = {}
+        for key, value in state.items():
+            if key.startswith("optimizer/"):
+                _, number, name = key.split("/")
+                moments.setdefault(int(number), {})[name] = value
+        self._optimizer.load_state_dict({**whole, "state": moments})
+        self._chance.set_state(state["random/own"])
+        torch.set_rng_state(state["random/torch"])
+
+
+def _of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(key, value) for key, value in module.state_dict().items() if isinstance(value, Tensor)]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
