@@ -41,13 +41,14 @@ FILES = {
     "encoder/weights.safetensors",
     "encoder/tokenizer.json",
     "encoder/tokenizer_config.json",
+    "fit.log",
     "ledger.db",
     MODEL,
     "seen.safetensors",
 }
 
 
-UNCHANGING = {name for name in FILES if name.startswith("encoder")} | {"seen.safetensors"}
+UNCHANGING = {name for name in FILES if name.startswith("encoder")} | {"fit.log", "seen.safetensors"}
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

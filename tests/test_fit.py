@@ -25,9 +25,9 @@ from megedit.batches import encode_answer, tokenize
 from megedit.collect import Collected
 from megedit.edits import Edit, EditSet
 from megedit.errors import MegError
-from megedit.fit import FitSettings, calibration_texts
+from megedit.fit import FitSettings
 from megedit.ledger import reading
-from megedit.pseudo import PseudoFact, PseudoKnowledge
+from megedit.pseudo import PseudoFact, PseudoKnowledge, calibration_texts
 from megedit.template import Template
 from tiny import LLAMA_2, tiny_tokenizer
 
@@ -116,6 +116,13 @@ def test_stage_costs_are_recorded(fitted: Fitted) -> None:
         "Checking generated neurons",
     ]
     assert all(cost["seconds"] >= 0 and cost["peak_memory_mb"] > 0 for cost in stages.values())
+
+
+def test_the_log_of_the_run(fitted: Fitted) -> None:
+    lines = (fitted.adapter / "fit.log").read_text("utf-8").splitlines()
+    assert "Fit of edits (8 edits) to" in lines[0] and "sample_steps" in lines[0]
+    assert any("INFO Training the generator: begun" in line for line in lines)
+    assert sum("peak memory" in line for line in lines) == 8
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
     meg_config.json       base model, layer, template, settings, calibration, sha256 of what never changes
     ledger.db             every edit, its vector and collected neuron, and what was done when (ledger.py)
     model-NNNN.safetensors  familiarity network and weight generator as of revision NNNN (eight bits a number)
+    fit.log               when each stage of the fit began and ended, and its warnings
     seen.safetensors      keys of the texts that encoder and router were tuned on, to refuse evaluating on them
     encoder/              the tuned text encoder (eight bits a number), its configuration and tokenizer
     README.md             model card
@@ -49,8 +50,9 @@ from megedit.vectors import EditVectors
 
 FORMAT_VERSION = 3
 CONFIG = "meg_config.json"
+LOG = "fit.log"
 _NEEDED = ("seen.safetensors", "encoder/config.json", "encoder/weights.safetensors")
-_HUB_FILES = (CONFIG, LEDGER_FILE, "*.safetensors", "README.md", "encoder/*")
+_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "*.safetensors", "README.md", "encoder/*")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MODEL_NAME = re.compile(r"model-\d+\.safetensors")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import random
+import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as _version
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from megedit.adapter import (
+    LOG,
     Adapter,
     AdapterConfig,
     check_replaceable,
@@ -32,13 +34,8 @@ from megedit.adapter import (
 )
 from megedit.backbone import Backbone
 from megedit.base import fingerprint, load_base, resolve_folder
-from megedit.batches import Prepared, tokenize
-from megedit.collect import (
-    CollectionSettings,
-    answer_leads_of,
-    collect,
-    prepare_all,
-)
+from megedit.batches import Example, Prepared, tokenize
+from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.edits import EditSet
 from megedit.encoder import EncoderSettings, TextEncoder
 from megedit.errors import MegError
@@ -54,18 +51,10 @@ from megedit.familiarity import (
 )
 from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
 from megedit.ledger import EditRecord, Entry, changing, create
-from megedit.names import SubjectIndex
 from megedit.probe import choose_layer
 from megedit.processes import Processes, launched
-from megedit.progress import Stages
-from megedit.pseudo import (
-    OtherQuestions,
-    PseudoFact,
-    PseudoKnowledge,
-    load_pseudo_knowledge,
-    names_another,
-    text_key,
-)
+from megedit.progress import Stages, log_file, run_logger
+from megedit.pseudo import PseudoKnowledge, calibration_texts, load_pseudo_knowledge, text_key
 from megedit.template import Template
 from megedit.vectors import EditVectors
 from megedit.workspace import Workspace
@@ -113,20 +102,18 @@ def fit(
     `out` must then be on a disk that all of them see. Raises MegError for input that cannot be used.
     """
     out, processes = Path(out), launched(device)
-    device = processes.device
     check_replaceable(out, overwrite)
     stages = (stages or Stages()) if processes.main else Stages(Console(quiet=True))
     with stages.stage("Loading the base model"):
-        model, tokenizer = load_base(base, dtype=dtype, device=device)
+        model, tokenizer = load_base(base, dtype=dtype, device=processes.device)
     if settings.layer is not None:
         Backbone(model, settings.layer)  # out of range? then before anything is written
     template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
-    examples, pad_id = [tokenize(tokenizer, template, edit) for edit in edits], tokenizer.pad_token_id
+    examples = [tokenize(tokenizer, template, edit) for edit in edits]
     pseudo = (pseudo or load_pseudo_knowledge()).without(edits)
     training, held_out = pseudo.split(settings.held_out, settings.seed)
-    base_id = fingerprint(model)
-    inputs = {
-        "base": base_id,
+    inputs: dict[str, Any] = {
+        "base": fingerprint(model),
         "edits": [edit.to_json() for edit in edits],
         "pseudo": hashlib.sha256(repr(pseudo).encode()).hexdigest(),
         "settings": asdict(settings),
@@ -134,127 +121,62 @@ def fit(
         "version": _version("megedit"),
     }
     work = Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest(), processes)
-    if processes.main:
-        stages.keep_costs(work.folder / "costs.json")
+    with ExitStack() as context:
+        if processes.main:
+            stages.keep_costs(work.folder / "costs.json")
+            context.enter_context(log_file(work.folder / LOG))
+            run_logger.info("Fit of %s (%d edits) to %s: %s", edits.source, len(edits), base, asdict(settings))
+        place: dict[str, Any] = {"layer": settings.layer, "why": "as it was set"}
+        if settings.layer is None:
 
-    place: dict[str, Any] = {"layer": settings.layer, "why": "as it was set"}
-    if settings.layer is None:
+            def find_place() -> dict[str, Any]:
+                noise, collection = training.noise, settings.collection
+                layer, why = choose_layer(model, tokenizer, template, edits, noise, collection, settings.seed, stages)
+                return {"layer": layer, "why": why}
 
-        def find_place() -> dict[str, Any]:
-            noise, collection = training.noise, settings.collection
-            layer, why = choose_layer(model, tokenizer, template, edits, noise, collection, settings.seed, stages)
-            return {"layer": layer, "why": why}
-
-        place = work.json("layer", find_place)
-        logger.info("The neuron goes in layer %s: %s.", place["layer"], place["why"])
-    backbone = Backbone(model, place["layer"])
-
-    encoder_folder = work.folder / "encoder"
-    if work.missing("encoder"):
-        tuned = TextEncoder(resolve_folder(settings.encoder.name), device=device)
-        with stages.stage("Tuning the text encoder", settings.encoder.steps) as advance:
-            checkpoint = work.checkpoint("encoder")
-            tuned.tune(training, settings.encoder, settings.seed, advance, checkpoint, processes)
-
-        def save_tuned(folder: Path) -> None:
-            tuned.save(folder)
-            (folder / "pooling").write_text(tuned.pooling)
-
-        work.files("encoder", save_tuned)
-    encoder = TextEncoder(encoder_folder, (encoder_folder / "pooling").read_text(), device)
-    encoder.model.requires_grad_(False)
-
-    def collect_neurons() -> dict[str, Tensor]:
-        with stages.stage("Collecting neurons", len(edits)) as advance:
-            how = settings.collection
-            return asdict(collect(backbone, examples, how, pad_id, advance, work.shard, processes=processes))
-
-    neurons = work.tensors("neurons", collect_neurons)
-    active = (neurons["leads"] > 0).nonzero()[:, 0]
-    for i in (neurons["leads"] <= 0).nonzero()[:, 0].tolist():
-        logger.warning(
-            "Edit %s failed: no neuron was found that makes the model answer %r.",
-            edits[i].id,
-            edits[i].target,
+            place = work.json("layer", find_place)
+            logger.info("The neuron goes in layer %s: %s.", place["layer"], place["why"])
+        backbone = Backbone(model, place["layer"])
+        course = _Fit(settings, edits, examples, backbone, tokenizer.pad_token_id, held_out, work, stages, processes)
+        encoder = course.encoder(training)
+        neurons, active = course.neurons()
+        vectors = course.vectors(encoder, active)
+        network, calibration = course.router(encoder, vectors, active)
+        generator, record = course.generator(encoder, vectors, neurons["weights"], active)
+        generated = course.generated(generator, vectors, active)
+        config = AdapterConfig(
+            base=str(Path(base).resolve()) if Path(base).exists() else base,  # as it can be found from anywhere
+            base_fingerprint=inputs["base"],
+            layer=backbone.layer,
+            hidden_size=backbone.hidden_size,
+            weight_size=backbone.weight_size,
+            span=settings.collection.span,
+            template=template,
+            encoder_pooling=encoder.pooling,
+            encoder_size=encoder.size,
+            familiarity=settings.familiarity,
+            generator=settings.generator,
+            calibration=calibration,
+            settings=asdict(settings),
+            record={
+                "source": edits.source,
+                "layer": place["why"],
+                "stages": stages.costs,
+                "processes": processes.count,
+                "generator_training": record,
+                "versions": {name: _version(name) for name in ("megedit", "torch", "transformers", "diffusers")},
+            },
         )
-    if len(active) == 0:
-        raise MegError("None of the edits could be made; look at the log, or choose another layer.")
-
-    queries = [edits[i].prompt for i in active]
-
-    def encode_edits() -> dict[str, Tensor]:
-        return {"edits": encoder.encode(queries)}
-
-    kept = EditVectors.pack(work.tensors("vectors", encode_edits, packed=True)["edits"].to(device))
-    subjects = [edits[i].subject or None for i in active]
-    network, calibration = _fit_router(work, stages, encoder, kept, subjects, held_out, settings)
-    vectors = kept.unpack()
-
-    def reword() -> dict[str, Tensor]:
-        with stages.stage("Encoding noisy wordings", settings.generator.wordings * len(active)) as advance:
-            return reworded(encoder, queries, held_out, settings.generator, settings.seed, advance)
-
-    others = work.tensors("conditions", reword)
-    conditions = Conditions(vectors, others["noisy"].to(device), others["shifts"].to(device))
-
-    chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(settings.seed))[:CHECKED]
-    checked = prepare_all(backbone, [examples[i] for i in active[chosen]], settings.collection, pad_id)
-    answered = answer_check(backbone, checked, vectors[chosen.to(device)])
-    generator, training_record = _fit_generator(
-        work, stages, backbone, neurons["weights"][active].to(device), conditions, settings, answered, processes
-    )
-
-    def check_neurons() -> dict[str, Tensor]:
-        with stages.stage("Checking generated neurons", len(active)) as advance:
-            rows, leads = processes.own(torch.arange(len(active))), torch.zeros(len(active))
-            batches = prepare_all(backbone, [examples[i] for i in active[rows]], settings.collection, pad_id)
-            sampled = generator.sample(vectors[rows.to(device)])
-            leads[rows] = answer_leads_of(backbone, batches, sampled, advance)
-            return {"leads": processes.sum(leads)}
-
-    generated = torch.zeros(len(edits), dtype=torch.bool)
-    generated[active] = work.tensors("generated", check_neurons)["leads"] >= ANSWERED_LEAD
-    for i in active[~generated[active]].tolist():
-        logger.warning("Edit %s: the generated neuron does not give %r with certainty.", edits[i].id, edits[i].target)
-
-    records = tuple(
-        EditRecord(
-            edit=edit,
-            status="active" if neurons["leads"][i] > 0 else "failed",
-            lead=round(float(neurons["leads"][i]), 3),
-            steps=int(neurons["steps"][i]),
-            generated=bool(generated[i]),
-        )
-        for i, edit in enumerate(edits)
-    )
-    config = AdapterConfig(
-        base=_absolute(base),
-        base_fingerprint=base_id,
-        layer=backbone.layer,
-        hidden_size=backbone.hidden_size,
-        weight_size=backbone.weight_size,
-        span=settings.collection.span,
-        template=template,
-        encoder_pooling=encoder.pooling,
-        encoder_size=encoder.size,
-        familiarity=settings.familiarity,
-        generator=settings.generator,
-        calibration=calibration,
-        settings=asdict(settings),
-        record={
-            "source": edits.source,
-            "layer": place["why"],
-            "stages": stages.costs,
-            "generator_training": training_record,
-            "versions": {name: _version(name) for name in ("megedit", "torch", "transformers", "diffusers")},
-        },
-    )
-    seen = torch.tensor(sorted({text_key(text) for text in pseudo.texts()}))
-    rows = dict(zip(active.tolist(), kept.rows(), strict=True))
-    entries = [Entry(record, rows.get(i, b""), neurons["weights"][i]) for i, record in enumerate(records)]
-
+        rows = dict(zip(active.tolist(), vectors.rows(), strict=True))
+        entries = []
+        for i, edit in enumerate(edits):
+            lead, steps = round(float(neurons["leads"][i]), 3), int(neurons["steps"][i])
+            found = EditRecord(edit, "active" if i in rows else "failed", lead, steps, bool(generated[i]))
+            entries.append(Entry(found, rows.get(i, b""), neurons["weights"][i]))
     if processes.main:
+        seen = torch.tensor(sorted({text_key(text) for text in pseudo.texts()}))
         with replacing_folder(out, overwrite) as folder:
+            shutil.copyfile(work.folder / LOG, folder / LOG)
             write_unchanging(folder, config, encoder, seen)
             create(folder)
             with changing(folder, "fit", edits.source) as change:
@@ -263,7 +185,159 @@ def fit(
                 change.note(active=len(active), failed=len(edits) - len(active))
             write_card(folder)
     work.remove()
-    return load_adapter(out, device)
+    return load_adapter(out, processes.device)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The stages of one fit, and what they share. active: int64 (n,), the edits for which there is a neuron."""
+
+    settings: FitSettings
+    edits: EditSet
+    examples: Sequence[Example]
+    backbone: Backbone
+    pad_id: int
+    held_out: PseudoKnowledge
+    work: Workspace
+    stages: Stages
+    processes: Processes
+
+    def encoder(self, training: PseudoKnowledge) -> TextEncoder:
+        settings, device, folder = self.settings, self.processes.device, self.work.folder / "encoder"
+        if self.work.missing("encoder"):
+            tuned = TextEncoder(resolve_folder(settings.encoder.name), device=device)
+            with self.stages.stage("Tuning the text encoder", settings.encoder.steps) as advance:
+                checkpoint = self.work.checkpoint("encoder")
+                tuned.tune(training, settings.encoder, settings.seed, advance, checkpoint, self.processes)
+
+            def save(partial: Path) -> None:
+                tuned.save(partial)
+                (partial / "pooling").write_text(tuned.pooling)
+
+            self.work.files("encoder", save)
+        encoder = TextEncoder(folder, (folder / "pooling").read_text(), device)
+        encoder.model.requires_grad_(False)
+        return encoder
+
+    def neurons(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Weights, leads and steps of all edits, and the active ones."""
+
+        def compute() -> dict[str, Tensor]:
+            how, keep = self.settings.collection, self.work.shard
+            with self.stages.stage("Collecting neurons", len(self.edits)) as advance:
+                return asdict(
+                    collect(self.backbone, self.examples, how, self.pad_id, advance, keep, processes=self.processes)
+                )
+
+        found = self.work.tensors("neurons", compute)
+        for i in (found["leads"] <= 0).nonzero()[:, 0].tolist():
+            edit = self.edits[i]
+            logger.warning("Edit %s failed: no neuron was found that makes the model answer %r.", edit.id, edit.target)
+        active = (found["leads"] > 0).nonzero()[:, 0]
+        if len(active) == 0:
+            raise MegError("None of the edits could be made; look at the log, or choose another layer.")
+        return found, active
+
+    def vectors(self, encoder: TextEncoder, active: Tensor) -> EditVectors:
+        def compute() -> dict[str, Tensor]:
+            return {"edits": encoder.encode(self._queries(active))}
+
+        return EditVectors.pack(self.work.tensors("vectors", compute, packed=True)["edits"].to(self.processes.device))
+
+    def router(
+        self, encoder: TextEncoder, vectors: EditVectors, active: Tensor
+    ) -> tuple[FamiliarityNetwork, Calibration]:
+        settings, seed = self.settings.familiarity, self.settings.seed
+        enrolled, familiar, unfamiliar, near = calibration_texts(self.held_out, seed)
+        if not familiar or not unfamiliar:
+            raise MegError(
+                "Too little pseudo-knowledge is left after taking out what belongs to the edits; give more of it "
+                "(--pseudo) to calibrate the router."
+            )
+
+        def compute() -> dict[str, Any]:
+            played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.codes.device)
+            known = EditVectors.pack(torch.cat([vectors.unpack(), played]))
+            texts = CalibrationSet(
+                played,
+                [fact.subject or None for fact in enrolled],
+                read(encoder, familiar, known),
+                read(encoder, [*unfamiliar, *near], known),
+                [*familiar, *unfamiliar, *near],
+                len(near),
+            )
+            subjects = [self.edits[i].subject or None for i in active]
+            total = training_steps(len(vectors) + len(enrolled), settings)
+            with self.stages.stage("Calibrating the router", total) as advance:
+                return calibrate(vectors, subjects, texts, settings, seed, advance).to_json()
+
+        def train() -> dict[str, Tensor]:
+            with self.stages.stage("Training the router", training_steps(len(vectors), settings)) as advance:
+                return train_familiarity(vectors.unpack(), settings, seed, advance).state_dict()
+
+        calibration = Calibration.from_json(self.work.json("calibration", compute))
+        network = FamiliarityNetwork(encoder.size, settings).to(vectors.codes.device)
+        network.load_state_dict(self.work.tensors("router", train, packed=True))
+        return network.eval().requires_grad_(False), calibration
+
+    def generator(
+        self, encoder: TextEncoder, vectors: EditVectors, weights: Tensor, active: Tensor
+    ) -> tuple[WeightGenerator, dict[str, Any]]:
+        """The generator, and the record of its training."""
+        settings, seed, device = self.settings.generator, self.settings.seed, self.processes.device
+        queries, known = self._queries(active), vectors.unpack()
+
+        def reword() -> dict[str, Tensor]:
+            with self.stages.stage("Encoding noisy wordings", settings.wordings * len(active)) as advance:
+                return reworded(encoder, queries, self.held_out, settings, seed, advance)
+
+        others = self.work.tensors("conditions", reword)
+        conditions = Conditions(known, others["noisy"].to(device), others["shifts"].to(device))
+        chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed))[:CHECKED]
+        answered = answer_check(self.backbone, self._batches(active[chosen]), known[chosen.to(device)])
+
+        def train() -> dict[str, Tensor]:
+            with self.stages.stage("Training the generator", settings.training_steps(len(active))) as advance:
+                generator, history = train_generator(
+                    weights[active].to(device),
+                    conditions,
+                    self.backbone.hidden_size,
+                    settings,
+                    seed,
+                    answered,
+                    advance,
+                    checkpoint=self.work.checkpoint("generator"),
+                    processes=self.processes,
+                )
+            self.work.json("generator_training", lambda: asdict(history))
+            return generator.state_dict()
+
+        generator = WeightGenerator(self.backbone.weight_size, encoder.size, settings).to(device)
+        generator.load_state_dict(self.work.tensors("generator", train, packed=True))
+        return generator.eval().requires_grad_(False), self.work.json("generator_training", dict)
+
+    def generated(self, generator: WeightGenerator, vectors: EditVectors, active: Tensor) -> Tensor:
+        """Whether the generated neuron gives the answer: bool (edits,)."""
+
+        def compute() -> dict[str, Tensor]:
+            with self.stages.stage("Checking generated neurons", len(active)) as advance:
+                rows, leads = self.processes.own(torch.arange(len(active))), torch.zeros(len(active))
+                sampled = generator.sample(vectors.unpack()[rows.to(self.processes.device)])
+                leads[rows] = answer_leads_of(self.backbone, self._batches(active[rows]), sampled, advance)
+                return {"leads": self.processes.sum(leads)}
+
+        found = torch.zeros(len(self.edits), dtype=torch.bool)
+        found[active] = self.work.tensors("generated", compute)["leads"] >= ANSWERED_LEAD
+        for i in active[~found[active]].tolist():
+            edit = self.edits[i]
+            logger.warning("Edit %s: the generated neuron does not give %r with certainty.", edit.id, edit.target)
+        return found
+
+    def _queries(self, active: Tensor) -> list[str]:
+        return [self.edits[i].prompt for i in active]
+
+    def _batches(self, rows: Tensor) -> Iterable[Prepared]:
+        return prepare_all(self.backbone, [self.examples[i] for i in rows], self.settings.collection, self.pad_id)
 
 
 def answer_check(
@@ -282,117 +356,3 @@ def answer_check(
         return float((leads >= ANSWERED_LEAD).float().mean())
 
     return answered
-
-
-def calibration_texts(
-    held_out: PseudoKnowledge, seed: int, limit: int = 400
-) -> tuple[list[PseudoFact], list[str], list[str], list[str]]:
-    """(enrolled facts, familiar, unfamiliar and near queries): half of the held-out facts play edits.
-
-    Familiar: their rephrases, every second one behind a noise sentence. Unfamiliar: the queries of the other half
-    (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions. Near: other questions
-    about the subjects of the enrolled.
-    """
-    chance = random.Random(seed)
-    facts = list(held_out.facts)
-    chance.shuffle(facts)
-    half = min(len(facts) // 2, limit)
-    enrolled, others = facts[:half], facts[half : 2 * half]
-    subjects = SubjectIndex(fact.subject for fact in enrolled if fact.subject)
-    familiar = [text for fact in enrolled for text in fact.rephrases]
-    familiar = [
-        held_out.behind_noise(text, chance) if held_out.noise and i % 2 else text for i, text in enumerate(familiar)
-    ]
-    unfamiliar = [
-        fact.prompt
-        for fact in others
-        if fact.subject not in subjects and not names_another(fact.prompt, fact.subject, subjects)
-    ]
-    neighbours = [chance.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
-    unfamiliar += [text for text in neighbours if not subjects.named_alone_in(text)]
-    unfamiliar += chance.sample(held_out.unrelated, min(len(held_out.unrelated), half))
-    questions = OtherQuestions(facts)
-    near = [text for fact in enrolled if (text := questions.about(fact, chance))]
-    return enrolled, familiar, unfamiliar, near
-
-
-def _fit_router(
-    work: Workspace,
-    stages: Stages,
-    encoder: TextEncoder,
-    vectors: EditVectors,
-    subjects: Sequence[str | None],
-    held_out: PseudoKnowledge,
-    settings: FitSettings,
-) -> tuple[FamiliarityNetwork, Calibration]:
-    enrolled, familiar, unfamiliar, near = calibration_texts(held_out, settings.seed)
-    if not familiar or not unfamiliar:
-        raise MegError(
-            "Too little pseudo-knowledge is left after taking out what belongs to the edits; give more of it "
-            "(--pseudo) to calibrate the router."
-        )
-
-    def compute() -> Calibration:
-        played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.codes.device)
-        known = EditVectors.pack(torch.cat([vectors.unpack(), played]))
-        texts = CalibrationSet(
-            played,
-            [fact.subject or None for fact in enrolled],
-            read(encoder, familiar, known),
-            read(encoder, [*unfamiliar, *near], known),
-            [*familiar, *unfamiliar, *near],
-            len(near),
-        )
-        total = training_steps(len(vectors) + len(enrolled), settings.familiarity)
-        with stages.stage("Calibrating the router", total) as advance:
-            return calibrate(vectors, subjects, texts, settings.familiarity, settings.seed, advance)
-
-    def train() -> dict[str, Tensor]:
-        with stages.stage("Training the router", training_steps(len(vectors), settings.familiarity)) as advance:
-            network = train_familiarity(vectors.unpack(), settings.familiarity, settings.seed, advance)
-        return network.state_dict()
-
-    calibration = Calibration.from_json(work.json("calibration", lambda: compute().to_json()))
-    network = FamiliarityNetwork(encoder.size, settings.familiarity).to(vectors.codes.device)
-    network.load_state_dict(work.tensors("router", train, packed=True))
-    return network.eval().requires_grad_(False), calibration
-
-
-def _fit_generator(
-    work: Workspace,
-    stages: Stages,
-    backbone: Backbone,
-    weights: Tensor,
-    conditions: Conditions,
-    settings: FitSettings,
-    answered: Callable[[WeightGenerator], float],
-    processes: Processes,
-) -> tuple[WeightGenerator, dict[str, Any]]:
-    record: dict[str, Any] = {}
-
-    def train() -> dict[str, Tensor]:
-        steps = settings.generator.training_steps(len(weights))
-        with stages.stage("Training the generator", steps) as advance:
-            generator, history = train_generator(
-                weights,
-                conditions,
-                backbone.hidden_size,
-                settings.generator,
-                settings.seed,
-                answered,
-                advance,
-                checkpoint=work.checkpoint("generator"),
-                processes=processes,
-            )
-        record.update(work.json("generator_training", lambda: asdict(history)))
-        return generator.state_dict()
-
-    size = conditions.queries.shape[1]
-    generator = WeightGenerator(backbone.weight_size, size, settings.generator).to(weights.device)
-    generator.load_state_dict(work.tensors("generator", train, packed=True))
-    return generator.eval().requires_grad_(False), record or work.json("generator_training", dict)
-
-
-def _absolute(base: str) -> str:
-    """The base model's name as it can be found from anywhere: paths are made absolute."""
-    return str(Path(base).resolve()) if Path(base).exists() else base

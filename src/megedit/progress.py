@@ -1,8 +1,10 @@
-"""Progress of long work: a bar with the time left on a terminal, one line a finished stage elsewhere; costs kept."""
+"""Progress of long work: a bar with the time left on a terminal, one line a finished stage elsewhere; costs and a log
+kept."""
 
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import sys
 import time
@@ -23,6 +25,26 @@ from rich.progress import (
 from megedit.files import write_whole
 
 Advance = Callable[[int], None]
+
+logger = logging.getLogger("megedit")
+run_logger = logging.getLogger("megedit.run")  # for the log file only: a terminal shows the same in other ways
+run_logger.propagate = False
+run_logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Within the context, append the times of all stages, and every warning, to a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for target in (logger, run_logger):
+        target.addHandler(handler)
+    try:
+        yield
+    finally:
+        for target in (logger, run_logger):
+            target.removeHandler(handler)
+        handler.close()
 
 
 class Stages:
@@ -57,6 +79,7 @@ class Stages:
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
         """Within the context, call the yielded function with the number of steps just done."""
         started = time.perf_counter()
+        run_logger.info("%s: begun", name)
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(),
@@ -72,6 +95,7 @@ class Stages:
         finally:
             seconds = time.perf_counter() - started
             self._add(name, seconds, peak_memory_mb())
+            run_logger.info("%s: %.1f s, peak memory %.0f MB", name, seconds, peak_memory_mb())
         self.console.print(f"{name:<28} {seconds:7.1f} s", highlight=False)
 
 

@@ -142,6 +142,38 @@ def names_another(text: str, own: str, subjects: SubjectIndex) -> bool:
     return subjects.named_in(text.replace(own, "|") if own else text)
 
 
+def calibration_texts(
+    held_out: PseudoKnowledge, seed: int, limit: int = 400
+) -> tuple[list[PseudoFact], list[str], list[str], list[str]]:
+    """(enrolled facts, familiar, unfamiliar and near queries): half of the held-out facts play edits.
+
+    Familiar: their rephrases, every second one behind a noise sentence. Unfamiliar: the queries of the other half
+    (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions. Near: other questions
+    about the subjects of the enrolled.
+    """
+    chance = random.Random(seed)
+    facts = list(held_out.facts)
+    chance.shuffle(facts)
+    half = min(len(facts) // 2, limit)
+    enrolled, others = facts[:half], facts[half : 2 * half]
+    subjects = SubjectIndex(fact.subject for fact in enrolled if fact.subject)
+    familiar = [text for fact in enrolled for text in fact.rephrases]
+    familiar = [
+        held_out.behind_noise(text, chance) if held_out.noise and i % 2 else text for i, text in enumerate(familiar)
+    ]
+    unfamiliar = [
+        fact.prompt
+        for fact in others
+        if fact.subject not in subjects and not names_another(fact.prompt, fact.subject, subjects)
+    ]
+    neighbours = [chance.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
+    unfamiliar += [text for text in neighbours if not subjects.named_alone_in(text)]
+    unfamiliar += chance.sample(held_out.unrelated, min(len(held_out.unrelated), half))
+    questions = OtherQuestions(facts)
+    near = [text for fact in enrolled if (text := questions.about(fact, chance))]
+    return enrolled, familiar, unfamiliar, near
+
+
 def text_key(text: str) -> int:
     """A 64-bit number that is the same for queries which count as the same; adapters keep it of what they have seen."""
     digest = hashlib.blake2b(normalise_query(text).encode(), digest_size=8).digest()

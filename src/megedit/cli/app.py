@@ -248,9 +248,12 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)])
     logging.getLogger("megedit").setLevel(logging.INFO)
     _quiet_libraries()
+    if os.environ.get("RANK", "0") != "0":  # one process of several reports for all
+        out.quiet = err.quiet = True
     try:
         app()
     except MegError as error:
+        err.quiet = False
         err.print(f"[red]Error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except SystemExit as end:
