@@ -111,6 +111,34 @@ def stages(results: Results) -> str | None:
     return table(["stage", *columns], rows)
 
 
+GROWTH = {  # of the stages of a fit
+    "Tuning the text encoder": "not at all",
+    "Collecting neurons": "edits",
+    "Calibrating the router": "edits",
+    "Training the router": "edits",
+    "Encoding noisy wordings": "edits",
+    "Training the generator": "edits",
+    "Checking generated neurons": "edits",
+}
+
+
+def scaling(results: Results) -> str | None:
+    """Each stage as it was measured, and as many hours as a million edits make of it."""
+    sets = present(results, {"CounterFact": SETS["CounterFact"]})
+    if not sets:
+        return None
+    found = sets["CounterFact"]
+    rows, total = [], 0.0
+    for stage, law in GROWTH.items():
+        seconds = found["stages"].get(stage, {"seconds": 0.0})["seconds"]
+        hours = seconds * (1e6 / found["edits"] if law == "edits" else 1) / 3600
+        rows.append([stage, law, number(seconds), number(hours)])
+        total += hours
+    rows.append(["**together**", "", number(found["fit_seconds"]), number(total)])
+    header = ["stage", "grows with", f"seconds, {found['edits']:,} edits", "hours, 1,000,000 edits (extrapolated)"]
+    return table(header, rows)
+
+
 def router(results: Results) -> str | None:
     """Decision rules of the router on held-out pseudo-knowledge, each at its own best threshold."""
     sets = present(results, SETS)
@@ -297,6 +325,7 @@ def plain_rows(results: Results, name: str) -> str | None:
 TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "headline": (lambda results: quality(results, SETS), SETS),
     "stages": (stages, SETS),
+    "scaling": (scaling, {"CounterFact": SETS["CounterFact"]}),
     "router": (router, SETS),
     "further": (further, {**SETS, **UNSEEN, **RAW}),
     "unseen": (lambda results: quality(results, UNSEEN), UNSEEN),

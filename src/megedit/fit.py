@@ -51,6 +51,7 @@ from megedit.familiarity import (
 )
 from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
 from megedit.ledger import EditRecord, Entry, changing, create
+from megedit.precision import SPREAD
 from megedit.probe import choose_layer
 from megedit.processes import Processes, launched
 from megedit.progress import Stages, log_file, run_logger
@@ -105,7 +106,8 @@ def fit(
     check_replaceable(out, overwrite)
     stages = (stages or Stages()) if processes.main else Stages(Console(quiet=True))
     with stages.stage("Loading the base model"):
-        model, tokenizer = load_base(base, dtype=dtype, device=processes.device)
+        spread = str(device) == SPREAD
+        model, tokenizer = load_base(base, dtype=dtype, device=device if spread else processes.device)
     if settings.layer is not None:
         Backbone(model, settings.layer)  # out of range? then before anything is written
     template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)

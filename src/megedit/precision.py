@@ -1,4 +1,4 @@
-"""Which number format to compute in: bfloat16 where the processor or GPU has it, otherwise float32.
+"""Which device and number format to compute in: bfloat16 where the processor or GPU has it, otherwise float32.
 
 A processor without bfloat16 emulates it, an order of magnitude slower than it computes in float32.
 """
@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import torch
 
+SPREAD = "auto"  # a device: the base model is spread over all GPUs, and over memory where they are too small
+
+
+def first_device(device: str | torch.device) -> torch.device:
+    """The device itself or, where the base model is spread, the one where everything else goes."""
+    if str(device) == SPREAD:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
 
 def default_dtype(device: str | torch.device) -> torch.dtype:
     """bfloat16 where the processor or GPU computes in it natively, otherwise float32."""
-    device = torch.device(device)
+    device = first_device(device)
     if device.type == "cuda":
         with torch.cuda.device(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from megedit.errors import MegError
+from megedit.precision import SPREAD, first_device
+
 CPU = torch.device("cpu")
 
 
@@ -72,11 +75,13 @@ ALONE = Processes()
 def launched(device: str | torch.device) -> Processes:
     """The processes of this run, joined if a launcher has started several.
 
-    device: `cuda` becomes this process's own GPU.
+    device: `cuda` becomes this process's own GPU. Raises MegError when each would spread its model over all GPUs.
     """
-    device = torch.device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes(device=device)
+        return Processes(device=first_device(device))
+    if str(device) == SPREAD:
+        raise MegError("Several processes cannot each spread the base model over all devices; start one, or give cuda.")
+    device = torch.device(device)
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu")

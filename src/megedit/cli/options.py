@@ -27,11 +27,13 @@ class Dtype(StrEnum):
 
 
 def usable_device(name: str) -> str:
-    """The name of a torch device, after checking that it can be used here."""
+    """The name of a torch device, after checking that it can be used here; `auto` is all of them."""
     import torch
 
+    from megedit.precision import first_device
+
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device=first_device(name))
     except (RuntimeError, AssertionError) as error:
         raise MegError(f"The device {name!r} cannot be used ({str(error).splitlines()[0]}); choose another.") from error
     return name
@@ -80,4 +82,4 @@ EditsOption = Annotated[
 AdapterName = Annotated[str, typer.Argument(help="Adapter: folder or hub name", show_default=False)]
 MovedBase = Annotated[str | None, typer.Option("--base", help="Where the base model is now, if it was moved")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Base model's number format; auto: bfloat16 where it is native")]
-DeviceOption = Annotated[str, typer.Option(help="torch device", callback=usable_device)]
+DeviceOption = Annotated[str, typer.Option(help="torch device; auto: the base model over all", callback=usable_device)]
