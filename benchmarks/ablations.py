@@ -32,7 +32,15 @@ from megedit.collect import CollectionSettings, answer_leads_of, collect, prepar
 from megedit.edits import Edit
 from megedit.familiarity import read
 from megedit.fit import ANSWERED_LEAD
-from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
+from megedit.generator import (
+    PRESETS,
+    Conditions,
+    GeneratorSettings,
+    WeightGenerator,
+    anchored,
+    reworded,
+    train_generator,
+)
 from megedit.pseudo import load_pseudo_knowledge
 from megedit.template import Template
 
@@ -54,6 +62,7 @@ GENERATORS: dict[str, GeneratorSettings] = {
     "default": PRESETS["fast"],
     "no trunk (adaLN only)": replace(PRESETS["fast"], trunk=False),
     "v-prediction": replace(PRESETS["fast"], prediction="v_prediction"),
+    "the query's vector alone": replace(PRESETS["fast"], anchor=0.0),
     "no condition noise": replace(PRESETS["fast"], condition_noise=0.0),
     "no other wordings": replace(PRESETS["fast"], wordings=0),
     "edits drawn evenly": replace(PRESETS["fast"], balance=0.0),
@@ -111,13 +120,15 @@ class Check:
             kind: list(prepare_all(backbone, bench.examples(kind, adapter.config.template, rows), settings, pad_id))
             for kind in bench.queries
         }
+        known = adapter.router.vectors
         self.vectors = {
-            kind: read(adapter.encoder, [queries[i] for i in rows], adapter.router.vectors)
-            for kind, queries in bench.queries.items()
+            kind: read(adapter.encoder, [queries[i] for i in rows], known) for kind, queries in bench.queries.items()
         }
+        self.nearest = {kind: known[known.nearest(vectors)[1][:, 0]] for kind, vectors in self.vectors.items()}
 
     def leads(self, generator: WeightGenerator, kind: str) -> Tensor:
-        return answer_leads_of(self.backbone, self.batches[kind], generator.sample(self.vectors[kind]))
+        conditions = anchored(self.vectors[kind], self.nearest[kind], generator.settings.anchor)
+        return answer_leads_of(self.backbone, self.batches[kind], generator.sample(conditions))
 
     def quality(self, generator: WeightGenerator) -> dict[str, float]:
         """Percent of the edits whose generated neuron answers, for each wording."""

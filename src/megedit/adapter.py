@@ -41,7 +41,7 @@ from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.familiarity import Calibration, Enrolled, FamiliarityNetwork, FamiliaritySettings, Router
 from megedit.files import write_whole
-from megedit.generator import GeneratorSettings, WeightGenerator
+from megedit.generator import GeneratorSettings, WeightGenerator, anchored
 from megedit.ledger import FILE as LEDGER_FILE
 from megedit.ledger import EditRecord, Ledger, Status, reading
 from megedit.precision import first_device
@@ -148,6 +148,12 @@ class Adapter:
         digest.update(json.dumps(self.config.calibration.to_json()).encode())
         digest.update(json.dumps([[record.status, record.generated] for record in self.routed]).encode())
         return digest.hexdigest()
+
+    def generate(self, vectors: Tensor, nearest: Tensor) -> Tensor:
+        """Neurons for query vectors (float32 (queries, C)) whose nearest edits are these rows of the router's vectors
+        (int64 (queries,)): float32 (queries, L)."""
+        known = self.router.vectors[nearest]
+        return self.generator.sample(anchored(vectors, known, self.config.generator.anchor))
 
     def neurons(self, records: Sequence[EditRecord]) -> Tensor:
         """The collected neurons of edits, from the folder: float32 (edits, L). Raises KeyError where they are gone."""

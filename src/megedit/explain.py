@@ -62,7 +62,7 @@ def explain(model: MegModel, question: str, max_new_tokens: int = 50) -> Explana
     )
     distance = None
     if records[0].status == "active":
-        generated = adapter.generator.standardise(adapter.generator.sample(vectors))
+        generated = adapter.generator.standardise(adapter.generate(vectors, rows[:, 0]))
         collected = adapter.generator.standardise(adapter.neurons(records[:1]).to(generated.device))
         distance = float((generated - collected).square().mean())
     edited = _answer(model, question, max_new_tokens)

@@ -142,7 +142,8 @@ class MegModel:
         routing = self.adapter.router.route(vectors, queries)
         routes = self._routes(queries, routing)
         rows = [row for row, route in enumerate(routes) if route.neuron == "generated"]
-        found: dict[int, Tensor] = dict(zip(rows, self.adapter.generator.sample(vectors[rows]), strict=True))
+        generated = self.adapter.generate(vectors[rows], routing.nearest[rows])
+        found: dict[int, Tensor] = dict(zip(rows, generated, strict=True))
         for row, route in enumerate(routes):
             if route.neuron == "collected":
                 nearest = self.adapter.routed[int(routing.nearest[row])]

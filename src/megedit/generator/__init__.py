@@ -1,8 +1,17 @@
 """The weight generator: a conditional diffusion model that turns a query's vector into the weights of its neuron."""
 
-from megedit.generator.conditions import Conditions, reworded
+from megedit.generator.conditions import Conditions, anchored, reworded
 from megedit.generator.diffusion import WeightGenerator
 from megedit.generator.settings import PRESETS, GeneratorSettings
 from megedit.generator.training import far_off, train_generator
 
-__all__ = ["PRESETS", "Conditions", "GeneratorSettings", "WeightGenerator", "far_off", "reworded", "train_generator"]
+__all__ = [
+    "PRESETS",
+    "Conditions",
+    "GeneratorSettings",
+    "WeightGenerator",
+    "anchored",
+    "far_off",
+    "reworded",
+    "train_generator",
+]

@@ -59,6 +59,14 @@ class Conditions:
         return vectors
 
 
+def anchored(vectors: Tensor, nearest: Tensor, share: float) -> Tensor:
+    """Query vectors moved towards those of their nearest edits: all float32 (queries, C), unit length.
+
+    A rephrase lies beside its edit, in a direction that differs from one to the next; the router has found the edit.
+    """
+    return F.normalize((1 - share) * vectors + share * nearest, dim=1)
+
+
 def reworded(
     encoder: TextEncoder,
     queries: Sequence[str],

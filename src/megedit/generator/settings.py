@@ -27,6 +27,10 @@ class GeneratorSettings:
     condition_noise: float = field(
         default=0.3, metadata={"help": "Gaussian noise on the unit-variance condition in training"}
     )
+    anchor: float = field(
+        default=0.5,
+        metadata={"help": "share of the nearest edit's vector in the condition of a query; 0: the query's alone"},
+    )
     wordings: int = field(
         default=2,
         metadata={"help": "noise sentences behind which a query is learned too, beside shifts of held-out rephrases"},
@@ -65,8 +69,9 @@ class GeneratorSettings:
         for name in ("wordings", "passes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-        if not 0 <= self.settle <= 1:
-            raise ValueError(f"settle must be between 0 and 1, not {self.settle}")
+        for name in ("settle", "anchor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
         if self.timestep_bias <= 0:
             raise ValueError(f"timestep_bias must be above 0, not {self.timestep_bias}")
         if not 1 <= self.sample_steps <= self.train_timesteps:
@@ -88,6 +93,7 @@ PRESETS = {
         heads=12,
         sample_steps=50,
         condition_noise=0.0,
+        anchor=0.0,
         wordings=0,
         balance=0.0,
         settle=0.0,
