@@ -287,6 +287,19 @@ def test_a_removed_edit_keeps_its_queries(network: FamiliarityNetwork, edits: Te
     assert torch.equal(after.score, before.score) and torch.equal(after.nearest, before.nearest)
 
 
+def test_the_very_words_of_an_edit_are_of_that_edit(network: FamiliarityNetwork, edits: Tensor) -> None:
+    """Two edits whose vectors cannot be told apart; one of them is removed."""
+    twins = edits.clone()
+    twins[1] = twins[0]
+    for gone in (0, 1):
+        known = [Enrolled(prompt=f"Who is {i}?", removed=i == gone) for i in range(EDITS)]
+        router = Router(network, EditVectors.pack(twins), known, some_calibration(threshold=-100.0))
+        routing = router.route(twins[[0, 0, 0]], ["who is  0?", "Who is 1?", "Who is it?"])
+        assert routing.nearest[:2].tolist() == [0, 1]
+        assert routing.familiar[:2].tolist() == [gone == 1, gone == 0]
+        torch.testing.assert_close(routing.similarity[0], routing.similarity[1])
+
+
 def test_the_network_does_not_decide_on_what_it_was_not_trained_on() -> None:
     calibration = replace(some_calibration("subject"), rules=dict.fromkeys(RULES, some_calibration().decision))
     known = {learned: Enrolled("Rome", learned) for learned in (True, False)}

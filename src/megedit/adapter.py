@@ -246,7 +246,7 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
     encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
     encoder.model.requires_grad_(False)
     enrolled = [
-        Enrolled(record.edit.subject or None, record.generated, record.status == "removed")
+        Enrolled(record.edit.subject or None, record.generated, record.status == "removed", record.edit.prompt)
         for record in records
         if record.status != "failed"
     ]

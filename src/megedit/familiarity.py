@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor, nn
 
+from megedit.edits import normalise_query
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.names import share_of_name
@@ -214,12 +215,14 @@ class Enrolled:
     """What the router knows of an edit beside its vector.
 
     learned: the network was trained on it; if not, the entropy says nothing of queries near it. removed: the edit was
-    taken back; queries nearest to it are for the base model.
+    taken back; queries nearest to it are for the base model. prompt: a query in the same words is nearest to this edit,
+    whatever the vectors say.
     """
 
     subject: str | None = None
     learned: bool = True
     removed: bool = False
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -289,12 +292,16 @@ class Router:
     ) -> None:
         self.network, self.vectors, self.calibration = network, vectors, calibration
         self._edits = edits
+        self._prompts = {normalise_query(edit.prompt): row for row, edit in enumerate(edits) if edit.prompt}
 
     @torch.no_grad()
     def route(self, vectors: Tensor, queries: Sequence[str]) -> Routing:
         """Decide for each query, given its vector (float32 (queries, size), unit length) and its text."""
         entropy = self.network.entropy(vectors)
         similarity, nearest = (found[:, 0] for found in self.vectors.nearest(vectors))
+        for i, query in enumerate(queries):
+            if (own := self._prompts.get(normalise_query(query))) is not None:
+                nearest[i], similarity[i] = own, vectors[i] @ self.vectors[nearest.new_tensor([own])][0]
         edits = [self._edits[i] for i in nearest.tolist()]
         rules = [self.calibration.rule_for(edit) for edit in edits]
         decisions = [self.calibration.rules[rule] for rule in rules]
