@@ -3,11 +3,13 @@
     python benchmarks/ablations.py collection --data DIR
     python benchmarks/ablations.py positions  --data DIR
     python benchmarks/ablations.py generators --data DIR --adapter adapters/edit_10000_counterfact
+    python benchmarks/ablations.py anchor     --data DIR --adapter adapters/edit_10000_counterfact
 
 The numbers are teacher-forced: percent of edits whose whole answer, full stop and end-of-text token included, is the
 model's first choice. collection and positions use the collected neuron of an edit on other wordings, without router
 and generator; generators learn all neurons of the adapter and are asked for a random sample of them, by the wording's
-vector. Writes results/NAME.json.
+vector. anchor asks the adapter's own generator, with that vector moved more or less towards that of the nearest edit.
+Writes results/NAME.json.
 """
 
 from __future__ import annotations
@@ -176,23 +178,37 @@ def generator_rows(bench: Bench, adapter: Adapter, steps: int, checked: int) -> 
     return rows
 
 
+def anchor_rows(bench: Bench, adapter: Adapter, checked: int) -> list[dict[str, Any]]:
+    """The adapter's own generator, with several shares of the nearest edit's vector in the condition."""
+    check = Check(bench, adapter, Backbone(bench.model, adapter.config.layer), checked)
+    rows: list[dict[str, Any]] = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        adapter.generator.settings = replace(adapter.generator.settings, anchor=share)
+        rows.append({"anchor": share, **check.quality(adapter.generator)})
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("collection", "positions", "generators"))
+    parser.add_argument("what", choices=("collection", "positions", "generators", "anchor"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--edits", type=int, default=128)
     parser.add_argument("--layer", type=int, default=20)
-    parser.add_argument("--adapter", type=Path, help="generators: an adapter of the first edits")
+    parser.add_argument("--adapter", type=Path, help="generators, anchor: an adapter of the first edits")
     parser.add_argument("--steps", type=int, default=600, help="generators: training steps at most")
-    parser.add_argument("--checked", type=int, default=512, help="generators: edits that they are asked for")
+    parser.add_argument("--checked", type=int, default=512, help="generators, anchor: edits that they are asked for")
     options = parser.parse_args()
 
     rows: list[dict[str, Any]] = []
-    if options.what == "generators":
+    if options.what in ("generators", "anchor"):
         adapter = load_adapter(options.adapter)
         bench = Bench(options.base, options.data, len(adapter.records))
-        rows = generator_rows(bench, adapter, options.steps, options.checked)
+        if options.what == "anchor":
+            rows = anchor_rows(bench, adapter, options.checked)
+        else:
+            rows = generator_rows(bench, adapter, options.steps, options.checked)
     else:
         bench = Bench(options.base, options.data, options.edits)
         variants: Sequence[dict[str, Any]] = COLLECTION

@@ -258,6 +258,7 @@ ROWS: dict[str, list[Column]] = {
         ("DDIM steps", "sample_steps", 0),
         ("seconds for 16 queries", "sampling_seconds", 4),
     ],
+    "anchor": [("share of the nearest edit's vector", "anchor", 2), *QUALITY],
     "positions": [("neuron acts on", "span", None), ("layer", "layer", 0), *QUALITY, *COST],
     "collection": [
         ("layer", "layer", 0),
@@ -338,6 +339,7 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "sampling": (lambda results: plain_rows(results, "sampling"), {"Sampling": "sampling"}),
     "recipe": (lambda results: plain_rows(results, "recipe"), {"Recipes": "recipe"}),
     "positions": (lambda results: plain_rows(results, "positions"), {"Positions": "positions"}),
+    "anchor": (lambda results: plain_rows(results, "anchor"), {"Anchor": "anchor"}),
     "collection": (lambda results: plain_rows(results, "collection"), {"Collection": "collection"}),
     "generators": (lambda results: plain_rows(results, "generators"), {"Generators": "generators"}),
 }
