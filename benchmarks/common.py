@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -33,6 +34,16 @@ def write_result(name: str, settings: Mapping[str, Any], results: Mapping[str, A
     }
     write_whole(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def base_name(base: str) -> str:
+    """A base model without the place where it lies."""
+    return Path(base).name if Path(base).exists() else base
+
+
+def suffix(base: str) -> str:
+    """What stands in the name of a result for another base model than the usual one."""
+    return "" if base == BASE else "_" + re.sub(r"\W", "_", Path(base_name(base)).stem)
 
 
 def matmul_speed(size: int = 2048) -> float:

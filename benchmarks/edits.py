@@ -15,9 +15,9 @@ Each is also asked other questions about the edited subjects: what another relat
 The first records are edited (second targets of a (subject, relation) pair dropped). Encoder and router see only the
 shipped pseudo-knowledge, which comes from the end of the files, with whatever belongs to an edited subject taken out;
 --pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind). With --asked, a random
-sample of that many edits is asked. Writes results/edit_EDITS_SET.json, behind the name the kind of --pseudo and of
-device where they are not the default, and, with --verdicts FILE, every question and answer. An interrupted run goes on
-when started again.
+sample of that many edits is asked. Writes results/edit_EDITS_SET.json, behind the name the kind of --pseudo, of device
+and of base where they are not the default, and, with --verdicts FILE, every question and answer. An interrupted run
+goes on when started again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import BASE, write_result
+from common import BASE, base_name, suffix, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.adapter import is_adapter
 from megedit.edits import Edit, EditSet, normalise_query
@@ -134,6 +134,7 @@ def main() -> None:
     name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
     name += "" if options.pseudo == "all" else f"_{options.pseudo}"
     name += "" if options.device == "cpu" else f"_{options.device.split(':')[0]}"
+    name += suffix(options.base)
     out: Path = options.out or Path("adapters") / name
 
     chosen = load_set(options.data, options.set, options.edits)
@@ -181,7 +182,12 @@ def main() -> None:
         "calibration_curve": adapter.config.calibration.curve,
         "generator_training": adapter.config.record["generator_training"],
     }
-    used = {"fit": asdict(settings), "evaluation": result.protocol, "base": options.base, "device": options.device}
+    used = {
+        "fit": asdict(settings),
+        "evaluation": result.protocol,
+        "base": base_name(options.base),
+        "device": options.device,
+    }
     path = write_result(name, used, results)
     if options.verdicts:
         options.verdicts.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1), "utf-8")

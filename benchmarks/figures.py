@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import CURVE, METRICS, SETS, Results, present
+from tables import CURVE, METRICS, PROBES, SETS, Results, present
 
 GREY, UNEDITED, EDITED = "#768390", "#9aa4af", "#2f81f7"  # readable on white and on black
 
@@ -48,6 +48,19 @@ def curve_data(results: Results) -> dict[str, Any] | None:
         for name, key in {"Score": "score", "Generality AG": "generality_ag", "Locality AG": "locality_ag"}.items():
             lines.setdefault(name, []).append([values["edits"], values["edited"][key]])
     return found or None
+
+
+def probe_data(results: Results) -> dict[str, Any] | None:
+    """Model -> the layers, their percentages and the recommended one of probe.svg."""
+    return {
+        title: {
+            "layers": [row["layer"] for row in values["rows"]],
+            "reliability": [row["reliability"] for row in values["rows"]],
+            "generality": [row["generality"] for row in values["rows"]],
+            "recommended": values["recommended"],
+        }
+        for title, values in present(results, PROBES).items()
+    } or None
 
 
 def draw_score(figure: Any, data: Mapping[str, Any]) -> None:
@@ -101,10 +114,26 @@ def draw_curve(figure: Any, data: Mapping[str, Any]) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=GREY)
 
 
+def draw_probe(figure: Any, data: Mapping[str, Any]) -> None:
+    """One panel a model: the percentages by layer."""
+    axes = figure.subplots(1, len(data), sharey=True, squeeze=False)[0]
+    for axis, (title, values) in zip(axes, data.items(), strict=True):
+        axis.plot(values["layers"], values["reliability"], "o-", color=UNEDITED, markersize=4, label="the edits")
+        axis.plot(values["layers"], values["generality"], "o-", color=EDITED, markersize=4, label="other wordings")
+        axis.axvline(values["recommended"], color="#d29922", linestyle=":", label="recommended layer")
+        axis.set_title(title, fontsize=11)
+        axis.set_ylim(-3, 103)
+        axis.set_xlabel("layer of the neuron")
+    axes[0].set_ylabel("answered, %")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=GREY)
+
+
 # name -> (its numbers, how it is drawn, size in inches, the text instead of the image)
 FIGURES: dict[str, tuple[Callable[[Results], Any], Callable[[Any, Any], None], tuple[float, float], str]] = {
     "score": (score_data, draw_score, (7.6, 2.9), "Reliability, Generality, Locality and Score, unedited and edited"),
     "curve": (curve_data, draw_curve, (7.6, 3.2), "Score, Generality and Locality against the number of edits"),
+    "probe": (probe_data, draw_probe, (7.6, 3.0), "What collected neurons answer, by layer"),
     "router": (router_data, draw_router, (5.0, 3.4), "Held-out ROC curve of the router"),
 }
 

@@ -16,6 +16,9 @@ UNSEEN = {
 RAW = {"CounterFact, no template": "edit_1000_counterfact_raw"}
 CURVE = {f"CounterFact, {count:,}": f"edit_{count}_counterfact" for count in (1024, 2048, 4096, 10000, 16000)}
 CURVE |= {f"ZsRE-style, {count:,}": f"edit_{count}_zsre_style" for count in (1024, 10000, 20000)}
+GEMMA = "_gemma_3_270m_q4_k_m"
+FAMILIES = {"SmolLM2-135M": "edit_500_counterfact", "Gemma-3-270M": f"edit_500_counterfact{GEMMA}"}
+PROBES = {"SmolLM2-135M": "probe", "Gemma-3-270M": f"probe{GEMMA}"}
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
 FURTHER = {  # rows of further questions in a result: what they are, and the metric
     "noisy_rephrases": ("rephrase behind a noise sentence", "generality"),
@@ -111,6 +114,19 @@ def stages(results: Results) -> str | None:
     return table(["stage", *columns], rows)
 
 
+def probes(results: Results) -> str | None:
+    """What collection does in each layer of the models that were probed."""
+    rows = []
+    for title, values in present(results, PROBES).items():
+        for row in values["rows"]:
+            chosen = " (recommended)" if row["layer"] == values["recommended"] else ""
+            figures = (number(row[key]) for key in ("reliability", "generality", "norm"))
+            rows.append([f"{title}, layer {row['layer']}{chosen}", *figures, number(row["seconds"], 3)])
+    return (
+        table(["layer", "reliability, %", "other wordings, %", "norm of v", "seconds an edit"], rows) if rows else None
+    )
+
+
 GROWTH = {  # of the stages of a fit
     "Tuning the text encoder": "not at all",
     "Collecting neurons": "edits",
@@ -158,7 +174,7 @@ def router(results: Results) -> str | None:
 def further(results: Results) -> str | None:
     """Harder questions: the same metric on what the headline table asks, and on these."""
     rows = []
-    for title, values in present(results, {**SETS, **UNSEEN, **RAW}).items():
+    for title, values in present(results, {**SETS, **UNSEEN, **RAW, **FAMILIES}).items():
         for key, (name, kind) in FURTHER.items():
             if key in values:
                 found, usual = values[key], values["edited"]
@@ -327,8 +343,10 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "headline": (lambda results: quality(results, SETS), SETS),
     "stages": (stages, SETS),
     "scaling": (scaling, {"CounterFact": SETS["CounterFact"]}),
+    "families": (lambda results: quality(results, FAMILIES), FAMILIES),
+    "probes": (probes, PROBES),
     "router": (router, SETS),
-    "further": (further, {**SETS, **UNSEEN, **RAW}),
+    "further": (further, {**SETS, **UNSEEN, **RAW, **FAMILIES}),
     "unseen": (lambda results: quality(results, UNSEEN), UNSEEN),
     "curve": (curve, CURVE),
     "raw": (lambda results: quality(results, RAW), RAW),

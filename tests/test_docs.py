@@ -74,6 +74,10 @@ RESULTS: dict[str, dict[str, Any]] = {
         "runs": 5,
     },
     "positions": {"rows": [{**ROW, "span": "answer", "layer": 20}]},
+    "probe": {
+        "rows": [{"layer": 3, "reliability": 99.0, "generality": 88.5, "norm": 12.3, "seconds": 0.1234}],
+        "recommended": 3,
+    },
     "collection": {"rows": [{**ROW, "layer": 20, "margin": 4.0, "key_lr": 0.015, "value_lr": 1.0, "ending": "(none)"}]},
     "generators": {"rows": [{**ROW, "name": "default", "steps": 600, "seconds": 70.0, "parameters_millions": 16.0}]},
 }

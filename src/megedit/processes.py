@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from megedit.errors import MegError
 from megedit.precision import SPREAD, first_device
 
 CPU = torch.device("cpu")
+PATIENCE = timedelta(days=1)  # for the slowest process, where they meet
 
 
 @dataclass(frozen=True)
@@ -84,5 +86,5 @@ def launched(device: str | torch.device) -> Processes:
     device = torch.device(device)
     from accelerate import PartialState
 
-    state = PartialState(cpu=device.type == "cpu")
+    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
     return Processes(state.process_index, state.num_processes, state.device)

@@ -35,7 +35,8 @@ run_logger.setLevel(logging.INFO)
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Within the context, append the times of all stages, and every warning, to a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is told by what fails next
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for target in (logger, run_logger):
         target.addHandler(handler)
