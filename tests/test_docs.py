@@ -153,7 +153,7 @@ def test_another_number_makes_table_and_figure_outdated(project: Path) -> None:
 def test_a_figure_without_results_is_removed(project: Path) -> None:
     add_results(project)
     render.write(project)
-    for path in (project / "benchmarks" / "results").glob("edit_*.json"):
+    for path in (project / "benchmarks" / "results").glob("*.json"):
         path.unlink()
     render.write(project)
     assert render.outdated(project) == []
