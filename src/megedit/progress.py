@@ -45,7 +45,8 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         for target in (logger, run_logger):
             target.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 class Stages:
