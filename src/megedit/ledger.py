@@ -361,7 +361,10 @@ def changing(folder: Path, kind: Kind, source: str = "") -> Iterator[Change]:
 @contextmanager
 def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
-        raise MegError(f"{path.parent} is damaged: {path.name} is missing.")
+        raise MegError(
+            f"{path.parent} is damaged: {path.name} is missing; or it is no adapter, or one of an earlier format "
+            "(meg show says which)."
+        )
     try:
         address = f"{path.absolute().as_uri()}?mode={mode}"
         with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)) as connection:
