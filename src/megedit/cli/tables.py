@@ -100,7 +100,7 @@ def print_adapter(name: str, out: Console) -> None:
     rows = {
         "base model": config.base,
         "fingerprint": config.base_fingerprint[:16],
-        "layer": str(config.layer),
+        "layer": f"{config.layer}: {config.record.get('layer', 'as it was set')}",
         "neuron acts on": "the last prompt token and the answer" if config.span == "answer" else "all positions",
         "template": json.dumps(config.template.text, ensure_ascii=False),
         "edits": ", ".join(f"{count:,} {status}" for status, count in counts.items()),
