@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import BASE, base_name, suffix, write_result
+from common import BASE, COMMIT, base_name, suffix, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.adapter import is_adapter
 from megedit.edits import Edit, EditSet, normalise_query
@@ -199,7 +199,8 @@ def main() -> None:
 def fit_or_load(
     base: str, edits: EditSet, out: Path, settings: FitSettings, pseudo: PseudoKnowledge, device: str
 ) -> dict[str, Any]:
-    """Fit the adapter, unless an earlier run has; what it cost. The cost of a fit that went on is marked as such."""
+    """Fit the adapter, unless an earlier run has; what it cost, and on which commit. The cost of a fit that went on is
+    marked as such."""
     costs = out.with_name(f"{out.name}.costs.json")
     if not (is_adapter(out) and costs.exists()):
         went_on = out.with_name(f".{out.name}.fit").exists()
@@ -213,6 +214,7 @@ def fit_or_load(
                 stages.costs.get("Collecting neurons", {"seconds": 0.0})["seconds"] / len(edits), 4
             ),
             "stages": stages.costs,
+            "fit_commit": COMMIT,
         }
         costs.write_text(json.dumps(spent), "utf-8")
     return dict(json.loads(costs.read_text("utf-8")))

@@ -49,9 +49,11 @@ def measured(results: Results, names: Mapping[str, str]) -> str:
             continue
         machine, commit = results[name]["machine"], results[name]["commit"]
         changed = " with uncommitted changes" if commit.endswith("changes") else ""
+        fitted = results[name]["results"].get("fit_commit", commit)
+        fit = f", fitted on `{fitted[:10]}`" if fitted != commit else ""
         lines.append(
             f"{title}: {machine['processor']}, {machine['threads']} of {machine['cores']} cores, "
-            f"{number(machine['memory_gib'])} GiB; {results[name]['date']}; commit `{commit[:10]}`{changed}."
+            f"{number(machine['memory_gib'])} GiB; {results[name]['date']}; commit `{commit[:10]}`{changed}{fit}."
         )
     return "<sub>" + "<br>\n".join(lines) + "</sub>"
 
