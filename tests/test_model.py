@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTraine
 from conftest import TOWNS, Fitted, force_routing
 from megedit.adapter import load_adapter
 from megedit.errors import MegError
+from megedit.familiarity import Enrolled, Router
 from megedit.model import MegModel, Route, end_tokens
 from megedit.neuron import NeuronWeights
 from megedit.vectors import EditVectors
@@ -305,7 +306,9 @@ def test_only_active_edits_are_nearest(model: MegModel) -> None:
     records, router = list(model.adapter.records), model.adapter.router
     records[2] = replace(records[2], status="failed")
     model.adapter.records = tuple(records)
-    router.vectors = EditVectors.pack(router.vectors[torch.tensor([0, 1, 3, 4, 5, 6, 7])])
+    vectors = EditVectors.pack(router.vectors[torch.tensor([0, 1, 3, 4, 5, 6, 7])])
+    enrolled = [Enrolled(edit.subject, prompt=edit.prompt) for edit in model.edits]
+    model.adapter.router = Router(router.network, vectors, enrolled, router.calibration)
     assert [edit.id for edit in model.edits] == ["edit-0", "edit-1", *(f"edit-{i}" for i in range(3, 8))]
     for edit in model.edits:
         assert model.route(edit.prompt).nearest == edit
