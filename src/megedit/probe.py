@@ -98,12 +98,13 @@ def probe(
 ) -> list[LayerResult]:
     """Collect the edits in each of these layers, and try their neurons on the other wordings.
 
-    advance: called after each layer. keep: given the name of a layer's result and what computes it, returns it; it may
+    An edit that fails is not tried again: a layer in which that happens is no good one. advance: called after each
+    layer. keep: given the name of a layer's result and what computes it, returns it; it may
     have it from before. Raises MegError for a layer out of range, or a target that cannot be encoded.
     """
     examples = [tokenize(tokenizer, template, edit) for edit in edits]
     others = [tokenize(tokenizer, template, replace(edits[w.edit], prompt=w.text)) for w in wordings]
-    pad_id = tokenizer.pad_token_id
+    pad_id, settings = tokenizer.pad_token_id, replace(settings, retries=0)
     results = []
     for layer in layers:
         backbone = Backbone(model, layer)
