@@ -31,6 +31,7 @@ KNOWN_LAYERS = {
     ("gptj", 4096, 28, 50400): (9, PAPER),
     ("llama", 4096, 32, 128256): (14, PAPER),
     ("llama", 576, 30, 49152): (20, "measured for SmolLM2-135M (docs/benchmarks.md)"),
+    ("gemma3_text", 640, 18, 262144): (9, "measured for Gemma-3-270M (docs/benchmarks.md)"),
 }
 USUAL = 2 / 3  # of the depth; which of several equally good layers is taken
 SHORT = (1 / 3, 1 / 2, 2 / 3, 5 / 6)  # of the depth: the layers of a short probe
