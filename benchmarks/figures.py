@@ -123,6 +123,7 @@ def draw_probe(figure: Any, data: Mapping[str, Any]) -> None:
         axis.axvline(values["recommended"], color="#d29922", linestyle=":", label="recommended layer")
         axis.set_title(title, fontsize=11)
         axis.set_ylim(-3, 103)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("layer of the neuron")
     axes[0].set_ylabel("answered, %")
     handles, labels = axes[0].get_legend_handles_labels()

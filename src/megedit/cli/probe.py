@@ -133,6 +133,7 @@ def draw(results: Sequence[LayerResult], layer: int, title: str, path: Path) -> 
     axis.plot(numbers, [result.generality for result in results], "o-", color="#2f81f7", label="generality")
     axis.axvline(layer, color="#d29922", linestyle=":", label=f"recommended: {layer}")
     axis.set(xlabel="layer of the neuron", ylabel="percent, collected neurons", ylim=(-3, 103), title=title)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(loc="lower right")
     try:
         figure.savefig(path)
