@@ -125,6 +125,7 @@ def _numbers(text: str, depth: int) -> list[int]:
 def draw(results: Sequence[LayerResult], layer: int, title: str, path: Path) -> None:
     """Reliability and generality by layer, the recommended one marked, as in figures 5 to 7 of the paper."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axis = figure.subplots()
@@ -133,7 +134,7 @@ def draw(results: Sequence[LayerResult], layer: int, title: str, path: Path) -> 
     axis.plot(numbers, [result.generality for result in results], "o-", color="#2f81f7", label="generality")
     axis.axvline(layer, color="#d29922", linestyle=":", label=f"recommended: {layer}")
     axis.set(xlabel="layer of the neuron", ylabel="percent, collected neurons", ylim=(-3, 103), title=title)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(loc="lower right")
     try:
         figure.savefig(path)
