@@ -11,9 +11,17 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from megedit import base
+from megedit.backbone import Backbone
 from megedit.base import fingerprint, load_base, resolve_folder
 from megedit.errors import MegError
 from megedit.precision import default_dtype
@@ -69,6 +77,22 @@ def test_the_pad_token_is_eos_when_there_is_none(folder: Path) -> None:
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
     assert load_base(str(folder))[1].pad_token == "</s>"
+
+
+@pytest.mark.parametrize("bits", [{"load_in_4bit": True}, {"load_in_8bit": True}], ids=["4 bit", "8 bit"])
+def test_a_quantised_model_is_loaded_as_it_is(tmp_path: Path, bits: dict[str, bool]) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny_model("llama").save_pretrained(tmp_path / "whole")
+    config = BitsAndBytesConfig(**bits)
+    quantised: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    quantised.save_pretrained(tmp_path / "small")
+    tiny_tokenizer().save_pretrained(tmp_path / "small")
+    model = load_base(str(tmp_path / "small"), dtype=torch.float32)[0]
+    assert fingerprint(model) == fingerprint(quantised)
+    backbone = Backbone(model, 1)
+    assert type(backbone.place.entry.up_proj).__name__.startswith("Linear") and backbone.weight_size == 64
 
 
 def test_a_model_spread_over_all_devices(folder: Path) -> None:
