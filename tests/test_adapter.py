@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def test_a_round_trip_changes_nothing(fitted: Fitted, tmp_path: Path) -> None:
         first = (loaded.router if name == "network" else loaded).__dict__[name].state_dict()
         second = (twice.router if name == "network" else twice).__dict__[name].state_dict()
         assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("changed", [{"anchor": 0.0}, {"sample_steps": 1}])
+def test_how_neurons_are_made_is_part_of_the_identity(fitted: Fitted, changed: dict[str, float]) -> None:
+    adapter = load_adapter(fitted.adapter)
+    before = adapter.identity
+    assert load_adapter(fitted.adapter).identity == before
+    adapter.generator.settings = replace(adapter.generator.settings, **changed)  # type: ignore[arg-type]
+    assert adapter.identity != before
 
 
 def test_it_is_data_only(fitted: Fitted) -> None:

@@ -145,7 +145,7 @@ class Adapter:
         tensors += [tensor for module in modules for tensor in module.state_dict().values()]
         for tensor in tensors:
             digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
-        digest.update(json.dumps(self.config.calibration.to_json()).encode())
+        digest.update(json.dumps([self.config.calibration.to_json(), asdict(self.generator.settings)]).encode())
         digest.update(json.dumps([[record.status, record.generated] for record in self.routed]).encode())
         return digest.hexdigest()
 
@@ -153,7 +153,7 @@ class Adapter:
         """Neurons for query vectors (float32 (queries, C)) whose nearest edits are these rows of the router's vectors
         (int64 (queries,)): float32 (queries, L)."""
         known = self.router.vectors[nearest]
-        return self.generator.sample(anchored(vectors, known, self.config.generator.anchor))
+        return self.generator.sample(anchored(vectors, known, self.generator.settings.anchor))
 
     def neurons(self, records: Sequence[EditRecord]) -> Tensor:
         """The collected neurons of edits, from the folder: float32 (edits, L). Raises KeyError where they are gone."""
