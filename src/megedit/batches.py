@@ -82,8 +82,7 @@ def prepare(
     answer, padding. Where attention is local, the padding stands before all of them.
     """
     chosen = [examples[i] for i in indices]
-    prompts = [e.prompt[:-1] for e in chosen]
-    shared = common_prefix(prompts) if span == "answer" and not backbone.local_attention else 0
+    shared = shared_columns(backbone, [e.prompt for e in chosen], span)
     width = max(len(e.prompt) for e in chosen)
     answer_width = max(len(e.answer) for e in chosen)
     rows = len(chosen)
@@ -117,6 +116,13 @@ def prepare(
     if untouched > shared:
         cache = backbone.context(block(shared, untouched), cache)
     return Prepared(torch.tensor(indices), backbone.prefix(block(untouched, ids.shape[1]), cache), labels)
+
+
+def shared_columns(backbone: Backbone, prompts: Sequence[Sequence[int]], span: Span) -> int:
+    """How many leading columns of a batch of prompts can be run as one row; the padding then stands behind them."""
+    if span == "all" or backbone.local_attention:
+        return 0
+    return common_prefix([prompt[:-1] for prompt in prompts])
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:

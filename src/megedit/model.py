@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from megedit.adapter import Adapter, check_base, copy_adapter, load_adapter
 from megedit.backbone import Backbone
 from megedit.base import load_base
-from megedit.batches import common_prefix
+from megedit.batches import shared_columns
 from megedit.edits import Edit
 from megedit.familiarity import Routing, Rule, read
 from megedit.ledger import Status
@@ -223,8 +223,7 @@ class MegModel:
         """
         template = template or self.adapter.config.template
         rows = [self.tokenizer(template.format(query)).input_ids for query in queries]
-        cut = self.adapter.config.span == "answer" and not self.backbone.local_attention
-        shared = common_prefix([row[:-1] for row in rows]) if cut else 0
+        shared = shared_columns(self.backbone, rows, self.adapter.config.span)
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)

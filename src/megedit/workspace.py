@@ -63,18 +63,17 @@ class Workspace:
             self._write(name, lambda: write_whole(path, text))
         return dict(json.loads(path.read_text("utf-8")))
 
-    def files(self, name: str, fill: Callable[[Path], None]) -> Path:
+    def files(self, name: str, fill: Callable[[Path], None]) -> None:
         """Write the folder of a finished stage, under a temporary name first."""
-        partial, path = self.folder / f"{name}.partial", self.folder / name
+        partial = self.folder / f"{name}.partial"
 
         def write() -> None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             fill(partial)
-            partial.replace(path)
+            partial.replace(self.folder / name)
 
         self._write(name, write)
-        return path
 
     def shard(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A part of a stage that this process computes alone, unless it is there."""
