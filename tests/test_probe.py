@@ -79,7 +79,13 @@ def test_the_best_layer_is_recommended() -> None:
 def test_of_equally_good_layers_the_usual_one() -> None:
     rows = [result(4, 100, 98), result(8, 100, 97), result(10, 99, 98), result(2, 90, 70)]
     layer, why = recommended(rows, wordings=64, depth=12)
-    assert layer == 8 and why.endswith("; layers 4, 10 do as well, and are further from two thirds of the depth")
+    assert layer == 8 and why.endswith("; as good, but further from two thirds of the depth: 4, 10")
+
+
+def test_a_layer_is_judged_with_those_beside_it() -> None:
+    rows = [result(i, 100, generality) for i, generality in enumerate((96, 98, 99, 98, 90, 98.5, 90))]
+    layer, why = recommended(rows, wordings=64, depth=9)
+    assert layer == 2 and "generality 99.0" in why and why.endswith("further from two thirds of the depth: 1")
 
 
 def test_known_models() -> None:

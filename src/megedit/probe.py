@@ -132,17 +132,28 @@ def probe(
 
 def recommended(results: Sequence[LayerResult], wordings: int, depth: int) -> tuple[int, str]:
     """The layer to use, and why: of the best layer and those within its standard error, the one nearest to two thirds
-    of the depth."""
-    best = max(results, key=lambda result: result.score)
-    share = best.score / 100
-    error = 100 * max(math.sqrt(share * (1 - share) / wordings), 1 / wordings)
-    good = [result for result in results if best.score - result.score <= error]
-    chosen = min(good, key=lambda result: (abs(result.layer - USUAL * depth), -result.layer))
-    why = f"reliability {chosen.reliability:.1f}, generality {chosen.generality:.1f} on {wordings} other wordings"
+    of the depth.
+
+    A layer is judged by the mean score of itself and the layers right beside it, as far as they were probed: good
+    layers lie side by side, and one that stands out among its neighbours does so by chance.
+    """
+    scores = {result.layer: result.score for result in results}
+
+    def beside(layer: int) -> list[float]:
+        return [scores[near] for near in (layer - 1, layer, layer + 1) if near in scores]
+
+    means = {layer: sum(beside(layer)) / len(beside(layer)) for layer in scores}
+    best = max(means, key=lambda layer: means[layer])
+    share, tried = means[best] / 100, wordings * len(beside(best))
+    error = 100 * max(math.sqrt(share * (1 - share) / tried), 1 / tried)
+    good = [layer for layer in means if means[best] - means[layer] <= error]
+    chosen = min(good, key=lambda layer: (abs(layer - USUAL * depth), -layer))
+    result = next(result for result in results if result.layer == chosen)
+    why = f"reliability {result.reliability:.1f}, generality {result.generality:.1f} on {wordings} other wordings"
     if len(good) > 1:
-        others = ", ".join(str(result.layer) for result in good if result is not chosen)
-        why += f"; layers {others} do as well, and are further from two thirds of the depth"
-    return chosen.layer, why
+        others = ", ".join(str(layer) for layer in good if layer != chosen)
+        why += f"; as good, but further from two thirds of the depth: {others}"
+    return chosen, why
 
 
 def choose_layer(
