@@ -19,13 +19,14 @@ from megedit.base import load_base
 from megedit.collect import CollectionSettings
 from megedit.edits import Edit, EditSet
 from megedit.encoder import EncoderSettings
-from megedit.familiarity import FamiliaritySettings, Routing
+from megedit.familiarity import FamiliaritySettings
 from megedit.fit import FitSettings, fit
 from megedit.generator import GeneratorSettings
 from megedit.model import MegModel
 from megedit.neuron import NeuronWeights
 from megedit.progress import Stages
 from megedit.pseudo import PseudoFact, PseudoKnowledge
+from megedit.router import Routing
 from megedit.template import Template
 from tiny import CHATML, tiny_encoder, tiny_model, tiny_tokenizer
 

@@ -18,20 +18,11 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils._paths import filter_repo_objects
 
-import megedit.adapter
+import megedit.folder
 from conftest import Fitted
-from megedit.adapter import (
-    CONFIG,
-    FORMAT_VERSION,
-    Adapter,
-    copy_adapter,
-    is_adapter,
-    load_adapter,
-    read_config,
-    replacing_folder,
-    write_card,
-)
+from megedit.adapter import Adapter, copy_adapter, load_adapter, write_card
 from megedit.errors import MegError
+from megedit.folder import CONFIG, FORMAT_VERSION, is_adapter, read_config, replacing_folder
 from megedit.ledger import changing, reading
 
 MODEL = "model-0001.safetensors"
@@ -237,7 +228,7 @@ def test_a_file_outside_the_folder(adapter_folder: Path, name: Callable[[Path, P
     outside.write_text("secret")
     named = name(adapter_folder, outside)
     files = json.loads((adapter_folder / CONFIG).read_text())["files"]
-    change_config(adapter_folder, files={**files, named: megedit.adapter._sha256(outside)})
+    change_config(adapter_folder, files={**files, named: megedit.folder._sha256(outside)})
     with pytest.raises(MegError, match="is outside the folder"):
         load_adapter(adapter_folder)
 

@@ -17,8 +17,9 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from conftest import Fitted
-from megedit.adapter import CONFIG, load_adapter
+from megedit.adapter import load_adapter
 from megedit.errors import MegError
+from megedit.folder import CONFIG
 
 cli = importlib.import_module("megedit.cli.app")
 LIFE = ["list", "log", "diff", "add", "update", "remove", "undo", "rollback", "consolidate", "explain"]

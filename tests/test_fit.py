@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import megedit.adapter
+import megedit.folder
 import megedit.workspace
 from conftest import Fitted
 from megedit.adapter import Adapter, load_adapter
@@ -238,7 +238,7 @@ def test_a_full_disk_at_the_end(fitted: Fitted, adapter_folder: Path, monkeypatc
             full_disk()
         save_file(tensors, path)
 
-    monkeypatch.setattr(megedit.adapter, "save_file", fails_in_the_adapter)
+    monkeypatch.setattr(megedit.folder, "save_file", fails_in_the_adapter)
     with pytest.raises(MegError, match=r"could not be written .*No space left.*untouched"):
         fitted.fit(adapter_folder, overwrite=True, settings=quick(fitted))
     assert len(calls) == 1

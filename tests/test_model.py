@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTraine
 from conftest import TOWNS, Fitted, force_routing
 from megedit.adapter import load_adapter
 from megedit.errors import MegError
-from megedit.familiarity import Enrolled, Router
 from megedit.model import MegModel, Route, end_tokens
 from megedit.neuron import NeuronWeights
+from megedit.router import Enrolled, Router
 from megedit.vectors import EditVectors
 from tiny import tiny_model
 

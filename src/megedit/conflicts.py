@@ -9,7 +9,7 @@ from typing import Literal
 from megedit.adapter import Adapter
 from megedit.edits import Edit, fold, normalise_query
 from megedit.errors import MegError
-from megedit.familiarity import Enrolled, Router
+from megedit.router import Enrolled, Router
 from megedit.vectors import EditVectors
 
 Choice = Literal["replace", "skip", "keep"]

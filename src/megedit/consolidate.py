@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from megedit.adapter import Adapter, load_adapter, load_model, save_model, write_card
+from megedit.adapter import Adapter, load_adapter, write_card
 from megedit.backbone import Backbone
 from megedit.batches import Prepared, tokenize
 from megedit.collect import answer_leads_of, prepare_all
 from megedit.errors import MegError
 from megedit.familiarity import FamiliarityNetwork, train_familiarity, training_steps
 from megedit.fit import ANSWERED_LEAD, answer_check
+from megedit.folder import load_model, save_model
 from megedit.generator import Conditions, WeightGenerator, far_off, reworded, train_generator
 from megedit.ledger import EditRecord, changing
 from megedit.life import Outcome

@@ -1,37 +1,23 @@
-"""The router: does a query ask for an edited fact?
+"""The familiarity network: a classifier that has memorised the edits, and is sure of nothing else.
 
-Source: MeG (arXiv 2512.14395), section 3.2. The familiarity network is a K-way classifier on the encoder's vectors,
-trained until it has memorised a random class for every edit; near an edit its output has low entropy, elsewhere high.
-The decision here may also look at the similarity to the nearest edit and at how far the query names that edit's
-subject. Its threshold is calibrated on held-out pseudo-knowledge: rephrases of enrolled pseudo-facts against
-neighbouring and unrelated queries. What stands before the last sentence of a query may belong to it or not; both
-readings are looked at.
+Source: MeG (arXiv 2512.14395), section 3.2. The network is a K-way classifier on the encoder's vectors, trained until
+it has memorised a random class for every edit; near an edit its output has low entropy, elsewhere high. The router
+decides by that entropy, alone or with other features.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor, nn
 
-from megedit.edits import normalise_query
-from megedit.encoder import TextEncoder
-from megedit.errors import MegError
-from megedit.names import share_of_name
 from megedit.precision import mixed_precision
-from megedit.vectors import EditVectors
 
-SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
-FEWEST = 2  # familiar and unfamiliar queries from which a rule can be calibrated
 Rule = Literal["entropy", "similarity", "combined", "named", "subject"]
 RULES: dict[Rule, tuple[bool, bool, bool]] = {  # which features a rule looks at: log entropy, similarity, subject
     "entropy": (True, False, False),
@@ -40,8 +26,6 @@ RULES: dict[Rule, tuple[bool, bool, bool]] = {  # which features a rule looks at
     "named": (False, True, True),
     "subject": (True, True, True),
 }
-WITHOUT_SUBJECT: dict[Rule, Rule] = {"subject": "combined", "named": "similarity"}  # what decides where there is none
-WITHOUT_NETWORK: dict[Rule, Rule] = {"subject": "named", "combined": "similarity", "entropy": "similarity"}
 
 
 @dataclass(frozen=True)
@@ -165,251 +149,3 @@ def train_familiarity(
 def training_steps(edits: int, settings: FamiliaritySettings) -> int:
     """How many steps `train_familiarity` takes for this many edits."""
     return max(settings.steps, 20 * edits // settings.batch_size)
-
-
-def read(encoder: TextEncoder, queries: Sequence[str], edits: EditVectors) -> Tensor:
-    """The vectors of queries (float32 (queries, size), unit length), given those of the edits.
-
-    A query of several sentences is read whole and by its last sentence alone; the reading nearer to an edit counts.
-    """
-    device = edits.codes.device
-    vectors = encoder.encode(queries).to(device)
-    ends = {row: end for row, query in enumerate(queries) if (end := last_sentence(query))}
-    if ends:
-        alone = encoder.encode(list(ends.values())).to(device)
-        rows = torch.tensor(list(ends), device=device)
-        nearer = (edits.nearest(alone)[0] > edits.nearest(vectors[rows])[0])[:, 0]
-        vectors = vectors.index_copy(0, rows[nearer], alone[nearer])
-    return vectors
-
-
-def last_sentence(query: str) -> str | None:
-    """The last of several sentences, if it has four words or more; a shorter one is seldom a question of its own."""
-    start = max((found.end() for found in SENTENCE_END.finditer(query.strip())), default=0)
-    last = query.strip()[start:]
-    return last if start and len(last.split()) >= 4 else None
-
-
-@dataclass(frozen=True)
-class Routing:
-    """The router's answer for each query, tensors of shape (queries,).
-
-    familiar: bool. score: float32, the decision value, familiar at or above `threshold`, float32. entropy: float32,
-    nats. nearest: int64, index of the most similar edit. similarity: float32, cosine to it. named: float32, how far the
-    query names the subject of that edit: 1 on its own, less as a part of a longer name, 0 not at all. rule: what
-    decided, for each query.
-    """
-
-    familiar: Tensor
-    score: Tensor
-    threshold: Tensor
-    entropy: Tensor
-    nearest: Tensor
-    similarity: Tensor
-    named: Tensor
-    rule: Sequence[Rule]
-
-
-@dataclass(frozen=True)
-class Enrolled:
-    """What the router knows of an edit beside its vector.
-
-    learned: the network was trained on it; if not, the entropy says nothing of queries near it. removed: the edit was
-    taken back; queries nearest to it are for the base model. prompt: a query in the same words is nearest to this edit,
-    whatever the vectors say.
-    """
-
-    subject: str | None = None
-    learned: bool = True
-    removed: bool = False
-    prompt: str = ""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A calibrated rule: familiar when weights . (log entropy, similarity, subject named) >= threshold.
-
-    unnamed_threshold: the one for queries that do not name the subject of the nearest edit at all. The rates and the
-    area under the ROC curve are those on the held-out queries.
-    """
-
-    weights: tuple[float, float, float]
-    threshold: float
-    unnamed_threshold: float
-    auc: float
-    true_positive_rate: float
-    false_positive_rate: float
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Decision:
-        return cls(**{**fields, "weights": tuple(fields["weights"])})
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Every rule that could be calibrated, which of them decides, and its held-out curve.
-
-    curve: points of the held-out ROC as (threshold, false positive rate, true positive rate).
-    """
-
-    rule: Rule
-    rules: dict[Rule, Decision]
-    curve: list[tuple[float, float, float]]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Calibration:
-        rules = {name: Decision.from_json(decision) for name, decision in fields["rules"].items()}
-        return cls(fields["rule"], rules, [tuple(point) for point in fields["curve"]])
-
-    @property
-    def decision(self) -> Decision:
-        """The rule that decides on edits with a subject."""
-        return self.rules[self.rule]
-
-    def rule_for(self, edit: Enrolled) -> Rule:
-        """The rule that decides on queries nearest to this edit."""
-        rule: Rule = self.rule
-        if not edit.learned:
-            rule = WITHOUT_NETWORK.get(rule, rule)
-        if edit.subject is None or rule not in self.rules:
-            rule = WITHOUT_SUBJECT.get(rule, rule)
-        return rule
-
-
-def log_entropy(entropy: Tensor) -> Tensor:
-    """Natural logarithm of the entropy, bounded below where float32 rounds to 0."""
-    return entropy.clamp(min=1e-6).log()
-
-
-class Router:
-    """Familiarity network, the edits (their vectors, and what else is known of each) and the calibrated decision."""
-
-    def __init__(
-        self, network: FamiliarityNetwork, vectors: EditVectors, edits: Sequence[Enrolled], calibration: Calibration
-    ) -> None:
-        self.network, self.vectors, self.calibration = network, vectors, calibration
-        self._edits = edits
-        self._prompts = {normalise_query(edit.prompt): row for row, edit in enumerate(edits) if edit.prompt}
-
-    @torch.no_grad()
-    def route(self, vectors: Tensor, queries: Sequence[str]) -> Routing:
-        """Decide for each query, given its vector (float32 (queries, size), unit length) and its text."""
-        entropy = self.network.entropy(vectors)
-        similarity, nearest = (found[:, 0] for found in self.vectors.nearest(vectors))
-        for i, query in enumerate(queries):
-            if (own := self._prompts.get(normalise_query(query))) is not None:
-                nearest[i], similarity[i] = own, vectors[i] @ self.vectors[nearest.new_tensor([own])][0]
-        edits = [self._edits[i] for i in nearest.tolist()]
-        rules = [self.calibration.rule_for(edit) for edit in edits]
-        decisions = [self.calibration.rules[rule] for rule in rules]
-        named = _named(queries, [edit.subject for edit in edits]).to(vectors.device)
-        features = torch.stack([log_entropy(entropy), similarity, named], 1)  # (queries, 3)
-        weights = torch.tensor([decision.weights for decision in decisions], device=vectors.device).view(-1, 3)
-        threshold = torch.tensor([decision.threshold for decision in decisions], device=vectors.device)
-        unnamed = torch.tensor([decision.unnamed_threshold for decision in decisions], device=vectors.device)
-        looked = torch.tensor([RULES[rule][2] for rule in rules], dtype=torch.bool, device=vectors.device)
-        threshold = torch.where(looked & (named == 0), unnamed, threshold)
-        removed = torch.tensor([edit.removed for edit in edits], dtype=torch.bool, device=vectors.device)
-        score = (weights * features).sum(1)
-        return Routing((score >= threshold) & ~removed, score, threshold, entropy, nearest, similarity, named, rules)
-
-
-def _named(queries: Sequence[str], subjects: Sequence[str | None]) -> Tensor:
-    """How far each query names the subject beside it, as `share_of_name` counts it: float32 (queries,)."""
-    pairs = zip(queries, subjects, strict=True)
-    return torch.tensor([share_of_name(query, subject) if subject else 0.0 for query, subject in pairs])
-
-
-@dataclass(frozen=True)
-class CalibrationSet:
-    """Held-out queries, texts and vectors: pseudo-facts that play edits, their rephrases, and what must not pass.
-
-    The last `near` of the unfamiliar are other questions about the subjects of the enrolled. Many are so like a
-    rephrase that a threshold which refuses nearly all of them would refuse rephrases too: they decide on the weights of
-    a rule and do not count for its threshold.
-    """
-
-    enrolled: Tensor  # float32 (facts, size)
-    subjects: Sequence[str | None]  # of the enrolled
-    familiar: Tensor  # float32 (queries, size)
-    unfamiliar: Tensor
-    queries: Sequence[str]  # the familiar, then the unfamiliar
-    near: int = 0
-
-
-def calibrate(
-    edits: EditVectors,
-    subjects: Sequence[str | None],
-    held_out: CalibrationSet,
-    settings: FamiliaritySettings,
-    seed: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Calibration:
-    """Choose the weights and threshold of every rule on held-out pseudo-knowledge.
-
-    The held-out queries are enrolled beside the edits in a network of the same kind, trained for this purpose only,
-    so that the threshold fits the density of this edit set. Rules that look at the subject are calibrated where the
-    nearest edit has one; when that leaves too few queries, another rule takes their place (`WITHOUT_SUBJECT`).
-    """
-    enrolled = torch.cat([edits.unpack(), held_out.enrolled])
-    network = train_familiarity(enrolled, settings, seed, progress)
-    vectors = torch.cat([held_out.familiar, held_out.unfamiliar])
-    similarity, nearest = (found[:, 0] for found in EditVectors.pack(enrolled).nearest(vectors))
-    all_subjects = [*subjects, *held_out.subjects]
-    nearest_subjects = [all_subjects[i] for i in nearest.tolist()]
-    named = _named(held_out.queries, nearest_subjects).numpy()
-    entropies = log_entropy(network.entropy(vectors)).cpu().numpy()
-    features = np.stack([entropies, similarity.cpu().numpy(), named], axis=1)  # (queries, 3)
-    truth = np.arange(len(vectors)) < len(held_out.familiar)
-    counted = np.arange(len(vectors)) < len(vectors) - held_out.near
-    known = np.array([subject is not None for subject in nearest_subjects])
-    rules: dict[Rule, Decision] = {}
-    curves: dict[Rule, list[tuple[float, float, float]]] = {}
-    for rule, used in RULES.items():
-        rows = known if used[2] else np.full(len(truth), True)
-        if min(truth[rows & counted].sum(), (~truth[rows & counted]).sum()) >= FEWEST:
-            rules[rule], curves[rule] = _decision(
-                features[rows], truth[rows], counted[rows], np.array(used), settings.false_positives
-            )
-    if "combined" not in rules:
-        raise MegError(f"Fewer than {FEWEST} held-out queries of a kind are too few to calibrate the router.")
-    chosen: Rule = settings.rule if settings.rule in rules else WITHOUT_SUBJECT[settings.rule]
-    return Calibration(chosen, rules, curves[chosen])
-
-
-def _decision(
-    features: np.ndarray[Any, Any],
-    truth: np.ndarray[Any, Any],
-    counted: np.ndarray[Any, Any],
-    used: np.ndarray[Any, Any],
-    false_positives: float,
-) -> tuple[Decision, list[tuple[float, float, float]]]:
-    """Weights by logistic regression on the features in use; the threshold from the ROC curve, which is returned."""
-    weights = np.zeros(len(used))
-    weights[used] = LogisticRegression(class_weight="balanced", C=100.0).fit(features[:, used], truth).coef_[0]
-    scores, truth, named = (features @ weights)[counted], truth[counted], features[counted, 2]
-    false_positive, true_positive, thresholds = roc_curve(truth, scores)
-    # among the thresholds that let through no more than allowed (but one at least), the highest that recognises most
-    allowed = max(2, int((false_positive <= false_positives).sum()))
-    best = max(1, int(np.argmax(true_positive[:allowed])))
-    lowest_accepted = float(thresholds[best])
-    refused = scores[scores < lowest_accepted]
-    threshold = (lowest_accepted + float(refused.max())) / 2 if len(refused) else lowest_accepted
-    # the subject, where a rule looks at it, is what tells rephrases from questions about another one: a query that does
-    # not name it must score higher than every held-out query that should be refused
-    strange = scores[~truth & (named == 0)] if used[2] else scores[:0]
-    unnamed = max(threshold, float(strange.max(initial=-np.inf)) + 1e-3)
-    accepted = scores >= np.where(used[2] & (named == 0), unnamed, threshold)
-    points = np.unique(np.linspace(1, len(thresholds) - 1, min(200, len(thresholds) - 1)).round().astype(int))
-    decision = Decision(
-        weights=(float(weights[0]), float(weights[1]), float(weights[2])),
-        threshold=threshold,
-        unnamed_threshold=unnamed,
-        auc=float(roc_auc_score(truth, scores)),
-        true_positive_rate=float(accepted[truth].mean()),
-        false_positive_rate=float(accepted[~truth].mean()),
-    )
-    return decision, [(float(thresholds[i]), float(false_positive[i]), float(true_positive[i])) for i in points]

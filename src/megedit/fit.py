@@ -21,34 +21,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from megedit.adapter import (
-    LOG,
-    Adapter,
-    AdapterConfig,
-    check_replaceable,
-    load_adapter,
-    replacing_folder,
-    save_model,
-    write_card,
-    write_unchanging,
-)
+from megedit.adapter import Adapter, load_adapter, write_card
 from megedit.backbone import Backbone
 from megedit.base import fingerprint, load_base, resolve_folder
 from megedit.batches import Example, Prepared, tokenize
+from megedit.calibration import CalibrationSet, calibrate
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.edits import EditSet
 from megedit.encoder import EncoderSettings, TextEncoder
 from megedit.errors import MegError
-from megedit.familiarity import (
-    Calibration,
-    CalibrationSet,
-    FamiliarityNetwork,
-    FamiliaritySettings,
-    calibrate,
-    read,
-    train_familiarity,
-    training_steps,
-)
+from megedit.familiarity import FamiliarityNetwork, FamiliaritySettings, train_familiarity, training_steps
+from megedit.folder import LOG, AdapterConfig, check_replaceable, replacing_folder, save_model, write_unchanging
 from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
 from megedit.ledger import EditRecord, Entry, changing, create
 from megedit.precision import SPREAD
@@ -56,6 +39,7 @@ from megedit.probe import choose_layer
 from megedit.processes import Processes, launched
 from megedit.progress import Stages, log_file, run_logger
 from megedit.pseudo import PseudoKnowledge, calibration_texts, load_pseudo_knowledge, text_key
+from megedit.router import Calibration, read
 from megedit.template import Template
 from megedit.vectors import EditVectors
 from megedit.workspace import Workspace

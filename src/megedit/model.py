@@ -22,9 +22,10 @@ from megedit.backbone import Backbone
 from megedit.base import load_base
 from megedit.batches import shared_columns
 from megedit.edits import Edit
-from megedit.familiarity import Routing, Rule, read
+from megedit.familiarity import Rule
 from megedit.ledger import Status
 from megedit.neuron import DynamicNeuron, NeuronWeights
+from megedit.router import Routing, read
 from megedit.template import Template
 
 REMEMBERED = 4096  # queries

@@ -6,13 +6,14 @@ by `.scale`. Rounding a second time changes nothing: what is measured on a stage
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from megedit.files import replacing
 
 SCALE = ".scale"
 
@@ -50,11 +51,10 @@ def distinct_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, packed: bool = False) -> None:
-    """Write tensors in half precision, or packed, under a temporary name first."""
-    partial = path.with_name(path.name + ".partial")
+    """Write tensors in half precision, or packed, whole or not at all."""
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(pack(tensors) if packed else half, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(pack(tensors) if packed else half, partial)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megedit.checkpoint import Checkpoint, State
 from megedit.errors import MegError
-from megedit.files import write_whole
+from megedit.files import replacing, write_whole
 from megedit.processes import ALONE, Processes
 from megedit.tensors import load_tensors, save_tensors
 
@@ -90,10 +90,8 @@ class Workspace:
 
         def save(state: State) -> None:
             if self._processes.main:
-                partial = path.with_suffix(".partial")
-                with self._clear_errors():
+                with self._clear_errors(), replacing(path) as partial:
                     save_file(state, partial)
-                    partial.replace(path)
 
         return Checkpoint(lambda: load_file(path) if path.exists() else None, save)
 

@@ -40,7 +40,7 @@ def list_edits(
     as_json: JsonOption = False,
 ) -> None:
     """List the edits of an adapter."""
-    from megedit.adapter import find_adapter
+    from megedit.folder import find_adapter
     from megedit.ledger import reading
 
     with reading(find_adapter(adapter)) as ledger:
@@ -63,7 +63,7 @@ def list_edits(
 
 def log(adapter: AdapterName, as_json: JsonOption = False) -> None:
     """List what was done with an adapter, the last operation first."""
-    from megedit.adapter import find_adapter
+    from megedit.folder import find_adapter
     from megedit.ledger import reading
 
     with reading(find_adapter(adapter)) as ledger:
@@ -87,8 +87,8 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Say which edits only one of two adapters has in force, and which have another target."""
-    from megedit.adapter import find_adapter
     from megedit.edits import normalise_query
+    from megedit.folder import find_adapter
     from megedit.ledger import reading
 
     sides = []

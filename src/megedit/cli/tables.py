@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from megedit.adapter import find_adapter, read_config
 from megedit.evaluate import Evaluation, Measured, Verdict
 from megedit.evaluate.metrics import answer_text
 from megedit.evaluate.statistics import Estimate
+from megedit.folder import find_adapter, read_config
 from megedit.ledger import reading
 
 if TYPE_CHECKING:  # lm-evaluation-harness takes seconds to import

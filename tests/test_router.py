@@ -11,26 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from megedit.calibration import CalibrationSet, _decision, calibrate
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
-from megedit.familiarity import (
-    RULES,
-    Calibration,
-    CalibrationSet,
-    Decision,
-    Enrolled,
-    FamiliarityNetwork,
-    FamiliaritySettings,
-    Router,
-    Rule,
-    _decision,
-    calibrate,
-    last_sentence,
-    log_entropy,
-    read,
-    train_familiarity,
-    training_steps,
-)
+from megedit.familiarity import RULES, FamiliarityNetwork, FamiliaritySettings, Rule, train_familiarity, training_steps
+from megedit.router import Calibration, Decision, Enrolled, Router, last_sentence, log_entropy, read
 from megedit.vectors import EditVectors
 
 SIZE, EDITS = 32, 24
