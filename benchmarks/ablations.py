@@ -32,7 +32,6 @@ from megedit.base import load_base
 from megedit.batches import Example, tokenize
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit
-from megedit.familiarity import read
 from megedit.fit import ANSWERED_LEAD
 from megedit.generator import (
     PRESETS,
@@ -44,22 +43,25 @@ from megedit.generator import (
     train_generator,
 )
 from megedit.pseudo import load_pseudo_knowledge
+from megedit.router import read
 from megedit.template import Template
 
-COLLECTION: list[dict[str, Any]] = [
-    {},
-    {"ending": ""},
-    {"layer": 16},
-    {"layer": 24},
-    {"margin": 1.0},
-    {"margin": 2.0},
-    {"margin": 6.0},
-    {"rivals": 0},
-    {"shared": 0},
-    {"shared": 0, "margin": 4.0},
-    {"key_lr": 0.005},
-    {"value_lr": 0.5},
-]
+COLLECTION: dict[str, dict[str, Any]] = {
+    "default": {},
+    "every edit 40 full steps": {"shared": 0, "rivals": 0, "margin": 1e9, "retries": 0},
+    "nothing shared": {"shared": 0},
+    "all tokens in the loss": {"rivals": 0},
+    "margin 1": {"margin": 1.0},
+    "margin 2": {"margin": 2.0},
+    "margin 3": {"margin": 3.0},
+    "margin 7": {"margin": 7.0},
+    "no ending": {"ending": ""},
+    "layer 16": {"layer": 16},
+    "layer 24": {"layer": 24},
+    "a third of the key's learning rate": {"key_lr": 0.005},
+    "half of the value's learning rate": {"value_lr": 0.5},
+}
+POSITIONS: dict[str, dict[str, Any]] = {"answer": {"span": "answer"}, "all": {"span": "all"}}
 GENERATORS: dict[str, GeneratorSettings] = {
     "default": PRESETS["fast"],
     "no trunk (adaLN only)": replace(PRESETS["fast"], trunk=False),
@@ -104,7 +106,6 @@ class Bench:
             batches = prepare_all(backbone, self.examples(kind, template), settings, self.tokenizer.pad_token_id)
             row[kind] = percent(answer_leads_of(backbone, batches, collected.weights) > 0)
         row["seconds_per_edit"] = round(seconds / len(self.edits), 4)
-        row["mean_steps"] = round(float(collected.steps.float().mean()), 1)
         print(row, flush=True)
         return row
 
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument("what", choices=("collection", "positions", "generators", "anchor"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--edits", type=int, default=128)
+    parser.add_argument("--edits", type=int, default=256, help="collection, positions: the first so many edits")
     parser.add_argument("--layer", type=int, default=20)
     parser.add_argument("--adapter", type=Path, help="generators, anchor: an adapter of the first edits")
     parser.add_argument("--steps", type=int, default=600, help="generators: training steps at most")
@@ -211,15 +212,13 @@ def main() -> None:
             rows = generator_rows(bench, adapter, options.steps, options.checked)
     else:
         bench = Bench(options.base, options.data, options.edits)
-        variants: Sequence[dict[str, Any]] = COLLECTION
-        if options.what == "positions":
-            variants = [{"span": "answer"}, {"span": "all"}]
-        for variant in variants:
-            kept = {name: value for name, value in variant.items() if name not in ("layer", "ending")}
-            settings = CollectionSettings(**kept)
-            layer, ending = variant.get("layer", options.layer), variant.get("ending", ".")
+        for name, variant in (COLLECTION if options.what == "collection" else POSITIONS).items():
+            changed = dict(variant)
+            layer, ending = changed.pop("layer", options.layer), changed.pop("ending", ".")
+            settings = CollectionSettings(**changed)
+            print(name, end=" ", flush=True)
             row = bench.collect(layer, settings, ending)
-            rows.append({**asdict(settings), "layer": layer, "ending": ending or "(none)", **row})
+            rows.append({"name": name, **asdict(settings), "layer": layer, "ending": ending, **row})
     settings_used = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     settings_used |= {"data": None, "adapter": options.adapter.name if options.adapter else None}
     print(write_result(options.what, settings_used, {"rows": rows}))

@@ -32,10 +32,10 @@ from typing import Any
 
 from common import BASE, COMMIT, base_name, suffix, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
-from megedit.adapter import is_adapter
 from megedit.edits import Edit, EditSet, normalise_query
 from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
 from megedit.evaluate.evaluation import summarise
+from megedit.folder import is_adapter
 from megedit.names import SubjectIndex
 from megedit.progress import Stages
 from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge

@@ -255,7 +255,7 @@ def protocols(results: Results) -> str | None:
 
 Column = tuple[str, str, int | None]  # header, key, decimals; None: text as it is
 QUALITY: list[Column] = [("reliability, %", "reliability", 1), ("clean, %", "clean", 1), ("noisy, %", "noisy", 1)]
-COST: list[Column] = [("seconds an edit", "seconds_per_edit", 3), ("steps", "mean_steps", 1)]
+SECONDS: Column = ("seconds an edit", "seconds_per_edit", 3)
 ROWS: dict[str, list[Column]] = {
     "sampling": [
         ("DDIM steps", "steps", 0),
@@ -277,18 +277,8 @@ ROWS: dict[str, list[Column]] = {
         ("seconds for 16 queries", "sampling_seconds", 4),
     ],
     "anchor": [("share of the nearest edit's vector", "anchor", 2), *QUALITY],
-    "positions": [("neuron acts on", "span", None), ("layer", "layer", 0), *QUALITY, *COST],
-    "collection": [
-        ("layer", "layer", 0),
-        ("margin", "margin", 1),
-        ("key lr", "key_lr", 3),
-        ("value lr", "value_lr", 2),
-        ("ending", "ending", None),
-        ("rivals", "rivals", 0),
-        ("shared", "shared", 0),
-        *QUALITY,
-        *COST,
-    ],
+    "positions": [("neuron acts on", "span", None), *QUALITY, SECONDS],
+    "collection": [("collection", "name", None), *QUALITY, SECONDS],
     "generators": [
         ("generator", "name", None),
         ("parameters, millions", "parameters_millions", 1),
