@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str, errors: str = "strict") -> None:
-    """Write UTF-8 text. errors: as for `str.encode`."""
+    """Write UTF-8 text, as `replacing` does. errors: as for `str.encode`."""
     with replacing(path) as partial:
         partial.write_text(text, "utf-8", errors)
 

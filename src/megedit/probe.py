@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -100,8 +101,8 @@ def probe(
     """Collect the edits in each of these layers, and try their neurons on the other wordings.
 
     An edit that fails is not tried again: a layer in which that happens is no good one. advance: called after each
-    layer. keep: given the name of a layer's result and what computes it, returns it; it may
-    have it from before. Raises MegError for a layer out of range, or a target that cannot be encoded.
+    layer. keep: given the name of a layer's result and what computes it, returns it; it may have it from before.
+    Raises MegError for a layer out of range, or a target that cannot be encoded.
     """
     examples = [tokenize(tokenizer, template, edit) for edit in edits]
     others = [tokenize(tokenizer, template, replace(edits[w.edit], prompt=w.text)) for w in wordings]
@@ -137,18 +138,15 @@ def recommended(results: Sequence[LayerResult], wordings: int, depth: int) -> tu
     A layer is judged by the mean score of itself and the layers right beside it, as far as they were probed: good
     layers lie side by side, and one that stands out among its neighbours does so by chance.
     """
-    scores = {result.layer: result.score for result in results}
-
-    def beside(layer: int) -> list[float]:
-        return [scores[near] for near in (layer - 1, layer, layer + 1) if near in scores]
-
-    means = {layer: sum(beside(layer)) / len(beside(layer)) for layer in scores}
-    best = max(means, key=lambda layer: means[layer])
-    share, tried = means[best] / 100, wordings * len(beside(best))
+    found = {result.layer: result for result in results}
+    beside = {i: [found[near].score for near in (i - 1, i, i + 1) if near in found] for i in found}
+    means = {layer: fmean(scores) for layer, scores in beside.items()}
+    best = max(means, key=means.__getitem__)
+    share, tried = means[best] / 100, wordings * len(beside[best])
     error = 100 * max(math.sqrt(share * (1 - share) / tried), 1 / tried)
     good = [layer for layer in means if means[best] - means[layer] <= error]
     chosen = min(good, key=lambda layer: (abs(layer - USUAL * depth), -layer))
-    result = next(result for result in results if result.layer == chosen)
+    result = found[chosen]
     why = f"reliability {result.reliability:.1f}, generality {result.generality:.1f} on {wordings} other wordings"
     if len(good) > 1:
         others = ", ".join(str(layer) for layer in good if layer != chosen)
