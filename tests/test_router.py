@@ -143,15 +143,28 @@ def held_out(subjects: bool = True) -> CalibrationSet:
     return CalibrationSet(enrolled, names, near(enrolled, 11), unit_vectors(60, 12), texts)
 
 
-def test_near_queries_do_not_count_for_the_threshold(edits: Tensor) -> None:
+def test_near_queries_count_little_for_the_threshold(edits: Tensor) -> None:
     usual = held_out()
     vectors = torch.cat([usual.unfamiliar, usual.familiar])  # nothing tells the last ones from rephrases
     texts = replace(usual, unfamiliar=vectors, queries=[*usual.queries, *usual.queries[:20]])
     settings = replace(SETTINGS, rule="similarity", false_positives=0.05)
     counted = calibrate(EditVectors.pack(edits), SUBJECTS, texts, settings, 0).decision
-    ignored = calibrate(EditVectors.pack(edits), SUBJECTS, replace(texts, near=20), settings, 0).decision
     assert counted.true_positive_rate < 0.5
-    assert ignored.true_positive_rate == 1 and ignored.false_positive_rate <= 0.05
+    for cost in (0.0, 0.25):
+        settings = replace(settings, near_cost=cost)
+        little = calibrate(EditVectors.pack(edits), SUBJECTS, replace(texts, near=20), settings, 0).decision
+        assert little.true_positive_rate == 1 and little.false_positive_rate <= 0.05
+
+
+def test_the_threshold_weighs_near_queries_against_rephrases() -> None:
+    """Eight rephrases at 0.9 and two at 0.5; ten near queries at 0.6; ten strange ones at 0.1."""
+    similarity = np.array([0.9] * 8 + [0.5] * 2 + [0.1] * 10 + [0.6] * 10)
+    features = np.stack([np.zeros(30), similarity, np.ones(30)], axis=1)
+    truth, counted = np.arange(30) < 10, np.arange(30) < 20
+    for cost, recognised in ((0.0, 1.0), (0.19, 1.0), (0.21, 0.8)):
+        settings = FamiliaritySettings(near_cost=cost)
+        decision, _ = _decision(features, truth, counted, np.array([False, True, False]), settings)
+        assert decision.true_positive_rate == recognised and decision.false_positive_rate == 0
 
 
 @pytest.mark.parametrize("rule", ["entropy", "similarity", "combined", "named", "subject"])
@@ -203,11 +216,12 @@ def test_what_does_not_name_the_subject_must_be_surer() -> None:
     named[20] = 0  # a rephrase too
     features = np.stack([np.zeros(300), similarity, named], axis=1)
     truth, counted = np.arange(300) < 50, np.arange(300) < 100
-    decision, _ = _decision(features, truth, counted, np.array([False, True, True]), 0.5)
+    lenient = FamiliaritySettings(false_positives=0.5, near_cost=0.0)
+    decision, _ = _decision(features, truth, counted, np.array([False, True, True]), lenient)
     strange = decision.weights[1] * similarity[50:100]
     assert (strange >= decision.threshold).any() and not (strange >= decision.unnamed_threshold).any()
     assert decision.false_positive_rate == 0 and decision.true_positive_rate == 0.98
-    plain, _ = _decision(features, truth, counted, np.array([False, True, False]), 0.5)
+    plain, _ = _decision(features, truth, counted, np.array([False, True, False]), lenient)
     assert plain.unnamed_threshold == plain.threshold and plain.false_positive_rate > 0.1
 
 
@@ -312,7 +326,9 @@ def test_the_threshold_itself_is_familiar(network: FamiliarityNetwork, edits: Te
         assert router.route(edits[:1], ["a"]).familiar.tolist() == [familiar]
 
 
-@pytest.mark.parametrize("wrong", [{"rule": "nearest"}, {"classes": 1}, {"blocks": 0}, {"dropout": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"rule": "nearest"}, {"classes": 1}, {"blocks": 0}, {"dropout": 1.0}, {"near_cost": -1.0}]
+)
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FamiliaritySettings(**wrong)

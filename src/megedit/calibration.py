@@ -28,8 +28,8 @@ class CalibrationSet:
     """Held-out queries, texts and vectors: pseudo-facts that play edits, their rephrases, and what must not pass.
 
     The last `near` of the unfamiliar are other questions about the subjects of the enrolled. Many are so like a
-    rephrase that a threshold which refuses nearly all of them would refuse rephrases too: they decide on the weights of
-    a rule and do not count for its threshold.
+    rephrase that a threshold which refuses nearly all of them would refuse rephrases too: each that is let through
+    counts as `near_cost` lost rephrases, and no more.
     """
 
     enrolled: Tensor  # float32 (facts, size)
@@ -71,9 +71,7 @@ def calibrate(
     for rule, used in RULES.items():
         rows = known if used[2] else np.full(len(truth), True)
         if min(truth[rows & counted].sum(), (~truth[rows & counted]).sum()) >= FEWEST:
-            rules[rule], curves[rule] = _decision(
-                features[rows], truth[rows], counted[rows], np.array(used), settings.false_positives
-            )
+            rules[rule], curves[rule] = _decision(features[rows], truth[rows], counted[rows], np.array(used), settings)
     if "combined" not in rules:
         raise MegError(f"Fewer than {FEWEST} held-out queries of a kind are too few to calibrate the router.")
     chosen: Rule = settings.rule if settings.rule in rules else WITHOUT_SUBJECT[settings.rule]
@@ -85,16 +83,21 @@ def _decision(
     truth: np.ndarray[Any, Any],
     counted: np.ndarray[Any, Any],
     used: np.ndarray[Any, Any],
-    false_positives: float,
+    settings: FamiliaritySettings,
 ) -> tuple[Decision, list[tuple[float, float, float]]]:
-    """Weights by logistic regression on the features in use; the threshold from the ROC curve, which is returned."""
+    """Weights by logistic regression on the features in use; the threshold from the ROC curve, which is returned.
+
+    truth, counted: bool (queries,); what is neither true nor counted is another question about an edited subject.
+    """
     weights = np.zeros(len(used))
     weights[used] = LogisticRegression(class_weight="balanced", C=100.0).fit(features[:, used], truth).coef_[0]
-    scores, truth, named = (features @ weights)[counted], truth[counted], features[counted, 2]
-    false_positive, true_positive, thresholds = roc_curve(truth, scores)
-    # among the thresholds that let through no more than allowed (but one at least), the highest that recognises most
-    allowed = max(2, int((false_positive <= false_positives).sum()))
-    best = max(1, int(np.argmax(true_positive[:allowed])))
+    scores, near = features @ weights, (features @ weights)[~counted]
+    scores, truth, named = scores[counted], truth[counted], features[counted, 2]
+    false_positive, true_positive, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+    # among the thresholds that let through no more than allowed (but one at least), the highest that is worth most
+    allowed = max(2, int((false_positive <= settings.false_positives).sum()))
+    let_through = (near[:, None] >= thresholds[:allowed]).mean(0) if len(near) else 0.0
+    best = max(1, int(np.argmax(true_positive[:allowed] - settings.near_cost * let_through)))
     lowest_accepted = float(thresholds[best])
     refused = scores[scores < lowest_accepted]
     threshold = (lowest_accepted + float(refused.max())) / 2 if len(refused) else lowest_accepted

@@ -2,8 +2,7 @@
 
 Source: MeG (arXiv 2512.14395), section 3.1: InfoNCE on pseudo-knowledge, facts that are not edited. Positives are
 rephrases, half of them behind a noise sentence; negatives are the other facts of the batch, which come from two
-relations only, and for each fact one neighbourhood prompt or one other question about the same subject. The loss is
-that of sentence-transformers.
+relations only, and for each fact another question about the same subject. The loss is that of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -54,9 +53,6 @@ class EncoderSettings:
     lr: float = field(default=6e-5, metadata={"help": "AdamW learning rate, with warm-up and linear decay"})
     temperature: float = field(default=0.05, metadata={"help": "InfoNCE temperature tau"})
     noise: float = field(default=0.5, metadata={"help": "share of rephrases that stand behind a noise sentence"})
-    same_subject: float = field(
-        default=0.25, metadata={"help": "share of hard negatives that ask something else about the same subject"}
-    )
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch_size < 2 or self.lr <= 0 or self.temperature <= 0:
@@ -171,6 +167,9 @@ class TextEncoder:
 def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: int) -> Iterator[tuple[str, str, str]]:
     """(rephrase, query, hard negative) triples, batch after batch, each batch from two relations.
 
+    The hard negative asks something else about the same subject. Where no such question is known, it asks the same
+    about another subject, as the other queries of the batch do.
+
     Raises MegError when there are fewer facts than one batch needs.
     """
     if len(pseudo.facts) < settings.batch_size:
@@ -196,12 +195,10 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
             rephrase = chance.choice(fact.rephrases)
             if pseudo.noise and chance.random() < settings.noise:
                 rephrase = pseudo.behind_noise(rephrase, chance)
-            others = fact.neighbours or tuple(
-                f.prompt for f in chance.sample(relations[fact.relation], 1) if f is not fact
-            )
-            negative = questions.about(fact, chance) if chance.random() < settings.same_subject else None
+            negative = questions.about(fact, chance)
             if negative is None:
-                negative = chance.choice(others or pseudo.unrelated or tuple(f.prompt for f in pool if f is not fact))
+                others = fact.neighbours or pseudo.unrelated or tuple(f.prompt for f in pool if f is not fact)
+                negative = chance.choice(others)
             yield rephrase, fact.prompt, negative
 
 

@@ -42,6 +42,10 @@ class FamiliaritySettings:
     false_positives: float = field(
         default=0.01, metadata={"help": "share of held-out unfamiliar queries that may be let through"}
     )
+    near_cost: float = field(
+        default=0.25,
+        metadata={"help": "how many lost rephrases as bad as taking another question about an edited subject for it"},
+    )
     rule: Rule = field(
         default="subject",
         metadata={
@@ -57,6 +61,8 @@ class FamiliaritySettings:
             raise ValueError("classes must be at least 2, blocks at least 1, dropout in [0, 1)")
         if not 0 <= self.false_positives < 1:
             raise ValueError(f"false_positives must be in [0, 1), not {self.false_positives}")
+        if self.near_cost < 0:
+            raise ValueError(f"near_cost must be at least 0, not {self.near_cost}")
 
 
 class ResidualBlock(nn.Module):
