@@ -32,9 +32,10 @@ from safetensors.torch import load_file
 from common import BASE, write_result
 from edits import load_set, measure
 from megedit import Edit, EditSet, MegModel
+from megedit.database import create
 from megedit.evaluate import EvaluationSettings, evaluate
 from megedit.folder import read_config
-from megedit.ledger import EditRecord, Entry, changing, create, reading
+from megedit.ledger import EditRecord, Entry, changing, reading
 from megedit.pseudo import text_key
 from megedit.vectors import EditVectors
 

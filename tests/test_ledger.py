@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import megedit.ledger
+import megedit.database
+from megedit.database import FILE, create
 from megedit.edits import Edit
 from megedit.errors import MegError
-from megedit.ledger import FILE, EditRecord, Entry, changing, create, reading
+from megedit.ledger import EditRecord, Entry, changing, reading
 from megedit.vectors import EditVectors
 
 SIZE, LENGTH = 6, 4
@@ -127,7 +128,7 @@ def test_an_error_leaves_nothing(folder: Path) -> None:
 
 
 def test_two_writers_and_a_reader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(megedit.ledger, "PATIENCE", 0.05)
+    monkeypatch.setattr(megedit.database, "PATIENCE", 0.05)
     with changing(folder, "add") as change:
         change.add([entry("d")])
         assert "d" not in state(folder)
@@ -137,7 +138,7 @@ def test_two_writers_and_a_reader(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_reader_sees_one_revision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(megedit.ledger, "PATIENCE", 0.01)
+    monkeypatch.setattr(megedit.database, "PATIENCE", 0.01)
     with reading(folder) as ledger:
         with pytest.raises(MegError, match="nothing was changed"), changing(folder, "add") as change:
             change.add([entry("d")])

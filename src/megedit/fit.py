@@ -27,13 +27,14 @@ from megedit.base import fingerprint, load_base, resolve_folder
 from megedit.batches import Example, Prepared, tokenize
 from megedit.calibration import CalibrationSet, calibrate
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
+from megedit.database import create
 from megedit.edits import EditSet
 from megedit.encoder import EncoderSettings, TextEncoder
 from megedit.errors import MegError
 from megedit.familiarity import FamiliarityNetwork, FamiliaritySettings, train_familiarity, training_steps
 from megedit.folder import LOG, AdapterConfig, check_replaceable, replacing_folder, save_model, write_unchanging
 from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
-from megedit.ledger import EditRecord, Entry, changing, create
+from megedit.ledger import EditRecord, Entry, changing
 from megedit.precision import SPREAD
 from megedit.probe import choose_layer
 from megedit.processes import Processes, launched

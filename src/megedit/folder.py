@@ -33,11 +33,11 @@ from torch import Tensor
 from megedit.base import resolve_copy
 from megedit.batches import Span
 from megedit.collect import CollectionSettings
+from megedit.database import FILE as LEDGER_FILE
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.familiarity import FamiliarityNetwork, FamiliaritySettings
 from megedit.generator import GeneratorSettings, WeightGenerator
-from megedit.ledger import FILE as LEDGER_FILE
 from megedit.ledger import Ledger
 from megedit.router import Calibration
 from megedit.template import Template

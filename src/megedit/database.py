@@ -1,0 +1,102 @@
+"""The SQLite file of a ledger: its tables, and how it is opened, checked and written."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from megedit.errors import MegError
+
+FILE = "ledger.db"
+VERSION = 1  # of these tables
+PATIENCE = 5.0  # seconds to wait for another process that writes
+SCHEMA = """
+CREATE TABLE operations (
+    revision INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, source TEXT NOT NULL, result TEXT NOT NULL,
+    model TEXT NOT NULL, model_sha256 TEXT NOT NULL
+) STRICT;
+CREATE TABLE neurons (number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, weights BLOB NOT NULL) STRICT;
+CREATE TABLE edits (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL, content TEXT NOT NULL, folded TEXT NOT NULL, lead REAL NOT NULL,
+    steps INTEGER NOT NULL, neuron INTEGER REFERENCES neurons, generated INTEGER NOT NULL
+) STRICT;
+CREATE TABLE vectors (edit INTEGER PRIMARY KEY REFERENCES edits, vector BLOB NOT NULL, digest BLOB NOT NULL) STRICT;
+CREATE TABLE spans (
+    edit INTEGER NOT NULL REFERENCES edits, status TEXT NOT NULL, since INTEGER NOT NULL REFERENCES operations,
+    until INTEGER REFERENCES operations
+) STRICT;
+CREATE INDEX edits_by_id ON edits (id);
+CREATE UNIQUE INDEX open_spans ON spans (edit) WHERE until IS NULL;
+CREATE INDEX spans_by_edit ON spans (edit);
+CREATE INDEX spans_by_start ON spans (since);
+CREATE INDEX spans_by_end ON spans (until);
+"""
+_STATEMENTS = sorted(text.strip() for text in SCHEMA.split(";") if text.strip())
+
+
+def create(folder: Path) -> None:
+    """Write an empty ledger into a folder."""
+    with closing(sqlite3.connect(folder / FILE)) as connection:
+        connection.executescript(f"PRAGMA user_version = {VERSION};" + SCHEMA)
+
+
+@contextmanager
+def opened(folder: Path, to_write: bool = False) -> Iterator[sqlite3.Connection]:
+    """The ledger in a folder, checked, within one transaction, which is undone unless it is committed.
+
+    Raises MegError when the file is not a ledger, is damaged, cannot be used, or is to be written while another process
+    writes it.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise MegError(
+            f"{folder} is damaged: {FILE} is missing; or it is no adapter, or one of an earlier format "
+            "(meg show says which)."
+        )
+    if to_write and path.is_symlink():
+        raise MegError(f"{folder} is a copy of the Hugging Face Hub's; copy the adapter to a folder of your own.")
+    writable = os.access(path, os.W_OK) and os.access(folder, os.W_OK)
+    address = f"{path.absolute().as_uri()}?mode={'rw' if to_write or writable else 'ro'}"
+    try:
+        with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)) as connection:
+            for setting in ("trusted_schema = OFF", "cell_size_check = ON", "foreign_keys = ON", "synchronous = EXTRA"):
+                connection.execute(f"PRAGMA {setting}")
+            connection.execute("PRAGMA secure_delete = ON")  # what is dropped is overwritten
+            connection.execute("PRAGMA cache_spill = OFF")  # readers are shut out at the end of an operation only
+            _begin(connection, folder, to_write)
+            _check(connection, path)
+            yield connection
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise MegError(f"{path} cannot be used ({error}); nothing was changed.") from error
+        raise MegError(f"{path} is damaged ({error}); restore it from a copy.") from error
+
+
+def commit(connection: sqlite3.Connection) -> None:
+    """End the transaction of an opened ledger; what it wrote stays."""
+    connection.execute(f"PRAGMA busy_timeout = {round(12 * PATIENCE * 1000)}")  # others read for seconds at most
+    connection.execute("COMMIT")
+
+
+def _begin(connection: sqlite3.Connection, folder: Path, to_write: bool) -> None:
+    try:
+        connection.execute("BEGIN IMMEDIATE" if to_write else "BEGIN")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        raise MegError(f"Another process is changing {folder}; wait until it has finished and try again.") from error
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise MegError unless this is a whole ledger of this version, with nothing else in it."""
+    found = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > VERSION:
+        raise MegError(f"{path} was written by a newer version of MegEdit; upgrade MegEdit.")
+    if version != VERSION or sorted(row[0] for row in found) != _STATEMENTS:
+        raise MegError(f"{path} is damaged: it is not a ledger; restore it from a copy.")
+    if (verdict := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        raise MegError(f"{path} is damaged ({verdict}); restore it from a copy.")
