@@ -168,6 +168,7 @@ def main() -> None:
         **{
             row: {m.name: m.edited.value for m in measure(found, protocol) if m.edited and m.name != "score"}
             for row, found in rows.items()
+            if found
         },
     }
     results |= {
@@ -191,7 +192,7 @@ def main() -> None:
     path = write_result(name, used, results)
     if options.verdicts:
         options.verdicts.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1), "utf-8")
-    shown = ("edited", *further, "fit_seconds", "collection_seconds_per_edit", "adapter_mb")
+    shown = ("edited", *filter(results.get, further), "fit_seconds", "collection_seconds_per_edit", "adapter_mb")
     print(json.dumps({key: results[key] for key in shown}, indent=1))
     print(path)
 

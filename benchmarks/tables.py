@@ -178,7 +178,7 @@ def further(results: Results) -> str | None:
     rows = []
     for title, values in present(results, {**SETS, **UNSEEN, **RAW, **FAMILIES}).items():
         for key, (name, kind) in FURTHER.items():
-            if key in values:
+            if values.get(key):
                 found, usual = values[key], values["edited"]
                 metrics = (number(each[f"{kind}_{measure}"]) for each in (usual, found) for measure in ("ag", "tf"))
                 rows.append([f"{title}: {name}", kind.capitalize(), *metrics])

@@ -49,8 +49,7 @@ def network(edits: Tensor) -> FamiliarityNetwork:
         ('She said "no." Really! Who wrote\nthe book? ', "Who wrote\nthe book?"),
         ("(It rained.) Who wrote the book", "Who wrote the book"),
         ("Where was Dr. Martin Luther King born?", "Martin Luther King born?"),
-        ("Where was Mrs. Dalloway born?", None),  # three words
-        ("Which port does billing use? Be brief.", None),
+        ("Which port does billing use? Be brief.", "Be brief."),
         ("Version 1.2 was when published?", None),
         ("", None),
         ("One sentence without an end", None),
@@ -78,12 +77,21 @@ def test_the_reading_nearer_to_an_edit_counts(edits: Tensor) -> None:
     encoder = Encoder(
         {behind: strange[0], alone: edits[4], belongs: near(edits[:1], 5)[0], question: strange[1], "Plain": edits[2]}
     )
-    vectors = read(cast(TextEncoder, encoder), [behind, "Plain", belongs], EditVectors.pack(edits))
+    known, subjects = EditVectors.pack(edits), [None] * EDITS
+    vectors = read(cast(TextEncoder, encoder), [behind, "Plain", belongs], known, subjects)
     torch.testing.assert_close(vectors, torch.stack([edits[4], edits[2], encoder.vectors[belongs]]))
     assert encoder.asked == [behind, "Plain", belongs, alone, question]
     encoder.asked.clear()
-    read(cast(TextEncoder, encoder), ["Plain"], EditVectors.pack(edits))
+    read(cast(TextEncoder, encoder), ["Plain"], known, subjects)
     assert encoder.asked == ["Plain"]
+
+
+@pytest.mark.parametrize(("subject", "counts"), [("Michael Jordan", True), ("Jordan Peterson", False), (None, False)])
+def test_a_short_last_sentence_must_name_the_subject(edits: Tensor, subject: str | None, counts: bool) -> None:
+    query, alone = "It rained. Michael Jordan, the", "Michael Jordan, the"
+    encoder = Encoder({query: unit_vectors(1, 3)[0], alone: edits[4]})
+    vectors = read(cast(TextEncoder, encoder), [query], EditVectors.pack(edits), [subject] * EDITS)
+    torch.testing.assert_close(vectors[0], edits[4] if counts else encoder.vectors[query])
 
 
 def test_entropy_by_hand() -> None:

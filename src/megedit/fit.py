@@ -245,15 +245,17 @@ class _Fit:
         def compute() -> dict[str, Any]:
             played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.codes.device)
             known = EditVectors.pack(torch.cat([vectors.unpack(), played]))
+            subjects = [self.edits[i].subject or None for i in active]
+            played_subjects = [fact.subject or None for fact in enrolled]
+            all_subjects = [*subjects, *played_subjects]
             texts = CalibrationSet(
                 played,
-                [fact.subject or None for fact in enrolled],
-                read(encoder, familiar, known),
-                read(encoder, [*unfamiliar, *near], known),
+                played_subjects,
+                read(encoder, familiar, known, all_subjects),
+                read(encoder, [*unfamiliar, *near], known, all_subjects),
                 [*familiar, *unfamiliar, *near],
                 len(near),
             )
-            subjects = [self.edits[i].subject or None for i in active]
             total = training_steps(len(vectors) + len(enrolled), settings)
             with self.stages.stage("Calibrating the router", total) as advance:
                 return calibrate(vectors, subjects, texts, settings, seed, advance).to_json()

@@ -307,7 +307,8 @@ class MegModel:
 
     def encode(self, queries: Sequence[str]) -> Tensor:
         """The vectors by which bare queries are routed, and from which neurons are generated: float32 (queries, C)."""
-        return read(self.adapter.encoder, queries, self.adapter.router.vectors)
+        router = self.adapter.router
+        return read(self.adapter.encoder, queries, router.vectors, router.subjects)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -22,14 +22,16 @@ from megedit.names import share_of_name
 from megedit.vectors import EditVectors
 
 SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
+QUESTION_WORDS = 4  # of which a sentence has at least as many to be a question of its own
 WITHOUT_SUBJECT: dict[Rule, Rule] = {"subject": "combined", "named": "similarity"}  # what decides where there is none
 WITHOUT_NETWORK: dict[Rule, Rule] = {"subject": "named", "combined": "similarity", "entropy": "similarity"}
 
 
-def read(encoder: TextEncoder, queries: Sequence[str], edits: EditVectors) -> Tensor:
-    """The vectors of queries (float32 (queries, size), unit length), given those of the edits.
+def read(encoder: TextEncoder, queries: Sequence[str], edits: EditVectors, subjects: Sequence[str | None]) -> Tensor:
+    """The vectors of queries (float32 (queries, size), unit length), given those of the edits, and their subjects.
 
-    A query of several sentences is read whole and by its last sentence alone; the reading nearer to an edit counts.
+    A query of several sentences is read whole and by its last sentence alone; the reading nearer to an edit counts. A
+    last sentence of few words is seldom a question of its own: it only counts when it names the subject of that edit.
     """
     device = edits.codes.device
     vectors = encoder.encode(queries).to(device)
@@ -37,16 +39,18 @@ def read(encoder: TextEncoder, queries: Sequence[str], edits: EditVectors) -> Te
     if ends:
         alone = encoder.encode(list(ends.values())).to(device)
         rows = torch.tensor(list(ends), device=device)
-        nearer = (edits.nearest(alone)[0] > edits.nearest(vectors[rows])[0])[:, 0]
-        vectors = vectors.index_copy(0, rows[nearer], alone[nearer])
+        similarity, nearest = (found[:, 0] for found in edits.nearest(alone))
+        named = shares_of_names(list(ends.values()), [subjects[i] for i in nearest.tolist()])
+        whole = torch.tensor([len(end.split()) >= QUESTION_WORDS for end in ends.values()]) | (named > 0)
+        counts = (similarity > edits.nearest(vectors[rows])[0][:, 0]) & whole.to(device)
+        vectors = vectors.index_copy(0, rows[counts], alone[counts])
     return vectors
 
 
 def last_sentence(query: str) -> str | None:
-    """The last of several sentences, if it has four words or more; a shorter one is seldom a question of its own."""
+    """The last of several sentences."""
     start = max((found.end() for found in SENTENCE_END.finditer(query.strip())), default=0)
-    last = query.strip()[start:]
-    return last if start and len(last.split()) >= 4 else None
+    return query.strip()[start:] if start else None
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ class Router:
     ) -> None:
         self.network, self.vectors, self.calibration = network, vectors, calibration
         self._edits = edits
+        self.subjects = [edit.subject for edit in edits]
         self._prompts = {normalise_query(edit.prompt): row for row, edit in enumerate(edits) if edit.prompt}
 
     @torch.no_grad()
