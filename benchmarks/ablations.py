@@ -123,9 +123,10 @@ class Check:
             kind: list(prepare_all(backbone, bench.examples(kind, adapter.config.template, rows), settings, pad_id))
             for kind in bench.queries
         }
-        known = adapter.router.vectors
+        known, subjects = adapter.router.vectors, adapter.router.subjects
         self.vectors = {
-            kind: read(adapter.encoder, [queries[i] for i in rows], known) for kind, queries in bench.queries.items()
+            kind: read(adapter.encoder, [queries[i] for i in rows], known, subjects)
+            for kind, queries in bench.queries.items()
         }
         self.nearest = {kind: known[known.nearest(vectors)[1][:, 0]] for kind, vectors in self.vectors.items()}
 

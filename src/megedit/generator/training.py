@@ -105,7 +105,7 @@ def train_generator(
                 if not shares or share >= max(shares):
                     best.load_state_dict(shipped.state_dict())
                 shares.append(share)
-                if len(shares) > 1 and shares[-1] == shares[-2] == 1.0:
+                if step == total or (len(shares) > 1 and shares[-1] == shares[-2] == 1.0):
                     break
                 if step >= (1 - settings.settle) * total:
                     odds = settled(shipped)
