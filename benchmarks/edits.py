@@ -7,7 +7,9 @@ The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.
     counterfact      rephrases with and without a noise sentence; neighbours: same relation, other subject
     zsre_style       neighbours: Natural Questions, and questions of the same form about subjects that are not edited
     zsre             the records of zsre.jsonl with their human rephrases, among so many of zsre_style that are edited
-                     too but not asked; same neighbours
+                     too but not asked; same neighbours. ZsRE names no relation: records about a subject with the same
+                     true answer are taken to ask for the same
+    zsre-all         the same with all records of zsre.jsonl, those too that contradict an earlier one in other words
     counterfact-raw  counterfact without template, by the protocol `cloze`; what its rule says of free answers stands
                      under the names of AG
 
@@ -75,7 +77,11 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
             {"noisy_rephrases": noisy},
             {"other_questions": other_questions(chosen)},
         )
-    real = list(read_edits(data / "zsre.jsonl", on_conflict="first")) if name == "zsre" else []
+    real: list[Edit] = []
+    if name in ("zsre", "zsre-all"):
+        real = list(read_edits(data / "zsre.jsonl", on_conflict="first"))
+    if name == "zsre":
+        real = first_targets(real)
     styled = list(read_edits(data / "zsre_style.jsonl", on_conflict="first"))
     known = {(edit.subject, edit.prompt) for edit in real}
     subjects = SubjectIndex(edit.subject for edit in real if edit.subject)
@@ -103,6 +109,17 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
     )
 
 
+def first_targets(edits: Sequence[Edit]) -> list[Edit]:
+    """The edits without second targets of a subject and true answer; those without either are all kept."""
+    targets: dict[tuple[str, str], str] = {}
+    return [
+        edit
+        for edit in edits
+        if not (edit.subject and edit.target_true)
+        or targets.setdefault((edit.subject.casefold(), edit.target_true.casefold()), edit.target) == edit.target
+    ]
+
+
 def other_questions(edits: Sequence[Edit]) -> dict[str, str]:
     """For each edit the query of another relation, asked about its subject; none where that is edited too."""
     facts = {
@@ -121,7 +138,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--set", choices=("counterfact", "zsre_style", "zsre", RAW), default="counterfact")
+    parser.add_argument("--set", choices=("counterfact", "zsre_style", "zsre", "zsre-all", RAW), default="counterfact")
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--asked", type=int, default=None, help="edits drawn at random to be asked [default: all]")
     parser.add_argument("--pseudo", choices=tuple(PSEUDO), default="all")
