@@ -12,6 +12,7 @@ SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
     "ZsRE, tuned on statements": "edit_10000_zsre_statements",
+    "ZsRE with contradictions, tuned on statements": "edit_10000_zsre_all_statements",
 }
 RAW = {"CounterFact, no template": "edit_1000_counterfact_raw"}
 CURVE = {f"CounterFact, {count:,}": f"edit_{count}_counterfact" for count in (1024, 2048, 4096, 10000, 16000)}
