@@ -45,13 +45,14 @@ def test_subjects_named_alone() -> None:
         ("Who was the Austrian father of Mechthildi?", "Mechthildis", 2 / 3),  # a letter less
         ("Where is Toodday Fire Station?", "Toodyay Fire Station", 2 / 3),  # another letter
         ("Where is Toodaay Fire Sattion?", "Toodyay Fire Station", 2 / 3),  # neighbours that changed places
-        ("Romeo", "Rome", 2 / 3),  # a letter more
+        ("Who was Mechthildiss?", "Mechthildis", 2 / 3),  # a letter more
         ("The Bank of Chille", "Chile", 2 / 9),  # in a longer name
         ("Where is Tooddya Fire Sttaions?", "Toodyay Fire Station", 0.0),  # more than one slip in a word
         ("Where is the Fire Station?", "Toodyay Fire Station", 0.0),  # a word is missing
         ("Bundesautobahn 573 belongs to", "Bundesautobahn 57", 0.0),  # numbers are exact
         ("Who made the S63B?", "S63A", 0.0),
-        ("Who is Tom?", "Tim", 0.0),  # so are short words
+        ("Romeo", "Rome", 0.0),  # so are short words
+        ("The capital of Iraq is", "Iran", 0.0),
         ("Who is Karl?", "Carl", 0.0),  # and how a word begins
         ("When was the founding?", "of", 0.0),
         ("!!!", "!!!", 1.0),

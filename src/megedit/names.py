@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 _WORD = re.compile(r"\w+")
 _WITHIN_NAME = re.compile(r"[^\S\n]*[-&/]?[^\S\n]*")  # what may stand between two words of a name
 _CONNECTING = frozenset({"of", "the", "and", "for", "de", "la", "du", "der", "van", "von"})  # never at its ends
-_SLIPS = 4  # letters from which a word with one slip is still the same word
+_SLIPS = 5  # letters from which a word with one slip is still the same word
 _CHANGED = 2 / 3  # what naming a subject by a changed name counts beside naming it
 _NO_NAME = ENGLISH_STOP_WORDS | {"did", "does"}  # where a sentence begins, their capital letter tells nothing
 
