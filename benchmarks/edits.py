@@ -110,14 +110,10 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
 
 
 def first_targets(edits: Sequence[Edit]) -> list[Edit]:
-    """The edits without second targets of a subject and true answer; those without either are all kept."""
-    targets: dict[tuple[str, str], str] = {}
-    return [
-        edit
-        for edit in edits
-        if not (edit.subject and edit.target_true)
-        or targets.setdefault((edit.subject.casefold(), edit.target_true.casefold()), edit.target) == edit.target
-    ]
+    """The edits without second targets of a subject and true answer, which stands for the relation they do not name."""
+    facts = (replace(edit, relation=edit.target_true) for edit in edits)
+    kept = {edit.id for edit in EditSet.from_edits(facts, on_conflict="first")}
+    return [edit for edit in edits if edit.id in kept]
 
 
 def other_questions(edits: Sequence[Edit]) -> dict[str, str]:

@@ -307,6 +307,14 @@ def test_in_the_end_the_wrong_ones_are_drawn_more_often(monkeypatch: pytest.Monk
     assert odds[:4] == [[1.0] * EDITS] * 4 and odds[4:] == [[4.0, *[1.0] * (EDITS - 1)]] * 4
 
 
+def test_training_that_never_settles_looks_for_no_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling all edits after the last step would be for nothing, and take hours with the paper's preset."""
+    monkeypatch.setattr(training, "far_off", lambda *args: pytest.fail("there are no more draws"))
+    settings = replace(QUICK, steps=4, passes=0, check_every=2, settle=0.0)
+    _, record = train_generator(some_weights(21), Conditions.plain(some_conditions()), HIDDEN, settings, 0, never)
+    assert record.steps == 4 and len(record.answered) == 2
+
+
 def test_one_edit() -> None:
     weights, conditions = some_weights(21, rows=1), some_conditions(1)
     generator, _ = train_generator(weights, Conditions.plain(conditions), HIDDEN, QUICK, 0, never)

@@ -56,15 +56,15 @@ def share_of_name(text: str, subject: str) -> float:
 
 def _share_changed(text: _Text, subject: str) -> float:
     """How much of a name in the text the words of the subject are, wherever they stand and be there slips in them."""
-    meant = [word for word in _Text(subject).folded if word not in _CONNECTING]
-    places = [
-        next((place for place, word in enumerate(text.folded) if _one_slip_at_most(word, known)), None)
-        for known in meant
-    ]
-    found = [place for place in places if place is not None]
-    if not meant or len(found) < len(meant):
-        return 0.0
-    return text.share(min(found), max(found) - min(found) + 1)
+    places = []
+    for meant in _Text(subject).folded:
+        if meant in _CONNECTING:
+            continue
+        place = next((place for place, word in enumerate(text.folded) if _one_slip_at_most(word, meant)), None)
+        if place is None:
+            return 0.0
+        places.append(place)
+    return text.share(min(places), max(places) - min(places) + 1) if places else 0.0
 
 
 def _one_slip_at_most(first: str, second: str) -> bool:
