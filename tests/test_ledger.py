@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,19 @@ def test_a_folder_that_may_only_be_read(folder: Path) -> None:
         assert state(folder) == {"a": "active", "b": "active", "c": "failed"}
     finally:
         folder.chmod(0o755)
+
+
+def test_neurons_fill_the_file(tmp_path: Path) -> None:
+    numbers, count = 1153, 300  # of a neuron of SmolLM2-135M
+    create(tmp_path)
+    empty = (tmp_path / FILE).stat().st_size
+    with changing(tmp_path, "fit", "facts.jsonl") as change:
+        change.add([replace(entry(str(i)), neuron=torch.full((numbers,), float(i))) for i in range(count)])
+    with reading(tmp_path) as ledger:
+        (tmp_path / "copy").mkdir()
+        ledger.copy(tmp_path / "copy")
+    for folder in (tmp_path, tmp_path / "copy"):
+        assert (folder / FILE).stat().st_size - empty < 1.3 * count * numbers * 2
 
 
 def test_a_copy(folder: Path, tmp_path: Path) -> None:
