@@ -18,8 +18,8 @@ The first records are edited (second targets of a (subject, relation) pair dropp
 shipped pseudo-knowledge, which comes from the end of the files, with whatever belongs to an edited subject taken out;
 --pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind). With --asked, a random
 sample of that many edits is asked. Writes results/edit_EDITS_SET.json, behind the name the kind of --pseudo, of device
-and of base where they are not the default, and, with --verdicts FILE, every question and answer. An interrupted run
-goes on when started again.
+and of base where they are not the default, and `float32` where processor or GPU has no bfloat16; with --verdicts FILE
+also every question and answer. An interrupted run goes on when started again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common import BASE, COMMIT, base_name, suffix, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.edits import Edit, EditSet, normalise_query
@@ -39,6 +41,7 @@ from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, ev
 from megedit.evaluate.evaluation import summarise
 from megedit.folder import is_adapter
 from megedit.names import SubjectIndex
+from megedit.precision import default_dtype
 from megedit.progress import Stages
 from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
 
@@ -147,6 +150,7 @@ def main() -> None:
     name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
     name += "" if options.pseudo == "all" else f"_{options.pseudo}"
     name += "" if options.device == "cpu" else f"_{options.device.split(':')[0]}"
+    name += "" if default_dtype(options.device) == torch.bfloat16 else "_float32"
     name += suffix(options.base)
     out: Path = options.out or Path("adapters") / name
 

@@ -9,9 +9,10 @@ MISSING = "(not measured yet)"
 NONE = "-"
 
 SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_style"}
+FLOAT32 = {"CounterFact, float32": "edit_10000_counterfact_float32"}
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
-    "ZsRE, tuned on statements": "edit_10000_zsre_statements",
+    "ZsRE, tuned on statements, float32": "edit_10000_zsre_statements_float32",
     "ZsRE with contradictions, tuned on statements": "edit_10000_zsre_all_statements",
 }
 RAW = {"CounterFact, no template": "edit_1000_counterfact_raw"}
@@ -177,7 +178,7 @@ def router(results: Results) -> str | None:
 def further(results: Results) -> str | None:
     """Harder questions: the same metric on what the headline table asks, and on these."""
     rows = []
-    for title, values in present(results, {**SETS, **UNSEEN, **RAW, **FAMILIES}).items():
+    for title, values in present(results, {**SETS, **FLOAT32, **UNSEEN, **RAW, **FAMILIES}).items():
         for key, (name, kind) in FURTHER.items():
             if values.get(key):
                 found, usual = values[key], values["edited"]
@@ -339,7 +340,8 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "families": (lambda results: quality(results, FAMILIES), FAMILIES),
     "probes": (probes, PROBES),
     "router": (router, SETS),
-    "further": (further, {**SETS, **UNSEEN, **RAW, **FAMILIES}),
+    "float32": (lambda results: quality(results, FLOAT32), FLOAT32),
+    "further": (further, {**SETS, **FLOAT32, **UNSEEN, **RAW, **FAMILIES}),
     "unseen": (lambda results: quality(results, UNSEEN), UNSEEN),
     "curve": (curve, CURVE),
     "raw": (lambda results: quality(results, RAW), RAW),
