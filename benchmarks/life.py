@@ -155,7 +155,7 @@ def large_ledger() -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        create(folder)
+        create(folder, WEIGHT_SIZE)
         with changing(folder, "fit", "made up") as change:
             change.add(
                 Entry(

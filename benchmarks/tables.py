@@ -21,6 +21,7 @@ CURVE |= {f"ZsRE-style, {count:,}": f"edit_{count}_zsre_style" for count in (102
 GEMMA = "_gemma_3_270m_q4_k_m"
 FAMILIES = {"SmolLM2-135M": "edit_500_counterfact", "Gemma-3-270M": f"edit_500_counterfact{GEMMA}"}
 PROBES = {"SmolLM2-135M": "probe", "Gemma-3-270M": f"probe{GEMMA}"}
+HARDER = {**SETS, **FLOAT32, **UNSEEN, **RAW, **FAMILIES}  # all sets that were asked further questions
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
 FURTHER = {  # rows of further questions in a result: what they are, and the metric
     "noisy_rephrases": ("rephrase behind a noise sentence", "generality"),
@@ -178,7 +179,7 @@ def router(results: Results) -> str | None:
 def further(results: Results) -> str | None:
     """Harder questions: the same metric on what the headline table asks, and on these."""
     rows = []
-    for title, values in present(results, {**SETS, **FLOAT32, **UNSEEN, **RAW, **FAMILIES}).items():
+    for title, values in present(results, HARDER).items():
         for key, (name, kind) in FURTHER.items():
             if values.get(key):
                 found, usual = values[key], values["edited"]
@@ -341,7 +342,7 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "probes": (probes, PROBES),
     "router": (router, SETS),
     "float32": (lambda results: quality(results, FLOAT32), FLOAT32),
-    "further": (further, {**SETS, **FLOAT32, **UNSEEN, **RAW, **FAMILIES}),
+    "further": (further, HARDER),
     "unseen": (lambda results: quality(results, UNSEEN), UNSEEN),
     "curve": (curve, CURVE),
     "raw": (lambda results: quality(results, RAW), RAW),

@@ -33,7 +33,7 @@ def entry(name: str, status: str = "active", neuron: float = 1.0, generated: boo
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A ledger with the edits a (active), b (active, as a's neuron) and c (failed)."""
-    create(tmp_path)
+    create(tmp_path, LENGTH)
     with changing(tmp_path, "fit", "facts.jsonl") as change:
         change.add([entry("a", generated=True), entry("b", generated=True), entry("c", "failed", neuron=2.0)])
         change.set_model("model-0001.safetensors", "00")
@@ -211,9 +211,10 @@ def test_a_folder_that_may_only_be_read(folder: Path) -> None:
         folder.chmod(0o755)
 
 
-def test_neurons_fill_the_file(tmp_path: Path) -> None:
-    numbers, count = 1153, 300  # of a neuron of SmolLM2-135M
-    create(tmp_path)
+@pytest.mark.parametrize("numbers", [1153, 1280, 1537, 2049, 4097, 5121, 8193])
+def test_neurons_fill_the_file(tmp_path: Path, numbers: int) -> None:
+    count = 300
+    create(tmp_path, numbers)
     empty = (tmp_path / FILE).stat().st_size
     with changing(tmp_path, "fit", "facts.jsonl") as change:
         change.add([replace(entry(str(i)), neuron=torch.full((numbers,), float(i))) for i in range(count)])

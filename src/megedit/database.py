@@ -12,7 +12,7 @@ from megedit.errors import MegError
 
 FILE = "ledger.db"
 VERSION = 1  # of these tables
-PAGE = 16384  # bytes; a neuron, 2 to 20 thousand bytes, fills a page of the usual 4096 badly
+PAGE, LARGE_PAGE = 4096, 16384  # bytes
 PATIENCE = 5.0  # seconds to wait for another process that writes
 SCHEMA = """
 CREATE TABLE operations (
@@ -38,10 +38,15 @@ CREATE INDEX spans_by_end ON spans (until);
 _STATEMENTS = sorted(text.strip() for text in SCHEMA.split(";") if text.strip())
 
 
-def create(folder: Path) -> None:
-    """Write an empty ledger into a folder."""
+def create(folder: Path, weight_size: int) -> None:
+    """Write an empty ledger, for neurons of so many numbers, into a folder.
+
+    A neuron that fits into a page may leave up to half of it empty, where two do not fit. Large pages hold several.
+    One that does not fit goes on in pages of its own, and these are better small.
+    """
+    page = LARGE_PAGE if 2 * weight_size < PAGE else PAGE  # two bytes a number
     with closing(sqlite3.connect(folder / FILE)) as connection:
-        connection.executescript(f"PRAGMA page_size = {PAGE}; PRAGMA user_version = {VERSION};" + SCHEMA)
+        connection.executescript(f"PRAGMA page_size = {page}; PRAGMA user_version = {VERSION};" + SCHEMA)
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def fit(
         with replacing_folder(out, overwrite) as folder:
             shutil.copyfile(work.folder / LOG, folder / LOG)
             write_unchanging(folder, config, encoder, seen)
-            create(folder)
+            create(folder, config.weight_size)
             with changing(folder, "fit", edits.source) as change:
                 change.add(entries)
                 change.set_model(*save_model(folder, 1, network, generator))
