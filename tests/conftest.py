@@ -193,3 +193,9 @@ def force_routing(model: MegModel, monkeypatch: pytest.MonkeyPatch, nearest: dic
 
     monkeypatch.setattr(model.adapter.router, "route", decide)
     monkeypatch.setattr(model, "neurons", collected)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A place for a file of edits."""
+    return tmp_path / "edits"
