@@ -9,7 +9,7 @@ MISSING = "(not measured yet)"
 NONE = "-"
 
 SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_style"}
-FLOAT32 = {"CounterFact, float32": "edit_10000_counterfact_float32"}
+HEADLINE = {**SETS, "CounterFact, float32": "edit_10000_counterfact_float32"}
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
     "ZsRE, tuned on statements, float32": "edit_10000_zsre_statements_float32",
@@ -21,7 +21,7 @@ CURVE |= {f"ZsRE-style, {count:,}": f"edit_{count}_zsre_style" for count in (102
 GEMMA = "_gemma_3_270m_q4_k_m"
 FAMILIES = {"SmolLM2-135M": "edit_500_counterfact", "Gemma-3-270M": f"edit_500_counterfact{GEMMA}"}
 PROBES = {"SmolLM2-135M": "probe", "Gemma-3-270M": f"probe{GEMMA}"}
-HARDER = {**SETS, **FLOAT32, **UNSEEN, **RAW, **FAMILIES}  # all sets that were asked further questions
+HARDER = {**HEADLINE, **UNSEEN, **RAW, **FAMILIES}  # all sets that were asked further questions
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
 FURTHER = {  # rows of further questions in a result: what they are, and the metric
     "noisy_rephrases": ("rephrase behind a noise sentence", "generality"),
@@ -335,13 +335,12 @@ def plain_rows(results: Results, name: str) -> str | None:
 
 # name -> (the table, the result files it is made from)
 TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
-    "headline": (lambda results: quality(results, SETS), SETS),
+    "headline": (lambda results: quality(results, HEADLINE), HEADLINE),
     "stages": (stages, SETS),
     "scaling": (scaling, {"CounterFact": SETS["CounterFact"]}),
     "families": (lambda results: quality(results, FAMILIES), FAMILIES),
     "probes": (probes, PROBES),
     "router": (router, SETS),
-    "float32": (lambda results: quality(results, FLOAT32), FLOAT32),
     "further": (further, HARDER),
     "unseen": (lambda results: quality(results, UNSEEN), UNSEEN),
     "curve": (curve, CURVE),
