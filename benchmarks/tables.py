@@ -16,8 +16,14 @@ UNSEEN = {
     "ZsRE with contradictions, tuned on statements": "edit_10000_zsre_all_statements",
 }
 RAW = {"CounterFact, no template": "edit_1000_counterfact_raw"}
-CURVE = {f"CounterFact, {count:,}": f"edit_{count}_counterfact" for count in (1024, 2048, 4096, 10000, 16000)}
-CURVE |= {f"ZsRE-style, {count:,}": f"edit_{count}_zsre_style" for count in (1024, 10000, 20000)}
+CURVE = {
+    f"{title}, {count:,}": f"edit_{count}_{name}_float32"
+    for title, name, counts in (
+        ("CounterFact", "counterfact", (1024, 2048, 4096, 10000, 16000)),
+        ("ZsRE-style", "zsre_style", (1024, 10000, 20000)),
+    )
+    for count in counts
+}
 GEMMA = "_gemma_3_270m_q4_k_m"
 FAMILIES = {"SmolLM2-135M": "edit_500_counterfact", "Gemma-3-270M": f"edit_500_counterfact{GEMMA}"}
 PROBES = {"SmolLM2-135M": "probe", "Gemma-3-270M": f"probe{GEMMA}"}
