@@ -274,17 +274,6 @@ ROWS: dict[str, list[Column]] = {
         ("Locality, AG", "locality_ag", 1),
         ("seconds for 16 queries", "sampling_seconds", 4),
     ],
-    "recipe": [
-        ("recipe", "name", None),
-        ("edits collected", "collected", 0),
-        ("collection, seconds an edit", "collection_seconds_per_edit", 3),
-        ("generator, millions", "parameters_millions", 1),
-        ("training steps", "training_steps", 0),
-        ("training, seconds", "training_seconds", 0),
-        *QUALITY,
-        ("DDIM steps", "sample_steps", 0),
-        ("seconds for 16 queries", "sampling_seconds", 4),
-    ],
     "anchor": [("share of the nearest edit's vector", "anchor", 2), *QUALITY],
     "positions": [("neuron acts on", "span", None), *QUALITY, SECONDS],
     "collection": [("collection", "name", None), *QUALITY, SECONDS],
@@ -296,6 +285,18 @@ ROWS: dict[str, list[Column]] = {
         *QUALITY,
     ],
 }
+RECIPE: list[tuple[str, str, int, bool]] = [  # what is measured, key, decimals, whether it is a cost
+    ("edits collected", "collected", 0, False),
+    ("collection, seconds an edit", "collection_seconds_per_edit", 3, True),
+    ("collection, % reached", "collection_reliability", 1, False),
+    ("generator, million parameters", "parameters_millions", 1, False),
+    ("training, seconds", "training_seconds", 0, False),
+    ("training, steps", "training_steps", 0, False),
+    ("training, seconds a step", "step_seconds", 2, True),
+    *((header, key, digits or 0, False) for header, key, digits in QUALITY),
+    ("DDIM steps", "sample_steps", 0, False),
+    ("sampling, seconds for 16 queries", "sampling_seconds", 4, True),
+]
 
 
 def life(results: Results) -> str | None:
@@ -321,6 +322,21 @@ def life(results: Results) -> str | None:
         f"{number(large['routing_mb'])} MB of vectors."
     )
     return table(header, rows) + f"\n\n{note}"
+
+
+def recipe(results: Results) -> str | None:
+    """The paper's recipe and ours; where a number is a cost, how many times ours the paper's is."""
+    if "recipe" not in results:
+        return None
+    paper, ours = (
+        {**row, "step_seconds": row["training_seconds"] / row["training_steps"]}
+        for row in results["recipe"]["results"]["rows"]
+    )
+    rows = []
+    for header, key, digits, cost in RECIPE:
+        factor = number(paper[key] / ours[key], 0) if cost else ""
+        rows.append([header, number(paper[key], digits), number(ours[key], digits), factor])
+    return table(["", "paper", "ours", "factor"], rows)
 
 
 def plain_rows(results: Results, name: str) -> str | None:
@@ -356,7 +372,7 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "life": (life, {"Life": "life"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
     "sampling": (lambda results: plain_rows(results, "sampling"), {"Sampling": "sampling"}),
-    "recipe": (lambda results: plain_rows(results, "recipe"), {"Recipes": "recipe"}),
+    "recipe": (recipe, {"Recipes": "recipe"}),
     "positions": (lambda results: plain_rows(results, "positions"), {"Positions": "positions"}),
     "anchor": (lambda results: plain_rows(results, "anchor"), {"Anchor": "anchor"}),
     "collection": (lambda results: plain_rows(results, "collection"), {"Collection": "collection"}),

@@ -42,6 +42,11 @@ def test_relative_links_lead_to_files(document: Path) -> None:
 
 METRICS = {f"{kind}_{measure}": 50.0 for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")}
 ROW = {"reliability": 99.0, "clean": 98.25, "noisy": None, "seconds_per_edit": 0.125, "mean_steps": 12.0}
+RECIPE = {
+    **dict.fromkeys(("collected", "collection_reliability", "parameters_millions", "sample_steps"), 2.0),
+    **{"reliability": 99.0, "clean": 98.25, "noisy": 97.0, "collection_seconds_per_edit": 0.25},
+    **{"training_seconds": 60.0, "training_steps": 40, "sampling_seconds": 0.5},
+}
 RESULTS: dict[str, dict[str, Any]] = {
     "edit_10000_counterfact": {
         "edited": {**METRICS, "reliability_ag": 100.0, "score": 87.6},
@@ -79,6 +84,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "recommended": 3,
     },
     "collection": {"rows": [{**ROW, "layer": 20, "margin": 4.0, "key_lr": 0.015, "value_lr": 1.0, "ending": "(none)"}]},
+    "recipe": {"rows": [{**RECIPE, "name": "paper", "sampling_seconds": 15.0}, {**RECIPE, "name": "ours"}]},
     "generators": {"rows": [{**ROW, "name": "default", "steps": 600, "seconds": 70.0, "parameters_millions": 16.0}]},
 }
 RESULTS["edit_10000_counterfact_float32"] = RESULTS["edit_10000_counterfact"]  # of which the curve is made
@@ -133,6 +139,8 @@ def test_results_are_rendered_and_checked(project: Path) -> None:
         "| CounterFact: combined (used) | 0.9988 | 97.0 | 2.0 |",
         "| CounterFact: rephrase behind a noise sentence | Generality | 50.0 | 50.0 | 41.5 | 61.5 |",
         "| answer | 99.0 | 98.2 | - | 0.125 |",
+        "| training, seconds a step | 1.50 | 1.50 | 1 |",
+        "| sampling, seconds for 16 queries | 15.0000 | 0.5000 | 30 |",
         "| default | 16.0 | 600 | 70 | 99.0 | 98.2 | - |",
         "CounterFact: Some CPU, 2 of 4 cores, 8.0 GiB; 2025-01-02 03:04 UTC; commit `0123456789`.",
         "ZsRE-style: (not measured yet)",
