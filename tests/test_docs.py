@@ -43,9 +43,15 @@ def test_relative_links_lead_to_files(document: Path) -> None:
 METRICS = {f"{kind}_{measure}": 50.0 for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")}
 ROW = {"reliability": 99.0, "clean": 98.25, "noisy": None, "seconds_per_edit": 0.125, "mean_steps": 12.0}
 RECIPE = {
-    **dict.fromkeys(("collected", "collection_reliability", "parameters_millions", "sample_steps"), 2.0),
-    **{"reliability": 99.0, "clean": 98.25, "noisy": 97.0, "collection_seconds_per_edit": 0.25},
-    **{"training_seconds": 60.0, "training_steps": 40, "sampling_seconds": 0.5},
+    **ROW,
+    "collected": 48,
+    "collection_seconds_per_edit": 0.25,
+    "collection_reliability": 100.0,
+    "parameters_millions": 16.0,
+    "training_seconds": 60.0,
+    "training_steps": 40,
+    "sample_steps": 2,
+    "sampling_seconds": 0.5,
 }
 RESULTS: dict[str, dict[str, Any]] = {
     "edit_10000_counterfact": {
