@@ -202,6 +202,7 @@ def curve(results: Results) -> str | None:
             title,
             *(number(values["edited"][key]) for key in ("score", "reliability_ag", "generality_ag", "locality_ag")),
             number(values.get("noisy_rephrases", {}).get("generality_ag")),
+            f"{len(values['generated_uncertain']):,}",
             number(values["fit_seconds"] / 60),
             number(values["fit_peak_memory_mb"] / 1024),
             number(values["collection_seconds_per_edit"], 3),
@@ -209,7 +210,7 @@ def curve(results: Results) -> str | None:
         ]
         for title, values in present(results, CURVE).items()
     ]
-    header = ["edits", "Score", "Reliability, AG", "Generality, AG", "Locality, AG", "noisy rephrase, AG"]
+    header = ["edits", "Score", "Reliability, AG", "Generality, AG", "Locality, AG", "noisy rephrase, AG", "not learnt"]
     costs = ["fit, minutes", "peak memory, GiB", "collection, seconds an edit", "adapter, MB"]
     return table([*header, *costs], rows) if rows else None
 

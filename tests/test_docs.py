@@ -61,6 +61,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "edits": 10000,
         "counts": {"reliability": 2500, "generality": 2500, "locality": 2500},
         "failed": ["7"],
+        "generated_uncertain": ["8", "9", "10"],
         "fit_seconds": 90.0,
         "fit_peak_memory_mb": 3072.0,
         "collection_seconds_per_edit": 0.25,
