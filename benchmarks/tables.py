@@ -97,7 +97,7 @@ def quality(results: Results, names: Mapping[str, str]) -> str | None:
             cost_row(
                 "Edits (failed)", lambda r: f"{r.get('edits', r['counts']['reliability']):,} ({len(r['failed'])})"
             ),
-            cost_row("Edits asked", lambda r: f"{r['counts']['reliability']:,}"),
+            cost_row("Edits asked", lambda r: number(r["counts"]["reliability"], 0)),
             cost_row("Fit, minutes", lambda r: number(r["fit_seconds"] / 60)),
             cost_row("Peak memory, GiB", lambda r: number(r["fit_peak_memory_mb"] / 1024)),
             cost_row("Collection, seconds an edit", lambda r: number(r["collection_seconds_per_edit"], 3)),
@@ -202,7 +202,7 @@ def curve(results: Results) -> str | None:
             title,
             *(number(values["edited"][key]) for key in ("score", "reliability_ag", "generality_ag", "locality_ag")),
             number(values.get("noisy_rephrases", {}).get("generality_ag")),
-            f"{len(values['generated_uncertain']):,}",
+            number(len(values["generated_uncertain"]), 0),
             number(values["fit_seconds"] / 60),
             number(values["fit_peak_memory_mb"] / 1024),
             number(values["collection_seconds_per_edit"], 3),
