@@ -16,10 +16,12 @@ The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.
 Each is also asked other questions about the edited subjects: what another relation asks, with the subject put in.
 The first records are edited (second targets of a (subject, relation) pair dropped). Encoder and router see only the
 shipped pseudo-knowledge, which comes from the end of the files, with whatever belongs to an edited subject taken out;
---pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind). With --asked, a random
-sample of that many edits is asked. Writes results/edit_EDITS_SET.json, behind the name the kind of --pseudo, of device
-and of base where they are not the default, and `float32` where processor or GPU has no bfloat16; with --verdicts FILE
-also every question and answer. An interrupted run goes on when started again.
+--pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind), or adds statements in the
+words of CounterFact's prompts about subjects of zsre_style.jsonl: where all of counterfact.jsonl is edited, hardly a
+shipped statement is left. With --asked, a random sample of that many edits is asked. Writes
+results/edit_EDITS_SET.json, behind the name the kind of --pseudo, of device and of base where they are not the default,
+and `float32` where processor or GPU has no bfloat16; with --verdicts FILE also every question and answer. An
+interrupted run goes on when started again.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +49,8 @@ from megedit.progress import Stages
 from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
 
 RAW = "counterfact-raw"
-PSEUDO: dict[str, Callable[[str], bool]] = {
-    "all": lambda prompt: True,
-    "statements": lambda prompt: not prompt.endswith("?"),
-    "questions": lambda prompt: prompt.endswith("?"),
-}
+PSEUDO = ("all", "statements", "questions", "more-statements")
+STATEMENTS = 300  # at most, of a relation, that `more-statements` adds
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,43 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+def pseudo_knowledge(kind: str, data: Path) -> PseudoKnowledge:
+    """What a fit may see, of the kind that --pseudo names."""
+    shipped = load_pseudo_knowledge()
+    facts: Sequence[PseudoFact] = shipped.facts
+    if kind == "more-statements":
+        facts = [*facts, *more_statements(data, {fact.subject.casefold() for fact in facts})]
+    elif kind != "all":
+        facts = [fact for fact in facts if fact.prompt.endswith("?") == (kind == "questions")]
+    return replace(shipped, facts=tuple(facts))
+
+
+def more_statements(data: Path, known: set[str]) -> list[PseudoFact]:
+    """Facts of CounterFact's relations in the words of its prompts, about subjects of zsre_style.jsonl; none of `known`
+    (case-folded), so that no fact is there in two forms."""
+    templates: dict[str, dict[str, None]] = {}
+    for record in read_jsonl(data / "counterfact.jsonl"):
+        asked = record["requested_rewrite"]
+        templates.setdefault(asked["relation_id"], {})[asked["prompt"]] = None
+    chance, counts, facts = random.Random(0), Counter[str](), []
+    for record in read_jsonl(data / "zsre_style.jsonl"):
+        subject, relation = record["subject"], record["relation_id"]
+        forms = list(templates.get(relation, ()))
+        if subject.casefold() not in known and len(forms) > 1 and counts[relation] < STATEMENTS:
+            known.add(subject.casefold())
+            counts[relation] += 1
+            prompt, *rephrases = [form.replace("{}", subject) for form in chance.sample(forms, min(3, len(forms)))]
+            facts.append(PseudoFact(prompt, tuple(rephrases), (), subject, relation))
+    return facts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--set", choices=("counterfact", "zsre_style", "zsre", "zsre-all", RAW), default="counterfact")
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--asked", type=int, default=None, help="edits drawn at random to be asked [default: all]")
-    parser.add_argument("--pseudo", choices=tuple(PSEUDO), default="all")
+    parser.add_argument("--pseudo", choices=PSEUDO, default="all")
     parser.add_argument("--out", type=Path, default=None, help="adapter folder [default: adapters/edit_EDITS_SET]")
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--device", default="cpu")
@@ -148,7 +178,7 @@ def main() -> None:
     parser.add_argument("--verdicts", type=Path, default=None)
     options = parser.parse_args()
     name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
-    name += "" if options.pseudo == "all" else f"_{options.pseudo}"
+    name += "" if options.pseudo == "all" else f"_{options.pseudo.replace('-', '_')}"
     name += "" if options.device == "cpu" else f"_{options.device.split(':')[0]}"
     name += "" if default_dtype(options.device) == torch.bfloat16 else "_float32"
     name += suffix(options.base)
@@ -156,8 +186,7 @@ def main() -> None:
 
     chosen = load_set(options.data, options.set, options.edits)
     edits = chosen.edits
-    pseudo = load_pseudo_knowledge()
-    pseudo = replace(pseudo, facts=tuple(fact for fact in pseudo.facts if PSEUDO[options.pseudo](fact.prompt)))
+    pseudo = pseudo_knowledge(options.pseudo, options.data)
     settings = FitSettings(seed=options.seed, template="raw" if options.set == RAW else "auto")
     fitted = fit_or_load(options.base, edits, out, settings, pseudo, options.device)
     model = MegModel.from_pretrained(out, base=options.base, device=options.device)

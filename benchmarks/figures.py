@@ -44,7 +44,7 @@ def curve_data(results: Results) -> dict[str, Any] | None:
     """Set -> metric -> (edits, percent) of the points of curve.svg."""
     found: dict[str, Any] = {}
     for title, values in present(results, CURVE).items():
-        lines = found.setdefault(title.split(",")[0], {})
+        lines = found.setdefault(title.rpartition(", ")[0], {})
         for name, key in {"Score": "score", "Generality AG": "generality_ag", "Locality AG": "locality_ag"}.items():
             lines.setdefault(name, []).append([values["edits"], values["edited"][key]])
     return found or None

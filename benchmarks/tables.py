@@ -19,7 +19,8 @@ RAW = {"CounterFact, no template": "edit_1000_counterfact_raw"}
 CURVE = {
     f"{title}, {count:,}": f"edit_{count}_{name}"
     for title, name, counts in (
-        ("CounterFact", "counterfact_float32", (1024, 2048, 4096, 10000, 16000)),
+        ("CounterFact, float32", "counterfact_float32", (1024, 2048, 4096, 10000)),
+        ("CounterFact", "counterfact", (10000, 16000)),
         ("ZsRE-style", "zsre_style", (1024, 10000, 20000)),
     )
     for count in counts
