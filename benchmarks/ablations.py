@@ -4,12 +4,13 @@
     python benchmarks/ablations.py positions  --data DIR
     python benchmarks/ablations.py generators --data DIR --adapter adapters/edit_10000_counterfact
     python benchmarks/ablations.py anchor     --data DIR --adapter adapters/edit_10000_counterfact
+    python benchmarks/ablations.py anchor     --data DIR --adapter adapters/edit_20000_zsre_style --set zsre_style
 
 The numbers are teacher-forced: percent of edits whose whole answer, full stop and end-of-text token included, is the
 model's first choice. collection and positions use the collected neuron of an edit on other wordings, without router
 and generator; generators learn all neurons of the adapter and are asked for a random sample of them, by the wording's
 vector. anchor asks the adapter's own generator, with that vector moved more or less towards that of the nearest edit.
-Writes results/NAME.json.
+Writes results/NAME.json, or results/NAME_SET.json where --set is not the default.
 """
 
 from __future__ import annotations
@@ -76,18 +77,19 @@ GENERATORS: dict[str, GeneratorSettings] = {
 
 
 class Bench:
-    """The base model, and the edits with their clean and noisy rephrases."""
+    """The base model, and the edits with their clean and, where the set has such, noisy rephrases."""
 
-    def __init__(self, base: str, data: Path, count: int) -> None:
+    def __init__(self, base: str, data: Path, name: str, count: int) -> None:
         self.model, self.tokenizer = load_base(base)
-        chosen = load_set(data, "counterfact", count)
+        chosen = load_set(data, name, count)
         edits = chosen.edits
         self.edits: list[Edit] = list(edits)
         self.queries = {
             "reliability": [edit.prompt for edit in edits],
             "clean": [edit.rephrases[0] for edit in edits],
-            "noisy": list(chosen.more_rephrases["noisy_rephrases"].values()),
         }
+        if noisy := chosen.more_rephrases.get("noisy_rephrases"):
+            self.queries["noisy"] = list(noisy.values())
 
     def examples(self, kind: str, template: Template, rows: Sequence[int] | None = None) -> list[Example]:
         chosen = range(len(self.edits)) if rows is None else rows
@@ -102,7 +104,7 @@ class Bench:
         collected = collect(backbone, self.examples("reliability", template), settings, self.tokenizer.pad_token_id)
         seconds = time.perf_counter() - started
         row = {"reliability": percent(collected.leads > 0)}
-        for kind in ("clean", "noisy"):
+        for kind in list(self.queries)[1:]:  # the edits' own queries come first
             batches = prepare_all(backbone, self.examples(kind, template), settings, self.tokenizer.pad_token_id)
             row[kind] = percent(answer_leads_of(backbone, batches, collected.weights) > 0)
         row["seconds_per_edit"] = round(seconds / len(self.edits), 4)
@@ -195,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("collection", "positions", "generators", "anchor"))
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--set", choices=("counterfact", "zsre_style"), default="counterfact")
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--edits", type=int, default=256, help="collection, positions: the first so many edits")
     parser.add_argument("--layer", type=int, default=20)
@@ -206,13 +209,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if options.what in ("generators", "anchor"):
         adapter = load_adapter(options.adapter)
-        bench = Bench(options.base, options.data, len(adapter.records))
+        bench = Bench(options.base, options.data, options.set, len(adapter.records))
         if options.what == "anchor":
             rows = anchor_rows(bench, adapter, options.checked)
         else:
             rows = generator_rows(bench, adapter, options.steps, options.checked)
     else:
-        bench = Bench(options.base, options.data, options.edits)
+        bench = Bench(options.base, options.data, options.set, options.edits)
         for name, variant in (COLLECTION if options.what == "collection" else POSITIONS).items():
             changed = dict(variant)
             layer, ending = changed.pop("layer", options.layer), changed.pop("ending", ".")
@@ -222,7 +225,8 @@ def main() -> None:
             rows.append({"name": name, **asdict(settings), "layer": layer, "ending": ending, **row})
     settings_used = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     settings_used |= {"data": None, "adapter": options.adapter.name if options.adapter else None}
-    print(write_result(options.what, settings_used, {"rows": rows}))
+    name = options.what + ("" if options.set == "counterfact" else f"_{options.set}")
+    print(write_result(name, settings_used, {"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ def router_data(results: Results) -> dict[str, Any] | None:
 
 
 def curve_data(results: Results) -> dict[str, Any] | None:
-    """Set -> metric -> (edits, percent) of the points of curve.svg."""
+    """Set -> metric -> (edits, percent) of the points of curve.svg; sets of one point are left out."""
     found: dict[str, Any] = {}
     for title, values in present(results, CURVE).items():
         lines = found.setdefault(title.rpartition(", ")[0], {})
         for name, key in {"Score": "score", "Generality AG": "generality_ag", "Locality AG": "locality_ag"}.items():
             lines.setdefault(name, []).append([values["edits"], values["edited"][key]])
-    return found or None
+    return {title: lines for title, lines in found.items() if len(lines["Score"]) > 1} or None
 
 
 def probe_data(results: Results) -> dict[str, Any] | None:
@@ -99,6 +99,7 @@ def draw_router(figure: Any, data: Mapping[str, Any]) -> None:
 def draw_curve(figure: Any, data: Mapping[str, Any]) -> None:
     """One panel a set: the percentages against the number of edits."""
     axes = figure.subplots(1, len(data), sharey=True, squeeze=False)[0]
+    lowest = min(percent for lines in data.values() for points in lines.values() for _, percent in points)
     for axis, (title, lines) in zip(axes, data.items(), strict=True):
         for (name, points), colour in zip(lines.items(), (EDITED, "#d29922", "#3fb950"), strict=True):
             axis.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=4)
@@ -107,7 +108,7 @@ def draw_curve(figure: Any, data: Mapping[str, Any]) -> None:
         counts = [edits for edits, _ in next(iter(lines.values()))]
         axis.set_xticks(counts, [f"{edits:,}" for edits in counts], rotation=45)
         axis.minorticks_off()
-        axis.set_ylim(90, 100.5)
+        axis.set_ylim(min(90, lowest - 1), 100.5)
         axis.set_xlabel("edits")
     axes[0].set_ylabel("percent")
     handles, labels = axes[0].get_legend_handles_labels()

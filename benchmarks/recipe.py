@@ -66,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
 
     adapter = load_adapter(options.adapter)
-    bench = Bench(options.base, options.data, len(adapter.records))
+    bench = Bench(options.base, options.data, "counterfact", len(adapter.records))
     backbone, pad_id = Backbone(bench.model, adapter.config.layer), bench.tokenizer.pad_token_id
     check = Check(bench, adapter, backbone, options.checked)
     active = torch.tensor([record.status == "active" for record in adapter.records]).nonzero()[:, 0]

@@ -21,12 +21,14 @@ CURVE = {
     for title, name, counts in (
         ("CounterFact, float32", "counterfact_float32", (1024, 2048, 4096, 10000)),
         ("CounterFact", "counterfact", (10000, 16000)),
+        ("CounterFact, more statements", "counterfact_more_statements", (16000,)),
         ("ZsRE-style", "zsre_style", (1024, 10000, 20000)),
     )
     for count in counts
 }
 GEMMA = "_gemma_3_270m_q4_k_m"
 FAMILIES = {"SmolLM2-135M": "edit_500_counterfact", "Gemma-3-270M": f"edit_500_counterfact{GEMMA}"}
+ANCHORS = {"CounterFact, 10,000": "anchor", "ZsRE-style, 20,000": "anchor_zsre_style"}
 PROBES = {"SmolLM2-135M": "probe", "Gemma-3-270M": f"probe{GEMMA}"}
 HARDER = {**HEADLINE, **UNSEEN, **RAW, **FAMILIES}  # all sets that were asked further questions
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
@@ -276,7 +278,6 @@ ROWS: dict[str, list[Column]] = {
         ("Locality, AG", "locality_ag", 1),
         ("seconds for 16 queries", "sampling_seconds", 4),
     ],
-    "anchor": [("share of the nearest edit's vector", "anchor", 2), *QUALITY],
     "positions": [("neuron acts on", "span", None), *QUALITY, SECONDS],
     "collection": [("collection", "name", None), *QUALITY, SECONDS],
     "generators": [
@@ -341,6 +342,17 @@ def recipe(results: Results) -> str | None:
     return table(["", "paper", "ours", "factor"], rows)
 
 
+def anchor(results: Results) -> str | None:
+    """What generators answer, by the share of the nearest edit's vector in the condition."""
+    rows = [
+        [title, number(row["anchor"], 2), *(number(row.get(key), digits or 0) for _, key, digits in QUALITY)]
+        for title, values in present(results, ANCHORS).items()
+        for row in values["rows"]
+    ]
+    header = ["edits", "share of the nearest edit's vector", *(header for header, _, _ in QUALITY)]
+    return table(header, rows) if rows else None
+
+
 def plain_rows(results: Results, name: str) -> str | None:
     """A result that is a list of rows already."""
     if name not in results:
@@ -376,7 +388,7 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "sampling": (lambda results: plain_rows(results, "sampling"), {"Sampling": "sampling"}),
     "recipe": (recipe, {"Recipes": "recipe"}),
     "positions": (lambda results: plain_rows(results, "positions"), {"Positions": "positions"}),
-    "anchor": (lambda results: plain_rows(results, "anchor"), {"Anchor": "anchor"}),
+    "anchor": (anchor, ANCHORS),
     "collection": (lambda results: plain_rows(results, "collection"), {"Collection": "collection"}),
     "generators": (lambda results: plain_rows(results, "generators"), {"Generators": "generators"}),
 }

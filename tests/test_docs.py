@@ -94,7 +94,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "recipe": {"rows": [{**RECIPE, "name": "paper", "sampling_seconds": 15.0}, {**RECIPE, "name": "ours"}]},
     "generators": {"rows": [{**ROW, "name": "default", "steps": 600, "seconds": 70.0, "parameters_millions": 16.0}]},
 }
-RESULTS["edit_10000_counterfact_float32"] = RESULTS["edit_10000_counterfact"]  # of which the curve is made
+RESULTS["edit_16000_counterfact"] = {**RESULTS["edit_10000_counterfact"], "edits": 16000}  # a curve of two points
 MACHINE = {"processor": "Some CPU", "cores": 4, "threads": 2, "memory_gib": 8.0}
 
 
