@@ -1,6 +1,6 @@
 """Many edits in one batch: quality and cost of the whole chain.
 
-    python benchmarks/edits.py --data DIR --set counterfact --edits 10000 --asked 2500
+    python benchmarks/edits.py --data DIR --set counterfact --edits 10000 --asked 1000
 
 The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.jsonl, nq_locality.jsonl):
 
