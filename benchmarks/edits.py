@@ -139,25 +139,26 @@ def pseudo_knowledge(kind: str, data: Path) -> PseudoKnowledge:
     shipped = load_pseudo_knowledge()
     facts: Sequence[PseudoFact] = shipped.facts
     if kind == "more-statements":
-        facts = [*facts, *more_statements(data, {fact.subject.casefold() for fact in facts})]
+        facts = [*facts, *more_statements(data, facts)]
     elif kind != "all":
         facts = [fact for fact in facts if fact.prompt.endswith("?") == (kind == "questions")]
     return replace(shipped, facts=tuple(facts))
 
 
-def more_statements(data: Path, known: set[str]) -> list[PseudoFact]:
-    """Facts of CounterFact's relations in the words of its prompts, about subjects of zsre_style.jsonl; none of `known`
-    (case-folded), so that no fact is there in two forms."""
+def more_statements(data: Path, known: Sequence[PseudoFact]) -> list[PseudoFact]:
+    """Facts of CounterFact's relations in the words of its prompts, about subjects of zsre_style.jsonl; none about a
+    subject of the known facts, so that no fact is there in two forms."""
     templates: dict[str, dict[str, None]] = {}
     for record in read_jsonl(data / "counterfact.jsonl"):
         asked = record["requested_rewrite"]
         templates.setdefault(asked["relation_id"], {})[asked["prompt"]] = None
     chance, counts, facts = random.Random(0), Counter[str](), []
+    subjects = {fact.subject.casefold() for fact in known}
     for record in read_jsonl(data / "zsre_style.jsonl"):
         subject, relation = record["subject"], record["relation_id"]
         forms = list(templates.get(relation, ()))
-        if subject.casefold() not in known and len(forms) > 1 and counts[relation] < STATEMENTS:
-            known.add(subject.casefold())
+        if subject.casefold() not in subjects and len(forms) > 1 and counts[relation] < STATEMENTS:
+            subjects.add(subject.casefold())
             counts[relation] += 1
             prompt, *rephrases = [form.replace("{}", subject) for form in chance.sample(forms, min(3, len(forms)))]
             facts.append(PseudoFact(prompt, tuple(rephrases), (), subject, relation))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 MISSING = "(not measured yet)"
@@ -278,6 +279,7 @@ ROWS: dict[str, list[Column]] = {
         ("Locality, AG", "locality_ag", 1),
         ("seconds for 16 queries", "sampling_seconds", 4),
     ],
+    "anchor": [("edits", "title", None), ("share of the nearest edit's vector", "anchor", 2), *QUALITY],
     "positions": [("neuron acts on", "span", None), *QUALITY, SECONDS],
     "collection": [("collection", "name", None), *QUALITY, SECONDS],
     "generators": [
@@ -342,32 +344,23 @@ def recipe(results: Results) -> str | None:
     return table(["", "paper", "ours", "factor"], rows)
 
 
-def anchor(results: Results) -> str | None:
-    """What generators answer, by the share of the nearest edit's vector in the condition."""
-    rows = [
-        [title, number(row["anchor"], 2), *(number(row.get(key), digits or 0) for _, key, digits in QUALITY)]
-        for title, values in present(results, ANCHORS).items()
-        for row in values["rows"]
-    ]
-    header = ["edits", "share of the nearest edit's vector", *(header for header, _, _ in QUALITY)]
-    return table(header, rows) if rows else None
-
-
-def plain_rows(results: Results, name: str) -> str | None:
-    """A result that is a list of rows already."""
-    if name not in results:
-        return None
+def plain_rows(results: Results, name: str, files: Mapping[str, str]) -> str | None:
+    """Results that are lists of rows already, one below the other; `title` is that of the file a row is from."""
 
     def cell(row: Mapping[str, Any], key: str, digits: int | None) -> str:
         value = row.get(key)
         return str(value) if digits is None and value is not None else number(value, digits or 0)
 
-    rows = results[name]["results"]["rows"]
-    columns = ROWS[name]
-    return table(
-        [header for header, _, _ in columns], [[cell(row, k, digits) for _, k, digits in columns] for row in rows]
-    )
+    found = present(results, files)
+    rows = [{"title": title, **row} for title, values in found.items() for row in values["rows"]]
+    cells = [[cell(row, key, digits) for _, key, digits in ROWS[name]] for row in rows]
+    return table([header for header, _, _ in ROWS[name]], cells) if found else None
 
+
+PLAIN = {
+    **{name: {name.capitalize(): name} for name in ("sampling", "positions", "collection", "generators")},
+    "anchor": ANCHORS,
+}
 
 # name -> (the table, the result files it is made from)
 TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
@@ -385,10 +378,6 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "protocols": (protocols, {"Evaluation": "evaluation"}),
     "life": (life, {"Life": "life"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
-    "sampling": (lambda results: plain_rows(results, "sampling"), {"Sampling": "sampling"}),
     "recipe": (recipe, {"Recipes": "recipe"}),
-    "positions": (lambda results: plain_rows(results, "positions"), {"Positions": "positions"}),
-    "anchor": (anchor, ANCHORS),
-    "collection": (lambda results: plain_rows(results, "collection"), {"Collection": "collection"}),
-    "generators": (lambda results: plain_rows(results, "generators"), {"Generators": "generators"}),
+    **{name: (partial(plain_rows, name=name, files=files), files) for name, files in PLAIN.items()},
 }
