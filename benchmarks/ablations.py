@@ -148,7 +148,8 @@ def percent(mask: Tensor) -> float:
 def conditions_of(adapter: Adapter, settings: GeneratorSettings) -> Conditions:
     """What the fit of an adapter with all the shipped pseudo-knowledge would train this generator on."""
     edits, seed = adapter.active_edits, adapter.config.settings["seed"]
-    _, held_out = load_pseudo_knowledge().without(edits).split(adapter.config.settings["held_out"], seed)
+    pseudo = load_pseudo_knowledge().without(edits).in_words_of(edits, seed)
+    _, held_out = pseudo.split(adapter.config.settings["held_out"], seed)
     others = reworded(adapter.encoder, [edit.prompt for edit in edits], held_out, settings, seed)
     return Conditions(adapter.router.vectors.unpack(), **others)
 

@@ -16,12 +16,11 @@ The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.
 Each is also asked other questions about the edited subjects: what another relation asks, with the subject put in.
 The first records are edited (second targets of a (subject, relation) pair dropped). Encoder and router see only the
 shipped pseudo-knowledge, which comes from the end of the files, with whatever belongs to an edited subject taken out;
---pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind), or adds statements in the
-words of CounterFact's prompts about subjects of zsre_style.jsonl: where all of counterfact.jsonl is edited, hardly a
-shipped statement is left. With --asked, a random sample of that many edits is asked. Writes
+--pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind), and with --no-own-words
+no facts in the words of the edits are added to it. With --asked, a random sample of that many edits is asked. Writes
 results/edit_EDITS_SET.json, behind the name the kind of --pseudo, of device and of base where they are not the default,
-and `float32` where processor or GPU has no bfloat16; with --verdicts FILE also every question and answer. An
-interrupted run goes on when started again.
+`no_own_words`, and `float32` where processor or GPU has no bfloat16; with --verdicts FILE also every question and
+answer. An interrupted run goes on when started again.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -49,8 +47,7 @@ from megedit.progress import Stages
 from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
 
 RAW = "counterfact-raw"
-PSEUDO = ("all", "statements", "questions", "more-statements")
-STATEMENTS = 300  # at most, of a relation, that `more-statements` adds
+PSEUDO = ("all", "statements", "questions")
 
 
 @dataclass(frozen=True)
@@ -134,35 +131,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def pseudo_knowledge(kind: str, data: Path) -> PseudoKnowledge:
+def pseudo_knowledge(kind: str) -> PseudoKnowledge:
     """What a fit may see, of the kind that --pseudo names."""
     shipped = load_pseudo_knowledge()
-    facts: Sequence[PseudoFact] = shipped.facts
-    if kind == "more-statements":
-        facts = [*facts, *more_statements(data, facts)]
-    elif kind != "all":
-        facts = [fact for fact in facts if fact.prompt.endswith("?") == (kind == "questions")]
-    return replace(shipped, facts=tuple(facts))
-
-
-def more_statements(data: Path, known: Sequence[PseudoFact]) -> list[PseudoFact]:
-    """Facts of CounterFact's relations in the words of its prompts, about subjects of zsre_style.jsonl; none about a
-    subject of the known facts, so that no fact is there in two forms."""
-    templates: dict[str, dict[str, None]] = {}
-    for record in read_jsonl(data / "counterfact.jsonl"):
-        asked = record["requested_rewrite"]
-        templates.setdefault(asked["relation_id"], {})[asked["prompt"]] = None
-    chance, counts, facts = random.Random(0), Counter[str](), []
-    subjects = {fact.subject.casefold() for fact in known}
-    for record in read_jsonl(data / "zsre_style.jsonl"):
-        subject, relation = record["subject"], record["relation_id"]
-        forms = list(templates.get(relation, ()))
-        if subject.casefold() not in subjects and len(forms) > 1 and counts[relation] < STATEMENTS:
-            subjects.add(subject.casefold())
-            counts[relation] += 1
-            prompt, *rephrases = [form.replace("{}", subject) for form in chance.sample(forms, min(3, len(forms)))]
-            facts.append(PseudoFact(prompt, tuple(rephrases), (), subject, relation))
-    return facts
+    kept = [fact for fact in shipped.facts if kind == "all" or fact.prompt.endswith("?") == (kind == "questions")]
+    return replace(shipped, facts=tuple(kept))
 
 
 def main() -> None:
@@ -172,6 +145,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--asked", type=int, default=None, help="edits drawn at random to be asked [default: all]")
     parser.add_argument("--pseudo", choices=PSEUDO, default="all")
+    parser.add_argument("--no-own-words", action="store_true")
     parser.add_argument("--out", type=Path, default=None, help="adapter folder [default: adapters/edit_EDITS_SET]")
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--device", default="cpu")
@@ -179,7 +153,8 @@ def main() -> None:
     parser.add_argument("--verdicts", type=Path, default=None)
     options = parser.parse_args()
     name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
-    name += "" if options.pseudo == "all" else f"_{options.pseudo.replace('-', '_')}"
+    name += "" if options.pseudo == "all" else f"_{options.pseudo}"
+    name += "_no_own_words" if options.no_own_words else ""
     name += "" if options.device == "cpu" else f"_{options.device.split(':')[0]}"
     name += "" if default_dtype(options.device) == torch.bfloat16 else "_float32"
     name += suffix(options.base)
@@ -187,9 +162,9 @@ def main() -> None:
 
     chosen = load_set(options.data, options.set, options.edits)
     edits = chosen.edits
-    pseudo = pseudo_knowledge(options.pseudo, options.data)
-    settings = FitSettings(seed=options.seed, template="raw" if options.set == RAW else "auto")
-    fitted = fit_or_load(options.base, edits, out, settings, pseudo, options.device)
+    template = "raw" if options.set == RAW else "auto"
+    settings = FitSettings(seed=options.seed, template=template, own_words=not options.no_own_words)
+    fitted = fit_or_load(options.base, edits, out, settings, pseudo_knowledge(options.pseudo), options.device)
     model = MegModel.from_pretrained(out, base=options.base, device=options.device)
     adapter = model.adapter
 

@@ -13,6 +13,7 @@ SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_
 HEADLINE = {**SETS, "CounterFact, float32": "edit_10000_counterfact_float32"}
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
+    "CounterFact, tuned on questions, no own words": "edit_10000_counterfact_questions_no_own_words",
     "ZsRE, tuned on statements, float32": "edit_10000_zsre_statements_float32",
     "ZsRE with contradictions, tuned on statements": "edit_10000_zsre_all_statements",
 }
@@ -22,7 +23,7 @@ CURVE = {
     for title, name, counts in (
         ("CounterFact, float32", "counterfact_float32", (1024, 2048, 4096, 10000)),
         ("CounterFact", "counterfact", (10000, 16000)),
-        ("CounterFact, more statements", "counterfact_more_statements", (16000,)),
+        ("CounterFact, no own words", "counterfact_no_own_words", (16000,)),
         ("ZsRE-style", "zsre_style", (1024, 10000, 20000)),
     )
     for count in counts

@@ -61,6 +61,9 @@ class FitSettings:
         default="Answer in a few words: ", metadata={"help": "stands before the query in the chat template"}
     )
     held_out: float = field(default=0.15, metadata={"help": "share of the pseudo-knowledge kept for calibration"})
+    own_words: bool = field(
+        default=True, metadata={"help": "pseudo-knowledge in the words of the edits' queries too, where they are new"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
     collection: CollectionSettings = field(default_factory=CollectionSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
@@ -83,9 +86,10 @@ def fit(
     """Edit `edits` into the base model named `base` and write the adapter to the folder `out`.
 
     pseudo: facts that are not edited, for the encoder and the router; the shipped ones by default. Whatever belongs
-    to an edited fact is taken out of them first. A run that was interrupted is continued when called again with the
-    same input and settings. Started as several processes by `accelerate launch` or `torchrun`, they share the work;
-    `out` must then be on a disk that all of them see. Raises MegError for input that cannot be used.
+    to an edited fact is taken out of them first, and facts in the words of the edits are added where those are new
+    (`settings.own_words`). A run that was interrupted is continued when called again with the same input and settings.
+    Started as several processes by `accelerate launch` or `torchrun`, they share the work; `out` must then be on a disk
+    that all of them see. Raises MegError for input that cannot be used.
     """
     out, processes = Path(out), launched(device)
     check_replaceable(out, overwrite)
@@ -98,6 +102,8 @@ def fit(
     template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
     examples = [tokenize(tokenizer, template, edit) for edit in edits]
     pseudo = (pseudo or load_pseudo_knowledge()).without(edits)
+    if settings.own_words:
+        pseudo = pseudo.in_words_of(edits.edits, settings.seed)
     training, held_out = pseudo.split(settings.held_out, settings.seed)
     inputs: dict[str, Any] = {
         "base": fingerprint(model),

@@ -6,7 +6,8 @@ with `PseudoKnowledge.without` before anything is trained.
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -17,6 +18,7 @@ from megedit.names import SubjectIndex
 from megedit.records import read_records
 
 _SUBJECT = "{subject}"
+OWN_FACTS, OWN_WORDINGS = 100, 3  # made in the words of the edits, at most: facts a relation, wordings a fact
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,32 @@ class PseudoKnowledge:
             ),
             unrelated=tuple(text for text in self.unrelated if is_free(text)),
         )
+
+    def in_words_of(self, edits: Sequence[Edit], seed: int) -> "PseudoKnowledge":
+        """With facts in the words of the edits' own queries, where these are new; nothing of an edited fact is in them.
+
+        The wordings of a relation are the queries of its edits without their subjects. They are new when most of these
+        queries are worded as none of the facts here. A relation with one wording gets no facts: nothing in them would
+        be a rephrase. A subject of the facts here, put in two or three wordings of a relation, makes a fact; it need
+        not be true, nor make sense.
+        """
+        wordings = _new_wordings(edits, self.facts)
+        if not wordings:
+            return self
+        known: dict[str, set[str]] = {}
+        for fact in self.facts:
+            if fact.subject:
+                known.setdefault(fact.subject, set()).add(fact.relation)
+        chance = random.Random(seed)
+        subjects = chance.sample(list(known), min(len(known), OWN_FACTS * len(wordings)))
+        sizes = [counts.total() for counts in wordings.values()]
+        made: list[PseudoFact] = []
+        for subject, relation in zip(subjects, chance.choices(list(wordings), sizes, k=len(subjects)), strict=True):
+            if relation not in known[subject]:
+                drawn = chance.sample(sorted(wordings[relation]), min(OWN_WORDINGS, len(wordings[relation])))
+                prompt, *rephrases = (wording.replace(_SUBJECT, subject) for wording in drawn)
+                made.append(PseudoFact(prompt, tuple(rephrases), (), subject, relation))
+        return replace(self, facts=(*self.facts, *replace(self, facts=tuple(made)).without(edits).facts))
 
     def texts(self) -> Iterator[str]:
         """Every query in it."""
@@ -120,9 +148,8 @@ class OtherQuestions:
     def __init__(self, facts: Iterable[PseudoFact]) -> None:
         found: dict[str, set[str]] = {}
         for fact in facts:
-            if fact.subject and fact.relation:
-                named = [text for text in (fact.prompt, *fact.rephrases) if fact.subject in text]
-                found.setdefault(fact.relation, set()).update(text.replace(fact.subject, _SUBJECT) for text in named)
+            if fact.relation:
+                found.setdefault(fact.relation, set()).update(_wordings(fact.prompt, *fact.rephrases, of=fact.subject))
         self._templates = {relation: sorted(texts) for relation, texts in sorted(found.items()) if texts}
         self._others = {
             relation: [other for other in self._templates if found[other].isdisjoint(found[relation])]
@@ -135,6 +162,26 @@ class OtherQuestions:
         if not others or not fact.subject:
             return None
         return chance.choice(self._templates[chance.choice(others)]).replace(_SUBJECT, fact.subject)
+
+
+def _new_wordings(edits: Iterable[Edit], facts: Iterable[PseudoFact]) -> dict[str, Counter[str]]:
+    """By relation of the edits, the wordings of their queries and how many have each: relations with two or more, if
+    the wordings of most are not those of the facts."""
+    worded = {wording for fact in facts for wording in _wordings(fact.prompt, *fact.rephrases, of=fact.subject)}
+    found: dict[str, Counter[str]] = {}
+    for edit in edits:
+        if edit.relation:
+            found.setdefault(edit.relation, Counter()).update(_wordings(edit.prompt, of=edit.subject or ""))
+    return {
+        relation: counts
+        for relation, counts in sorted(found.items())
+        if len(counts) > 1 and 2 * sum(counts[wording] for wording in counts.keys() - worded) > counts.total()
+    }
+
+
+def _wordings(*texts: str, of: str) -> list[str]:
+    """The texts that name a subject, with a mark in its place."""
+    return [text.replace(of, _SUBJECT) for text in texts if of and of in text]
 
 
 def names_another(text: str, own: str, subjects: SubjectIndex) -> bool:
