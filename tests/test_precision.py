@@ -8,7 +8,7 @@ from torch import nn
 
 from megedit.encoder import EncoderSettings, TextEncoder
 from megedit.familiarity import FamiliaritySettings, train_familiarity
-from megedit.precision import default_dtype, mixed_precision
+from megedit.precision import default_dtype, hold_cast, mixed_precision
 from test_encoder import pseudo_knowledge
 from tiny import tiny_encoder
 
@@ -54,3 +54,13 @@ def test_training_emulates_nothing(native: bool, formats: set[torch.dtype], tmp_
     encoder = TextEncoder(tiny_encoder(tmp_path))
     encoder.tune(pseudo_knowledge(), EncoderSettings(steps=1, batch_size=8), 0, lambda done: None)
     assert formats == {default_dtype("cpu")}
+
+
+def test_matrices_held_in_the_default_change_no_vector(native: bool, tmp_path: Path) -> None:
+    encoder = TextEncoder(tiny_encoder(tmp_path), "mean")
+    queries = ["who wrote emma", "the capital of france is"]
+    before = encoder.encode(queries)
+    hold_cast(encoder.model, "cpu")
+    layers = [module for module in encoder.model.modules() if isinstance(module, nn.Linear)]
+    assert {layer.weight.dtype for layer in layers} == {default_dtype("cpu")}
+    torch.testing.assert_close(encoder.encode(queries), before, rtol=0, atol=0)

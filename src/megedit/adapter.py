@@ -36,7 +36,7 @@ from megedit.folder import (
 )
 from megedit.generator import WeightGenerator, anchored
 from megedit.ledger import EditRecord, Status, reading
-from megedit.precision import first_device
+from megedit.precision import first_device, hold_cast
 from megedit.router import Enrolled, Router
 from megedit.vectors import EditVectors
 
@@ -149,6 +149,7 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
             ) from error
     encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
     encoder.model.requires_grad_(False)
+    hold_cast(encoder.model, device)
     enrolled = [
         Enrolled(record.edit.subject or None, record.generated, record.status == "removed", record.edit.prompt)
         for record in records

@@ -32,3 +32,13 @@ def mixed_precision(device: str | torch.device) -> torch.autocast:
     """A context in which float32 networks multiply their matrices in `default_dtype`."""
     device = torch.device(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=default_dtype(device) == torch.bfloat16)
+
+
+def hold_cast(network: torch.nn.Module, device: str | torch.device) -> None:
+    """Hold the matrices of a network in the format to which `mixed_precision` would cast them at every use.
+
+    What it computes stays the same; it is for a network that is used only, neither trained nor saved any more.
+    """
+    for module in network.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(default_dtype(device))
