@@ -46,26 +46,28 @@ def main() -> None:
     unfamiliar = [q for q, r in zip(questions, model.route(questions), strict=True) if not r.familiar][:count]
     familiar = [edit.prompt for edit in model.edits][:count]
 
-    def measure(queries: list[str]) -> tuple[float, float]:
-        """Median seconds of the base and of the edited model."""
-        base, edited = [], []
+    def measure(queries: list[str]) -> tuple[float, float, float, float]:
+        """Median seconds of the base and the edited model, of routing and of generating; timed in turn, batch after
+        batch, so that a slower minute of the machine is one for all of them."""
+        spent: list[list[float]] = []
         for first in range(0, len(queries), options.batch_size):
             batch = queries[first : first + options.batch_size]
             prompts = [model.format(query) for query in batch]
             inputs: BatchEncoding = model.tokenizer(prompts, return_tensors="pt", padding=True)
+            vectors = model.encode(batch)
             with model.disable_edits():
-                base.append(seconds(lambda inputs=inputs: model.generate(**inputs, **length)))  # type: ignore[misc]
-            edited.append(seconds(lambda inputs=inputs: model.generate(**inputs, **length)))  # type: ignore[misc]
-        return median(base[1:]), median(edited[1:])
+                base = seconds(lambda inputs=inputs: model.generate(**inputs, **length))  # type: ignore[misc]
+            edited = seconds(lambda inputs=inputs: model.generate(**inputs, **length))  # type: ignore[misc]
+            routing = seconds(lambda batch=batch: model.route(batch))  # type: ignore[misc]
+            generating = seconds(lambda vectors=vectors: model.adapter.generator.sample(vectors))  # type: ignore[misc]
+            spent.append([base, edited, routing, generating])
+        base, edited, routing, generating = (median(column[1:]) for column in zip(*spent, strict=True))
+        return base, edited, routing, generating
 
-    unfamiliar_base, unfamiliar_edited = measure(unfamiliar)
-    familiar_base, familiar_edited = measure(familiar)
+    unfamiliar_base, unfamiliar_edited, _, _ = measure(unfamiliar)
+    familiar_base, familiar_edited, routing, generating = measure(familiar)
     batches = [familiar[i : i + options.batch_size] for i in range(0, len(familiar), options.batch_size)]
-    routing = median(seconds(lambda batch=batch: model.route(batch)) for batch in batches)  # type: ignore[misc]
     remembered = median(seconds(lambda batch=batch: model.neurons(batch)) for batch in batches)  # type: ignore[misc]
-    vectors = model.adapter.router.vectors.unpack()[:count].split(options.batch_size)
-    sample = model.adapter.generator.sample
-    generating = median(seconds(lambda batch=batch: sample(batch)) for batch in vectors)  # type: ignore[misc]
     results = {
         "base_seconds": round(unfamiliar_base, 4),
         "unfamiliar_seconds": round(unfamiliar_edited, 4),

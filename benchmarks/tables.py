@@ -225,6 +225,14 @@ def overhead(results: Results) -> str | None:
     if "overhead" not in results:
         return None
     found = results["overhead"]["results"]
+    costs = {
+        "routing alone": found["routing_seconds"],
+        "generating the neurons alone": found["generating_seconds"],
+        "routing and generating": found["routing_seconds"] + found["generating_seconds"],
+    }
+    alone = [
+        [name, number(spent, 3), number(100 * spent / found["familiar_base_seconds"])] for name, spent in costs.items()
+    ]
     rows = [
         ["unedited model, unfamiliar queries", number(found["base_seconds"], 3), ""],
         [
@@ -232,15 +240,14 @@ def overhead(results: Results) -> str | None:
             number(found["unfamiliar_seconds"], 3),
             number(found["unfamiliar_percent"]),
         ],
-        ["unedited model, familiar queries", number(found.get("familiar_base_seconds"), 3), ""],
+        ["unedited model, familiar queries", number(found["familiar_base_seconds"], 3), ""],
         ["edited model, familiar queries", number(found["familiar_seconds"], 3), number(found["familiar_percent"])],
-        ["routing alone", number(found["routing_seconds"], 3), ""],
-        ["generating the neurons alone", number(found["generating_seconds"], 3), ""],
+        *alone,
         ["both, for queries that are remembered", number(found.get("remembered_seconds"), 4), ""],
     ]
     size, tokens, runs = found["batch_size"], found["new_tokens"], found["runs"]
     note = f"{size} queries a batch, {tokens} new tokens each, medians of {runs} batches."
-    return table(["", "seconds a batch", "more than unedited, %"], rows) + f"\n\n{note}"
+    return table(["", "seconds a batch", "added to the unedited answer, %"], rows) + f"\n\n{note}"
 
 
 def evaluation_cost(results: Results) -> str | None:
