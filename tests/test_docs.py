@@ -77,6 +77,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "base_seconds": 1.0,
         "unfamiliar_seconds": 1.02,
         "unfamiliar_percent": 2.0,
+        "familiar_base_seconds": 1.0,
         "familiar_seconds": 1.1,
         "familiar_percent": 10.0,
         "routing_seconds": 0.015,
