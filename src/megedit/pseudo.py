@@ -18,7 +18,7 @@ from megedit.names import SubjectIndex
 from megedit.records import read_records
 
 _SUBJECT = "{subject}"
-OWN_FACTS, OWN_WORDINGS = 100, 3  # made in the words of the edits, at most: facts a relation, wordings a fact
+OWN_FACTS, OWN_WORDINGS = 100, 3  # made in the words of the edits: facts a relation, on average; wordings a fact at most
 
 
 @dataclass(frozen=True)
