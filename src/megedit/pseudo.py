@@ -18,7 +18,8 @@ from megedit.names import SubjectIndex
 from megedit.records import read_records
 
 _SUBJECT = "{subject}"
-OWN_FACTS, OWN_WORDINGS = 100, 3  # made in the words of the edits: facts a relation, on average; wordings a fact at most
+OWN_FACTS = 100  # made in the words of the edits, for each of their relations on average
+OWN_WORDINGS = 3  # of such a fact, at most
 
 
 @dataclass(frozen=True)
