@@ -91,7 +91,7 @@ class PseudoKnowledge:
                 drawn = chance.sample(sorted(wordings[relation]), min(OWN_WORDINGS, len(wordings[relation])))
                 prompt, *rephrases = (wording.replace(_SUBJECT, subject) for wording in drawn)
                 made.append(PseudoFact(prompt, tuple(rephrases), (), subject, relation))
-        return replace(self, facts=(*self.facts, *replace(self, facts=tuple(made)).without(edits).facts))
+        return replace(self, facts=(*self.facts, *PseudoKnowledge(tuple(made), (), ()).without(edits).facts))
 
     def texts(self) -> Iterator[str]:
         """Every query in it."""
