@@ -184,7 +184,7 @@ def close_to(weights: Tensor) -> Callable[[WeightGenerator], float]:
         ({}, 21),
         ({"prediction": "v_prediction", "sample_steps": 20}, 20),
         ({"trunk": False}, 20),
-        ({"denoiser": "mlp", "sample_steps": 1}, 21),
+        ({"denoiser": "mlp"}, 21),
     ],
     ids=["x0", "v", "no trunk", "mlp"],
 )

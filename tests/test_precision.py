@@ -8,6 +8,7 @@ from torch import nn
 
 from megedit.encoder import EncoderSettings, TextEncoder
 from megedit.familiarity import FamiliaritySettings, train_familiarity
+from megedit.generator import GeneratorSettings, WeightGenerator
 from megedit.precision import default_dtype, hold_cast, mixed_precision
 from test_encoder import pseudo_knowledge
 from tiny import tiny_encoder
@@ -64,3 +65,14 @@ def test_matrices_held_in_the_default_change_no_vector(native: bool, tmp_path: P
     layers = [module for module in encoder.model.modules() if isinstance(module, nn.Linear)]
     assert {layer.weight.dtype for layer in layers} == {default_dtype("cpu")}
     torch.testing.assert_close(encoder.encode(queries), before, rtol=0, atol=0)
+
+
+def test_matrices_held_in_the_default_change_no_neuron(native: bool) -> None:
+    generator = WeightGenerator(20, 8, GeneratorSettings(patch=8, width=32, depth=1, heads=2, trunk_width=64)).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_(std=0.1)
+    vectors = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    before = generator.sample(vectors)
+    hold_cast(generator, "cpu")
+    torch.testing.assert_close(generator.sample(vectors), before, rtol=0, atol=0)

@@ -149,7 +149,8 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
             ) from error
     encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
     encoder.model.requires_grad_(False)
-    hold_cast(encoder.model, device)
+    for used in (encoder.model, generator):
+        hold_cast(used, device)
     enrolled = [
         Enrolled(record.edit.subject or None, record.generated, record.status == "removed", record.edit.prompt)
         for record in records

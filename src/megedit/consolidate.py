@@ -69,7 +69,9 @@ def consolidate(
             with stages.stage("Loading the base model"):
                 model, tokenizer = adapter.load_base(base, dtype, device)
             course = _Course(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages)
-            change.set_model(*save_model(folder, change.next, *course.learn(pseudo or load_pseudo_knowledge())))
+            known = load_model(folder, change, adapter.config, device)
+            learned = course.learn(*known, pseudo or load_pseudo_knowledge())
+            change.set_model(*save_model(folder, change.next, *learned))
             absorbed, lost = course.check(load_model(folder, change, adapter.config, device)[1])
             change.set_generated([record.number for record in absorbed], True)
             change.set_generated([record.number for record in (*lost, *gone)], False)
@@ -107,11 +109,12 @@ class _Course:
         rows = [places[record.number] for record in (*self.old, *new, *gone)]
         self.vectors = adapter.router.vectors[torch.tensor(rows)]
 
-    def learn(self, pseudo: PseudoKnowledge) -> tuple[FamiliarityNetwork, WeightGenerator]:
+    def learn(
+        self, network: FamiliarityNetwork, generator: WeightGenerator, pseudo: PseudoKnowledge
+    ) -> tuple[FamiliarityNetwork, WeightGenerator]:
         """Familiarity network and generator, each gone on from where it was."""
         config, known = self.adapter.config, len(self.old) + len(self.new)
         steps = training_steps(2 * len(self.new), config.familiarity) if self.new else 0
-        network = self.adapter.router.network
         if self.new:
             with self.stages.stage("Training the router", steps) as advance:
                 network = train_familiarity(
@@ -127,7 +130,7 @@ class _Course:
             check_every=CHECK_EVERY,
             lr=config.generator.lr / SLOWER,
         )
-        silent = self.adapter.generator.mean.clone()
+        silent = generator.mean.clone()
         silent[-config.hidden_size :] = 0
         weights = self.adapter.neurons([*self.old, *self.new]).to(silent.device)
         weights = torch.cat([weights, silent.expand(len(self.gone), -1)])
@@ -136,7 +139,7 @@ class _Course:
         answered = answer_check(self.backbone, self._batches(rows), self.vectors[rows])
         with self.stages.stage("Training the generator", settings.steps) as advance:
             generator, _ = train_generator(
-                weights, conditions, config.hidden_size, settings, self._seed, answered, advance, self.adapter.generator
+                weights, conditions, config.hidden_size, settings, self._seed, answered, advance, generator
             )
         return network, generator
 

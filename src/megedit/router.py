@@ -34,10 +34,10 @@ def read(encoder: TextEncoder, queries: Sequence[str], edits: EditVectors, subje
     last sentence of few words is seldom a question of its own: it only counts when it names the subject of that edit.
     """
     device = edits.codes.device
-    vectors = encoder.encode(queries).to(device)
     ends = {row: end for row, query in enumerate(queries) if (end := last_sentence(query))}
+    encoded = encoder.encode([*queries, *ends.values()]).to(device)
+    vectors, alone = encoded[: len(queries)], encoded[len(queries) :]
     if ends:
-        alone = encoder.encode(list(ends.values())).to(device)
         rows = torch.tensor(list(ends), device=device)
         similarity, nearest = (found[:, 0] for found in edits.nearest(alone))
         named = shares_of_names(list(ends.values()), [subjects[i] for i in nearest.tolist()])

@@ -23,7 +23,7 @@ class GeneratorSettings:
     heads: int = field(default=8, metadata={"help": "attention heads"})
     trunk_width: int = field(default=1024, metadata={"help": "hidden width of the condition's MLP"})
     train_timesteps: int = field(default=1000, metadata={"help": "diffusion steps in training"})
-    sample_steps: int = field(default=2, metadata={"help": "DDIM steps"})
+    sample_steps: int = field(default=1, metadata={"help": "DDIM steps"})
     condition_noise: float = field(
         default=0.3, metadata={"help": "Gaussian noise on the unit-variance condition in training"}
     )
@@ -104,5 +104,5 @@ PRESETS = {
         lr=1e-4,
         ema=0.9999,
     ),
-    "mlp": GeneratorSettings(denoiser="mlp", sample_steps=1),
+    "mlp": GeneratorSettings(denoiser="mlp"),
 }
