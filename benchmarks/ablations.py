@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=256, help="collection, positions: the first so many edits")
     parser.add_argument("--layer", type=int, default=20)
     parser.add_argument("--adapter", type=Path, help="generators, anchor: an adapter of the first edits")
-    parser.add_argument("--steps", type=int, default=600, help="generators: training steps at most")
+    parser.add_argument("--steps", type=int, default=1500, help="generators: training steps at most")
     parser.add_argument("--checked", type=int, default=512, help="generators, anchor: edits that they are asked for")
     options = parser.parse_args()
 

@@ -243,7 +243,7 @@ def overhead(results: Results) -> str | None:
         ["unedited model, familiar queries", number(found["familiar_base_seconds"], 3), ""],
         ["edited model, familiar queries", number(found["familiar_seconds"], 3), number(found["familiar_percent"])],
         *alone,
-        ["both, for queries that are remembered", number(found.get("remembered_seconds"), 4), ""],
+        ["both, for queries that are remembered", number(found["remembered_seconds"], 4), ""],
     ]
     size, tokens, runs = found["batch_size"], found["new_tokens"], found["runs"]
     note = f"{size} queries a batch, {tokens} new tokens each, medians of {runs} batches."

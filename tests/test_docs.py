@@ -82,6 +82,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "familiar_percent": 10.0,
         "routing_seconds": 0.015,
         "generating_seconds": 0.08,
+        "remembered_seconds": 0.0001,
         "batch_size": 16,
         "new_tokens": 20,
         "runs": 5,

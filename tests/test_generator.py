@@ -240,6 +240,11 @@ def test_the_last_steps_are_checked() -> None:
     assert record.steps == 25 and len(sampled) == len(record.losses) == 3
 
 
+def test_checks_grow_fewer_rather_than_with_the_steps() -> None:
+    _, sampled, record, _ = train([0.0] * training.CHECKS, replace(QUICK, steps=60, check_every=1))
+    assert record.steps == 60 and len(sampled) == len(record.losses) == training.CHECKS
+
+
 @pytest.mark.parametrize(
     ("script", "best"), [([0.2, 0.8, 0.5, 0.1, 0.3], 1), ([0.2, 0.8, 0.8, 0.1, 0.3], 2), ([1.0, 1.0], 1)]
 )

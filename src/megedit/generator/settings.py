@@ -51,7 +51,10 @@ class GeneratorSettings:
     )
     steps: int = field(default=2000, metadata={"help": "training steps at most, where `passes` are fewer"})
     passes: int = field(default=100, metadata={"help": "passes over the edits at most, where `steps` are fewer"})
-    check_every: int = field(default=200, metadata={"help": "steps between checks of the stop rule"})
+    check_every: int = field(
+        default=200,
+        metadata={"help": "steps between checks of the stop rule, at least; there are twenty checks at most"},
+    )
     batch_size: int = field(default=256, metadata={"help": "edits a step"})
     lr: float = field(default=2e-3, metadata={"help": "AdamW learning rate"})
     ema: float = field(default=0.99, metadata={"help": "decay of the weight average that ships"})

@@ -21,6 +21,7 @@ from megedit.processes import ALONE, Processes
 from megedit.tensors import distinct_rows
 
 LAST_RATE = 1 / 20  # of the learning rate, to which it falls along a cosine
+CHECKS = 20  # at most, so that checking, which samples every edit, takes no more than a fixed part of the training
 FAR_OFF = 0.5  # mean squared error of standardised weights, whose variance is 1
 
 
@@ -68,6 +69,7 @@ def train_generator(
         average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
         total = settings.training_steps(len(weights))
+        every = max(settings.check_every, math.ceil(total / CHECKS))
         losses: list[float] = []
         shares: list[float] = []
         best = copy.deepcopy(generator)
@@ -97,8 +99,8 @@ def train_generator(
             average.update_parameters(generator)
             running += loss.item()
             progress(1)
-            if step % settings.check_every == 0 or step == total:
-                losses.append(running / (step - settings.check_every * (len(losses))))
+            if step % every == 0 or step == total:
+                losses.append(running / (step - every * len(losses)))
                 running = 0.0
                 shipped = cast(WeightGenerator, average.module)
                 share = answered(shipped.eval())
