@@ -45,7 +45,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass
 class Adapter:
-    """A loaded adapter, as its folder was at one revision.
+    """A loaded adapter, as its folder was at one revision; its networks are for use only, neither trained nor saved.
 
     records: all edits of that revision. collected: the neurons, float32 (L,) by number of the edit, of the active edits
     whose answers the generator does not give. seen: int64 (texts,), sorted, `text_key` of every text that encoder and

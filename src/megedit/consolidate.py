@@ -69,7 +69,7 @@ def consolidate(
             with stages.stage("Loading the base model"):
                 model, tokenizer = adapter.load_base(base, dtype, device)
             course = _Course(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages)
-            known = load_model(folder, change, adapter.config, device)
+            known = load_model(folder, change, adapter.config, device)  # uncast, to be trained on
             learned = course.learn(*known, pseudo or load_pseudo_knowledge())
             change.set_model(*save_model(folder, change.next, *learned))
             absorbed, lost = course.check(load_model(folder, change, adapter.config, device)[1])
