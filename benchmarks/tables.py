@@ -99,9 +99,7 @@ def quality(results: Results, names: Mapping[str, str]) -> str | None:
         [
             *(metric_row(f"{kind.capitalize()}, {measure.upper()}", f"{kind}_{measure}") for kind, measure in METRICS),
             metric_row("**Score**", "score"),
-            cost_row(
-                "Edits (failed)", lambda r: f"{r.get('edits', r['counts']['reliability']):,} ({len(r['failed'])})"
-            ),
+            cost_row("Edits (failed)", lambda r: f"{r['edits']:,} ({len(r['failed'])})"),
             cost_row("Edits asked", lambda r: number(r["counts"]["reliability"], 0)),
             cost_row("Fit, minutes", lambda r: number(r["fit_seconds"] / 60)),
             cost_row("Peak memory, GiB", lambda r: number(r["fit_peak_memory_mb"] / 1024)),
