@@ -262,6 +262,12 @@ def test_nothing_is_left_to_consolidate_with(adapter_folder: Path, base: Base, f
     assert answers(adapter_folder, base, [new_edit().prompt]) == ["Lu."]
 
 
+def test_consolidation_with_the_base_model_spread(adapter_folder: Path, fitted: Fitted) -> None:
+    put(adapter_folder, new_edit())
+    outcome = consolidate(adapter_folder, pseudo=fitted.pseudo, dtype=torch.float32, device="auto")
+    assert outcome.result["absorbed"] == 1
+
+
 def test_a_consolidation_that_fails_changes_nothing(
     adapter_folder: Path, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ from megedit.errors import MegError
 from megedit.familiarity import FamiliarityNetwork, FamiliaritySettings
 from megedit.generator import GeneratorSettings, WeightGenerator
 from megedit.ledger import Ledger
+from megedit.precision import first_device
 from megedit.router import Calibration
 from megedit.template import Template
 from megedit.tensors import load_tensors, save_tensors
@@ -203,7 +204,7 @@ def load_model(
         raise ValueError(f"{name!r} is not the name of a model file")
     if _sha256(inside(folder, name)) != sha256:
         raise _damaged(folder, name)
-    tensors = load_tensors(folder / name)
+    tensors, device = load_tensors(folder / name), first_device(device)
     network = FamiliarityNetwork(config.encoder_size, config.familiarity)
     network.load_state_dict(_part(tensors, "router."))
     generator = WeightGenerator(config.weight_size, config.encoder_size, config.generator)
