@@ -36,14 +36,11 @@ from megedit.edits import Edit
 from megedit.fit import ANSWERED_LEAD
 from megedit.generator import (
     PRESETS,
-    Conditions,
     GeneratorSettings,
     WeightGenerator,
     anchored,
-    reworded,
     train_generator,
 )
-from megedit.pseudo import load_pseudo_knowledge
 from megedit.router import read
 from megedit.template import Template
 
@@ -68,8 +65,6 @@ GENERATORS: dict[str, GeneratorSettings] = {
     "no trunk (adaLN only)": replace(PRESETS["fast"], trunk=False),
     "v-prediction": replace(PRESETS["fast"], prediction="v_prediction"),
     "the query's vector alone": replace(PRESETS["fast"], anchor=0.0),
-    "no condition noise": replace(PRESETS["fast"], condition_noise=0.0),
-    "no other wordings": replace(PRESETS["fast"], wordings=0),
     "edits drawn evenly": replace(PRESETS["fast"], balance=0.0),
     "timesteps drawn evenly": replace(PRESETS["fast"], timestep_bias=1.0),
     "MLP regressor": PRESETS["mlp"],
@@ -145,15 +140,6 @@ def percent(mask: Tensor) -> float:
     return round(100 * float(mask.float().mean()), 1)
 
 
-def conditions_of(adapter: Adapter, settings: GeneratorSettings) -> Conditions:
-    """What the fit of an adapter with all the shipped pseudo-knowledge would train this generator on."""
-    edits, seed = adapter.active_edits, adapter.config.settings["seed"]
-    pseudo = load_pseudo_knowledge().without(edits).in_words_of(edits, seed)
-    _, held_out = pseudo.split(adapter.config.settings["held_out"], seed)
-    others = reworded(adapter.encoder, [edit.prompt for edit in edits], held_out, settings, seed)
-    return Conditions(adapter.router.vectors.unpack(), **others)
-
-
 def generator_rows(bench: Bench, adapter: Adapter, steps: int, checked: int) -> list[dict[str, Any]]:
     """Train every generator on the same neurons and vectors; sample for all wordings."""
     backbone = Backbone(bench.model, adapter.config.layer)
@@ -163,13 +149,13 @@ def generator_rows(bench: Bench, adapter: Adapter, steps: int, checked: int) -> 
     def answered(generator: WeightGenerator) -> float:
         return float((check.leads(generator, "reliability") >= ANSWERED_LEAD).float().mean())
 
-    conditions = {chosen.wordings: conditions_of(adapter, chosen) for chosen in (PRESETS["fast"], PRESETS["paper"])}
+    vectors = adapter.router.vectors.unpack()
     rows: list[dict[str, Any]] = []
     for name, chosen in GENERATORS.items():
         started = time.perf_counter()
         generator, record = train_generator(
             weights,
-            conditions[chosen.wordings],
+            vectors,
             backbone.hidden_size,
             replace(chosen, steps=steps, passes=0),
             0,

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from ablations import Bench, Check, conditions_of, percent
+from ablations import Bench, Check, percent
 from common import BASE, write_result
 from megedit.adapter import load_adapter
 from megedit.backbone import Backbone
 from megedit.collect import CollectionSettings, collect
-from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, train_generator
+from megedit.generator import PRESETS, GeneratorSettings, WeightGenerator, train_generator
 
 RECIPES: dict[str, tuple[CollectionSettings, GeneratorSettings]] = {
     "paper": (
@@ -37,7 +37,7 @@ TIMED = 10  # training steps from which the time of one is estimated
 
 
 def train_for(
-    seconds: float, settings: GeneratorSettings, weights: torch.Tensor, conditions: Conditions, hidden_size: int
+    seconds: float, settings: GeneratorSettings, weights: torch.Tensor, vectors: torch.Tensor, hidden_size: int
 ) -> tuple[WeightGenerator, dict[str, Any]]:
     """Train a generator for about this time, on a schedule that ends there."""
 
@@ -45,7 +45,7 @@ def train_for(
         limited = replace(settings, steps=steps, passes=0, check_every=steps)
         limited = replace(limited, ema=min(settings.ema, 1 - 10 / steps))  # an average over a part of the training
         started = time.perf_counter()
-        generator, _ = train_generator(weights, conditions, hidden_size, limited, 0, lambda generator: 0.0)
+        generator, _ = train_generator(weights, vectors, hidden_size, limited, 0, lambda generator: 0.0)
         return generator, time.perf_counter() - started
 
     _, timed = train(TIMED)
@@ -88,7 +88,7 @@ def main() -> None:
             60 * options.minutes,
             preset,
             adapter.neurons(adapter.active),
-            conditions_of(adapter, preset),
+            adapter.router.vectors.unpack(),
             backbone.hidden_size,
         )
         row |= training | {"parameters_millions": round(sum(p.numel() for p in generator.parameters()) / 1e6, 1)}

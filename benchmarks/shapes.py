@@ -30,7 +30,7 @@ from common import write_result
 from megedit.backbone import Backbone
 from megedit.batches import Example
 from megedit.collect import CollectionSettings, collect
-from megedit.generator import PRESETS, Conditions, GeneratorSettings, train_generator
+from megedit.generator import PRESETS, GeneratorSettings, train_generator
 from megedit.precision import default_dtype
 from megedit.progress import peak_memory_mb
 
@@ -129,12 +129,12 @@ def generator_row(name: str, settings: GeneratorSettings, backbone: Backbone) ->
     count = 2 * settings.batch_size
     chance = torch.Generator().manual_seed(0)
     weights = torch.randn(count, backbone.weight_size, generator=chance).to(backbone.device)
-    conditions = Conditions.plain(torch.randn(count, VECTOR, generator=chance).to(backbone.device))
+    vectors = torch.randn(count, VECTOR, generator=chance).to(backbone.device)
 
     def seconds(steps: int) -> float:
         limited = replace(settings, steps=steps, passes=0, check_every=steps)
         started = time.perf_counter()
-        train_generator(weights, conditions, backbone.hidden_size, limited, 0, lambda generator: 0.0)
+        train_generator(weights, vectors, backbone.hidden_size, limited, 0, lambda generator: 0.0)
         return time.perf_counter() - started
 
     _reset_peak(backbone.device)

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,6 @@ def test_a_config_without_a_field(adapter_folder: Path, field: str) -> None:
     "changes",
     [
         {"generator": {"width": 3}},
-        {"generator": {"surprise": 1}},
         {"familiarity": {"rule": "always"}},
         {"template": "Q: {query}"},
         {"calibration": {}},
@@ -194,9 +193,10 @@ def test_an_older_format(adapter_folder: Path) -> None:
         load_adapter(adapter_folder)
 
 
-def test_a_field_of_the_future(adapter_folder: Path) -> None:
-    change_config(adapter_folder, colour="green")
-    assert read_config(adapter_folder).layer == 3
+def test_fields_of_another_version(adapter_folder: Path) -> None:
+    settings = read_config(adapter_folder).generator
+    change_config(adapter_folder, colour="green", generator={**asdict(settings), "wordings": 2})
+    assert read_config(adapter_folder).layer == 3 and read_config(adapter_folder).generator == settings
 
 
 def linked(name: str) -> Callable[[Path, Path], str]:

@@ -11,7 +11,7 @@ import torch
 
 from megedit.checkpoint import Checkpoint, State
 from megedit.encoder import EncoderSettings, TextEncoder
-from megedit.generator import Conditions, WeightGenerator, train_generator
+from megedit.generator import WeightGenerator, train_generator
 from test_encoder import pseudo_knowledge
 from test_generator import HIDDEN, QUICK, some_conditions, some_weights
 from tiny import tiny_encoder
@@ -56,13 +56,13 @@ def assert_same(first: State, second: State) -> None:
 @pytest.mark.parametrize("stop_after", [1, 3])
 @pytest.mark.parametrize("warm", [False, True])
 def test_the_generator(stop_after: int, warm: bool) -> None:
-    weights, conditions = some_weights(21), Conditions.plain(some_conditions())
-    settings = replace(QUICK, settle=0.5, focus=3.0, condition_noise=0.3)
+    weights, conditions = some_weights(21), some_conditions()
+    settings = replace(QUICK, settle=0.5, focus=3.0)
     start = train_generator(weights, conditions, HIDDEN, QUICK, 1, lambda g: 0.0)[0] if warm else None
 
     def run(checkpoint: Checkpoint) -> State:
         def answered(generator: WeightGenerator) -> float:
-            return 1 / (2 + float(generator.sample(conditions.queries).norm()))
+            return 1 / (2 + float(generator.sample(conditions).norm()))
 
         generator, record = train_generator(
             weights, conditions, HIDDEN, settings, 0, answered, start=start, checkpoint=checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megedit.generator import PRESETS, Conditions, GeneratorSettings, WeightGenerator, train_generator, training
+from megedit.generator import PRESETS, GeneratorSettings, WeightGenerator, train_generator, training
 from megedit.generator.denoiser import DiT, Regressor, build_denoiser
 from megedit.generator.training import far_off, neuron_frequencies
 
@@ -20,7 +20,6 @@ TINY = GeneratorSettings(
     depth=1,
     heads=2,
     trunk_width=64,
-    condition_noise=0.0,
     steps=1000,
     passes=1,
     check_every=50,
@@ -192,7 +191,7 @@ def test_a_few_weights_are_learned(changes: dict[str, Any], length: int) -> None
     settings = replace(TINY, **changes)
     weights, conditions = some_weights(length), some_conditions()
     answered = close_to(weights)
-    generator, record = train_generator(weights, Conditions.plain(conditions), HIDDEN, settings, 0, answered)
+    generator, record = train_generator(weights, conditions, HIDDEN, settings, 0, answered)
     assert record.answered[-2:] == (1.0, 1.0) and record.steps < settings.steps
     assert record.losses[-1] < 0.2 * record.losses[0]
     assert answered(generator) == 1.0
@@ -210,7 +209,7 @@ def train(
         return next(results)
 
     generator, record = train_generator(
-        some_weights(21), Conditions.plain(some_conditions()), HIDDEN, settings, seed, answered, done.append
+        some_weights(21), some_conditions(), HIDDEN, settings, seed, answered, done.append
     )
     return generator, sampled, record, done
 
@@ -267,23 +266,6 @@ def test_a_seed_names_a_generator() -> None:
     assert not torch.equal(first.sample(some_conditions()), other.sample(some_conditions()))
 
 
-def test_conditions_are_drawn_from_what_there_is() -> None:
-    queries, chance = some_conditions(), torch.Generator().manual_seed(0)
-    rows = torch.arange(EDITS).repeat(50)
-    assert torch.equal(Conditions.plain(queries).draw(rows, chance), queries[rows])
-    noisy = torch.stack([-queries, queries.flip(1)])
-    drawn = Conditions(queries, noisy, torch.zeros(0, CONDITION)).draw(rows, chance)
-    kinds = torch.stack([(drawn == vectors[rows]).all(1) for vectors in (queries, *noisy)])
-    assert kinds.sum(0).eq(1).all()
-    shares = kinds.float().mean(1)
-    torch.testing.assert_close(shares, torch.tensor([0.5, 0.25, 0.25]), rtol=0, atol=0.1)  # 400 draws: 0.05 is 2 sigma
-    shift = torch.ones(1, CONDITION)
-    drawn = Conditions(queries, noisy[:0], shift).draw(rows, chance)
-    moved = (drawn != queries[rows]).any(1)
-    assert 0.4 < moved.float().mean() < 0.6
-    torch.testing.assert_close(drawn[moved], nn.functional.normalize(queries[rows[moved]] + shift, dim=1))
-
-
 def test_a_rare_neuron_is_drawn_more_often_than_its_share() -> None:
     weights = some_weights(21)[[0, 0, 0, 0, 1, 2, 2, 2]]
     assert neuron_frequencies(weights).tolist() == [4, 4, 4, 4, 1, 3, 3, 3]
@@ -308,7 +290,7 @@ def test_in_the_end_the_wrong_ones_are_drawn_more_often(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "multinomial", watched)
     monkeypatch.setattr(training, "far_off", lambda *args: torch.tensor([True, *[False] * (EDITS - 1)]))
     settings = replace(QUICK, steps=8, passes=0, check_every=2, settle=0.5, focus=4.0, balance=0.0)
-    train_generator(some_weights(21), Conditions.plain(some_conditions()), HIDDEN, settings, 0, never)
+    train_generator(some_weights(21), some_conditions(), HIDDEN, settings, 0, never)
     assert odds[:4] == [[1.0] * EDITS] * 4 and odds[4:] == [[4.0, *[1.0] * (EDITS - 1)]] * 4
 
 
@@ -316,13 +298,13 @@ def test_training_that_never_settles_looks_for_no_wrong_ones(monkeypatch: pytest
     """Sampling all edits after the last step would be for nothing, and take hours with the paper's preset."""
     monkeypatch.setattr(training, "far_off", lambda *args: pytest.fail("there are no more draws"))
     settings = replace(QUICK, steps=4, passes=0, check_every=2, settle=0.0)
-    _, record = train_generator(some_weights(21), Conditions.plain(some_conditions()), HIDDEN, settings, 0, never)
+    _, record = train_generator(some_weights(21), some_conditions(), HIDDEN, settings, 0, never)
     assert record.steps == 4 and len(record.answered) == 2
 
 
 def test_one_edit() -> None:
     weights, conditions = some_weights(21, rows=1), some_conditions(1)
-    generator, _ = train_generator(weights, Conditions.plain(conditions), HIDDEN, QUICK, 0, never)
+    generator, _ = train_generator(weights, conditions, HIDDEN, QUICK, 0, never)
     sample = generator.sample(conditions)
     torch.testing.assert_close(sample, weights, rtol=1e-4, atol=1e-4)  # the mean is the edit, the scale 1e-6
 
@@ -364,7 +346,6 @@ def test_how_many_steps(edits: int, steps: int) -> None:
         {"settle": 1.5},
         {"focus": 0.5},
         {"timestep_bias": 0.0},
-        {"wordings": -1},
         {"check_every": 0},
         {"batch_size": 0},
         {"sample_steps": 0},

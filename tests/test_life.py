@@ -229,7 +229,7 @@ def test_consolidation(adapter_folder: Path, base: Base, fitted: Fitted) -> None
     put(adapter_folder, edit)
     remove(adapter_folder, ["edit-6"])
     gone = load_adapter(adapter_folder).routed[6].edit
-    outcome = consolidate(adapter_folder, pseudo=fitted.pseudo, dtype=torch.float32)
+    outcome = consolidate(adapter_folder, dtype=torch.float32)
     assert outcome.revision == 4 and outcome.result["absorbed"] == 1 and outcome.result["forgotten"] == 1
     assert [path.name for path in adapter_folder.glob("model-*")] == ["model-0004.safetensors"]
     model = MegModel(*base, load_adapter(adapter_folder))
@@ -242,7 +242,7 @@ def test_consolidation(adapter_folder: Path, base: Base, fitted: Fitted) -> None
     with pytest.raises(MegError, match="consolidated"):
         undo(adapter_folder)
     with pytest.raises(MegError, match="nothing to consolidate"):
-        consolidate(adapter_folder, pseudo=fitted.pseudo, dtype=torch.float32)
+        consolidate(adapter_folder, dtype=torch.float32)
     # to go back behind it takes the added edit out, although router and generator have learned it
     rollback(adapter_folder, 3)
     put(adapter_folder, new_edit("next", "Who taught Iva Jones?"))
@@ -255,7 +255,7 @@ def test_consolidation(adapter_folder: Path, base: Base, fitted: Fitted) -> None
 def test_nothing_is_left_to_consolidate_with(adapter_folder: Path, base: Base, fitted: Fitted) -> None:
     everything = [edit.id for edit in fitted.edits]
     remove(adapter_folder, everything)
-    assert consolidate(adapter_folder, pseudo=fitted.pseudo, dtype=torch.float32).result["forgotten"] == 8
+    assert consolidate(adapter_folder, dtype=torch.float32).result["forgotten"] == 8
     queries = [edit.prompt for edit in fitted.edits]
     assert answers(adapter_folder, base, queries) == unedited(adapter_folder, base, queries)
     put(adapter_folder, new_edit())
@@ -264,7 +264,7 @@ def test_nothing_is_left_to_consolidate_with(adapter_folder: Path, base: Base, f
 
 def test_consolidation_with_the_base_model_spread(adapter_folder: Path, fitted: Fitted) -> None:
     put(adapter_folder, new_edit())
-    outcome = consolidate(adapter_folder, pseudo=fitted.pseudo, dtype=torch.float32, device="auto")
+    outcome = consolidate(adapter_folder, dtype=torch.float32, device="auto")
     assert outcome.result["absorbed"] == 1
 
 
@@ -278,12 +278,12 @@ def test_a_consolidation_that_fails_changes_nothing(
 
     monkeypatch.setattr("megedit.consolidate._Course.check", fail)
     with pytest.raises(ZeroDivisionError):
-        consolidate(adapter_folder, pseudo=fitted.pseudo, dtype=torch.float32)
+        consolidate(adapter_folder, dtype=torch.float32)
     monkeypatch.undo()
     with reading(adapter_folder) as ledger:
         assert ledger.revision == 2 and ledger.model[0] == "model-0001.safetensors"
     load_adapter(adapter_folder)
-    consolidate(adapter_folder, pseudo=fitted.pseudo, dtype=torch.float32)  # what was left is taken away
+    consolidate(adapter_folder, dtype=torch.float32)  # what was left is taken away
     assert [path.name for path in adapter_folder.glob("model-*")] == ["model-0003.safetensors"]
 
 

@@ -30,7 +30,6 @@ STAGES = (
     "vectors.safetensors",
     "calibration.json",
     "router.safetensors",
-    "conditions.safetensors",
     "generator.training.safetensors",
     "generator.safetensors",
     "generated.safetensors",

@@ -24,24 +24,20 @@ from megedit.errors import MegError
 from megedit.familiarity import FamiliarityNetwork, train_familiarity, training_steps
 from megedit.fit import ANSWERED_LEAD, answer_check
 from megedit.folder import load_model, save_model
-from megedit.generator import Conditions, WeightGenerator, far_off, reworded, train_generator
+from megedit.generator import WeightGenerator, far_off, train_generator
 from megedit.ledger import EditRecord, changing
 from megedit.life import Outcome
 from megedit.progress import Stages
-from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge
 
 STEPS, PASSES = 400, 400  # of the generator: at least; over the new edits, where these are more
 CHECK_EVERY = 50  # steps
 SLOWER = 4  # times smaller than in the fit is the learning rate
-REPLAYED = 2000  # old edits, at least, that are replayed behind noise sentences too
-SHIFTS = 400  # held-out facts whose rephrases say how a rephrase moves a vector
 CHECKED = 256  # old edits, and new ones, on which the generator is checked while it is trained
 
 
 def consolidate(
     folder: str | Path,
     *,
-    pseudo: PseudoKnowledge | None = None,
     base: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
@@ -49,8 +45,8 @@ def consolidate(
 ) -> Outcome:
     """Absorb the edits that are served from collected neurons, and drop the weights of edits that are gone.
 
-    pseudo: facts that are not edited, as for the fit; the shipped ones by default. base: where the base model is now,
-    if it was moved. Raises MegError when there is nothing to do, or the adapter cannot be changed.
+    base: where the base model is now, if it was moved. Raises MegError when there is nothing to do, or the adapter
+    cannot be changed.
     """
     folder, stages = Path(folder), stages or Stages()
     with changing(folder, "consolidate") as change:
@@ -70,7 +66,7 @@ def consolidate(
                 model, tokenizer = adapter.load_base(base, dtype, device)
             course = _Course(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages)
             known = load_model(folder, change, adapter.config, device)  # uncast, to be trained on
-            learned = course.learn(*known, pseudo or load_pseudo_knowledge())
+            learned = course.learn(*known)
             change.set_model(*save_model(folder, change.next, *learned))
             absorbed, lost = course.check(load_model(folder, change, adapter.config, device)[1])
             change.set_generated([record.number for record in absorbed], True)
@@ -110,7 +106,7 @@ class _Course:
         self.vectors = adapter.router.vectors[torch.tensor(rows)]
 
     def learn(
-        self, network: FamiliarityNetwork, generator: WeightGenerator, pseudo: PseudoKnowledge
+        self, network: FamiliarityNetwork, generator: WeightGenerator
     ) -> tuple[FamiliarityNetwork, WeightGenerator]:
         """Familiarity network and generator, each gone on from where it was."""
         config, known = self.adapter.config, len(self.old) + len(self.new)
@@ -120,7 +116,6 @@ class _Course:
                 network = train_familiarity(
                     self.vectors[:known], config.familiarity, self._seed, advance, network, len(self.new)
                 )
-        conditions = self._conditions(pseudo)
         settings = replace(
             config.generator,
             steps=max(STEPS, PASSES * (len(self.new) + len(self.gone)) * 2 // config.generator.batch_size),
@@ -139,7 +134,7 @@ class _Course:
         answered = answer_check(self.backbone, self._batches(rows), self.vectors[rows])
         with self.stages.stage("Training the generator", settings.steps) as advance:
             generator, _ = train_generator(
-                weights, conditions, config.hidden_size, settings, self._seed, answered, advance, generator
+                weights, self.vectors, config.hidden_size, settings, self._seed, answered, advance, generator
             )
         return network, generator
 
@@ -159,18 +154,3 @@ class _Course:
         records = [*self.old, *self.new]
         examples = [tokenize(self._tokenizer, self.adapter.config.template, records[row].edit) for row in rows]
         return prepare_all(self.backbone, examples, self.adapter.config.collection, self._tokenizer.pad_token_id)
-
-    def _conditions(self, pseudo: PseudoKnowledge) -> Conditions:
-        """The vectors, those of the new edits and of some old ones behind noise sentences too, and shifts."""
-        config, chance = self.adapter.config, random.Random(self._seed)
-        records = [*self.old, *self.new, *self.gone]
-        count = min(len(self.old), max(REPLAYED, 10 * len(self.new)))
-        rows = [*sorted(chance.sample(range(len(self.old)), count)), *range(len(self.old), len(records))]
-        queries = [records[row].edit.prompt for row in rows]
-        _, held_out = pseudo.without(record.edit for record in records).split(config.settings["held_out"], self._seed)
-        held_out = replace(held_out, facts=held_out.facts[:SHIFTS])
-        with self.stages.stage("Encoding noisy wordings", config.generator.wordings * len(rows)) as advance:
-            others = reworded(self.adapter.encoder, queries, held_out, config.generator, self._seed, advance)
-        noisy = self.vectors.repeat(len(others["noisy"]), 1, 1)
-        noisy[:, rows] = others["noisy"].to(noisy.device)
-        return Conditions(self.vectors, noisy, others["shifts"].to(noisy.device))

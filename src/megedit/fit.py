@@ -33,7 +33,7 @@ from megedit.encoder import EncoderSettings, TextEncoder
 from megedit.errors import MegError
 from megedit.familiarity import FamiliarityNetwork, FamiliaritySettings, train_familiarity, training_steps
 from megedit.folder import LOG, AdapterConfig, check_replaceable, replacing_folder, save_model, write_unchanging
-from megedit.generator import Conditions, GeneratorSettings, WeightGenerator, reworded, train_generator
+from megedit.generator import GeneratorSettings, WeightGenerator, train_generator
 from megedit.ledger import EditRecord, Entry, changing
 from megedit.precision import SPREAD
 from megedit.probe import choose_layer
@@ -135,7 +135,7 @@ def fit(
         neurons, active = course.neurons()
         vectors = course.vectors(encoder, active)
         network, calibration = course.router(encoder, vectors, active)
-        generator, record = course.generator(encoder, vectors, neurons["weights"], active)
+        generator, record = course.generator(vectors, neurons["weights"], active)
         generated = course.generated(generator, vectors, active)
         config = AdapterConfig(
             base=str(Path(base).resolve()) if Path(base).exists() else base,  # as it can be found from anywhere
@@ -276,18 +276,11 @@ class _Fit:
         return network.eval().requires_grad_(False), calibration
 
     def generator(
-        self, encoder: TextEncoder, vectors: EditVectors, weights: Tensor, active: Tensor
+        self, vectors: EditVectors, weights: Tensor, active: Tensor
     ) -> tuple[WeightGenerator, dict[str, Any]]:
         """The generator, and the record of its training."""
         settings, seed, device = self.settings.generator, self.settings.seed, self.processes.device
-        queries, known = self._queries(active), vectors.unpack()
-
-        def reword() -> dict[str, Tensor]:
-            with self.stages.stage("Encoding noisy wordings", settings.wordings * len(active)) as advance:
-                return reworded(encoder, queries, self.held_out, settings, seed, advance)
-
-        others = self.work.tensors("conditions", reword)
-        conditions = Conditions(known, others["noisy"].to(device), others["shifts"].to(device))
+        known = vectors.unpack()
         chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed))[:CHECKED]
         answered = answer_check(self.backbone, self._batches(active[chosen]), known[chosen.to(device)])
 
@@ -295,7 +288,7 @@ class _Fit:
             with self.stages.stage("Training the generator", settings.training_steps(len(active))) as advance:
                 generator, history = train_generator(
                     weights[active].to(device),
-                    conditions,
+                    known,
                     self.backbone.hidden_size,
                     settings,
                     seed,
@@ -307,7 +300,7 @@ class _Fit:
             self.work.json("generator_training", lambda: asdict(history))
             return generator.state_dict()
 
-        generator = WeightGenerator(self.backbone.weight_size, encoder.size, settings).to(device)
+        generator = WeightGenerator(self.backbone.weight_size, known.shape[1], settings).to(device)
         generator.load_state_dict(self.work.tensors("generator", train, packed=True))
         return generator.eval().requires_grad_(False), self.work.json("generator_training", dict)
 

@@ -75,7 +75,7 @@ class AdapterConfig:
     @property
     def collection(self) -> CollectionSettings:
         """How the neurons were collected."""
-        return CollectionSettings(**self.settings["collection"])
+        return CollectionSettings(**_known(CollectionSettings, self.settings["collection"]))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,17 +83,22 @@ class AdapterConfig:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> AdapterConfig:
         """Raises KeyError, TypeError or ValueError when a field is missing or not valid."""
-        known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in values.items() if name in known}
+        values = _known(cls, values)
         return cls(
             **{
                 **values,
                 "template": Template(**values["template"]),
-                "familiarity": FamiliaritySettings(**values["familiarity"]),
-                "generator": GeneratorSettings(**values["generator"]),
+                "familiarity": FamiliaritySettings(**_known(FamiliaritySettings, values["familiarity"])),
+                "generator": GeneratorSettings(**_known(GeneratorSettings, values["generator"])),
                 "calibration": Calibration.from_json(values["calibration"]),
             }
         )
+
+
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of this dataclass's fields; others may have been written by another version."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def config_files(folder: Path) -> list[str]:

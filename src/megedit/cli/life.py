@@ -190,9 +190,6 @@ def rollback(
 
 def consolidate(
     adapter: AdapterFolder,
-    pseudo: Annotated[
-        Path | None, typer.Option(help="The facts that are not edited, if the adapter was fitted with your own")
-    ] = None,
     base: MovedBase = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "cpu",
@@ -200,10 +197,8 @@ def consolidate(
     """Teach added edits to router and generator, and drop the weights of removed ones for good."""
     from megedit.consolidate import consolidate as absorb
     from megedit.progress import Stages
-    from megedit.pseudo import load_pseudo_knowledge
 
-    knowledge = load_pseudo_knowledge(pseudo) if pseudo else None
-    outcome = absorb(adapter, pseudo=knowledge, base=base, dtype=torch_dtype(dtype), device=device, stages=Stages(err))
+    outcome = absorb(adapter, base=base, dtype=torch_dtype(dtype), device=device, stages=Stages(err))
     result = ", ".join(f"{name} {value:,}" for name, value in outcome.result.items())
     out.print(f"Revision {outcome.revision}: {result}.", highlight=False)
 

@@ -1,17 +1,14 @@
 """The weight generator: a conditional diffusion model that turns a query's vector into the weights of its neuron."""
 
-from megedit.generator.conditions import Conditions, anchored, reworded
-from megedit.generator.diffusion import WeightGenerator
+from megedit.generator.diffusion import WeightGenerator, anchored
 from megedit.generator.settings import PRESETS, GeneratorSettings
 from megedit.generator.training import far_off, train_generator
 
 __all__ = [
     "PRESETS",
-    "Conditions",
     "GeneratorSettings",
     "WeightGenerator",
     "anchored",
     "far_off",
-    "reworded",
     "train_generator",
 ]

@@ -108,7 +108,7 @@ class Regressor(nn.Module):
 
     def __init__(self, length: int, condition_size: int, settings: GeneratorSettings) -> None:
         super().__init__()
-        hidden = 2 * settings.trunk_width
+        hidden = settings.trunk_width
         self.mlp = nn.Sequential(
             nn.Linear(condition_size, hidden),
             nn.GELU(),

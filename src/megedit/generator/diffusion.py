@@ -73,8 +73,7 @@ class WeightGenerator(nn.Module):
         """
         clean = self.standardise(weights)
         condition = self._condition(vectors)
-        condition = condition + self.settings.condition_noise * _randn_like(condition, generator)
-        noise = _randn_like(clean, generator)
+        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         towards_noise = 1 - torch.rand(len(clean), generator=generator) ** self.settings.timestep_bias
         timesteps = (self.settings.train_timesteps * towards_noise).long().clamp(max=self.settings.train_timesteps - 1)
         timesteps = timesteps.to(clean.device)
@@ -106,5 +105,9 @@ class WeightGenerator(nn.Module):
         return (vectors - self.condition_mean) / self.condition_scale
 
 
-def _randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(tensor.shape, generator=generator).to(tensor.device)
+def anchored(vectors: Tensor, nearest: Tensor, share: float) -> Tensor:
+    """Query vectors moved towards those of their nearest edits: all float32 (queries, C), unit length.
+
+    A rephrase lies beside its edit, in a direction that differs from one to the next; the router has found the edit.
+    """
+    return F.normalize((1 - share) * vectors + share * nearest, dim=1)

@@ -19,21 +19,14 @@ class GeneratorSettings:
     trunk: bool = field(default=True, metadata={"help": "add an MLP of the condition to every token, beside adaLN"})
     patch: int = field(default=576, metadata={"help": "numbers of the weight vector that make one token"})
     width: int = field(default=512, metadata={"help": "width of a token"})
-    depth: int = field(default=2, metadata={"help": "DiT blocks"})
+    depth: int = field(default=1, metadata={"help": "DiT blocks"})
     heads: int = field(default=8, metadata={"help": "attention heads"})
-    trunk_width: int = field(default=1024, metadata={"help": "hidden width of the condition's MLP"})
+    trunk_width: int = field(default=2048, metadata={"help": "hidden width of the condition's MLP"})
     train_timesteps: int = field(default=1000, metadata={"help": "diffusion steps in training"})
     sample_steps: int = field(default=1, metadata={"help": "DDIM steps"})
-    condition_noise: float = field(
-        default=0.3, metadata={"help": "Gaussian noise on the unit-variance condition in training"}
-    )
     anchor: float = field(
-        default=0.5,
+        default=0.75,
         metadata={"help": "share of the nearest edit's vector in the condition of a query; 0: the query's alone"},
-    )
-    wordings: int = field(
-        default=2,
-        metadata={"help": "noise sentences behind which a query is learned too, beside shifts of held-out rephrases"},
     )
     balance: float = field(
         default=0.5,
@@ -69,9 +62,8 @@ class GeneratorSettings:
         for name in ("patch", "width", "depth", "sample_steps", "steps", "check_every", "batch_size", "focus"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("wordings", "passes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.passes < 0:
+            raise ValueError(f"passes must be at least 0, not {self.passes}")
         for name in ("settle", "anchor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
@@ -95,9 +87,7 @@ PRESETS = {
         depth=12,
         heads=12,
         sample_steps=50,
-        condition_noise=0.0,
         anchor=0.0,
-        wordings=0,
         balance=0.0,
         settle=0.0,
         timestep_bias=1.0,

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from megedit.checkpoint import NOWHERE, Checkpoint, Run, set_rate
-from megedit.generator.conditions import Conditions
 from megedit.generator.diffusion import WeightGenerator
 from megedit.generator.settings import GeneratorSettings
 from megedit.precision import mixed_precision
@@ -36,7 +35,7 @@ class TrainingRecord:
 
 def train_generator(
     weights: Tensor,
-    conditions: Conditions,
+    vectors: Tensor,
     hidden_size: int,
     settings: GeneratorSettings,
     seed: int,
@@ -46,7 +45,7 @@ def train_generator(
     checkpoint: Checkpoint = NOWHERE,
     processes: Processes = ALONE,
 ) -> tuple[WeightGenerator, TrainingRecord]:
-    """Learn weights (float32 (edits, L)) from conditions.
+    """Learn weights (float32 (edits, L)) from the vectors of the edits' queries (float32 (edits, C)).
 
     A neuron that few edits share is drawn more often than its edits are (`settings.balance`); drawn evenly, it would be
     learned last. When most are learned, training settles: from the first check in the last part of the steps on, edits
@@ -61,9 +60,9 @@ def train_generator(
     chance = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        generator = WeightGenerator(weights.shape[1], conditions.queries.shape[1], settings).to(weights.device)
+        generator = WeightGenerator(weights.shape[1], vectors.shape[1], settings).to(weights.device)
         if start is None:
-            generator.fit_scales(weights, conditions.queries, hidden_size, seed)
+            generator.fit_scales(weights, vectors, hidden_size, seed)
         else:
             generator.load_state_dict(start.state_dict())
         average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
@@ -77,7 +76,7 @@ def train_generator(
         run, first = Run(modules, optimizer, chance), 1
 
         def settled(shipped: WeightGenerator) -> Tensor:
-            return 1 + (settings.focus - 1) * far_off(shipped, weights, conditions.queries).float()
+            return 1 + (settings.focus - 1) * far_off(shipped, weights, vectors).float()
 
         running, odds = 0.0, neuron_frequencies(weights) ** -settings.balance if start is None else settled(start)
         if state := checkpoint.load():
@@ -90,7 +89,7 @@ def train_generator(
             set_rate(optimizer, settings.lr * (LAST_RATE + (1 - LAST_RATE) * cosine))
             batch = torch.multinomial(odds, settings.batch_size, replacement=True, generator=chance)
             with mixed_precision(weights.device):
-                loss = generator.loss(weights[batch], conditions.draw(batch, chance), chance, processes)
+                loss = generator.loss(weights[batch], vectors[batch], chance, processes)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             processes.average_gradients(generator.parameters())
