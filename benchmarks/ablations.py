@@ -63,6 +63,7 @@ POSITIONS: dict[str, dict[str, Any]] = {"answer": {"span": "answer"}, "all": {"s
 GENERATORS: dict[str, GeneratorSettings] = {
     "default": PRESETS["fast"],
     "no trunk (adaLN only)": replace(PRESETS["fast"], trunk=False),
+    "two blocks, the trunk half as wide": replace(PRESETS["fast"], depth=2, trunk_width=1024),
     "v-prediction": replace(PRESETS["fast"], prediction="v_prediction"),
     "the query's vector alone": replace(PRESETS["fast"], anchor=0.0),
     "edits drawn evenly": replace(PRESETS["fast"], balance=0.0),
