@@ -146,7 +146,6 @@ GROWTH = {  # of the stages of a fit
     "Collecting neurons": "edits",
     "Calibrating the router": "edits",
     "Training the router": "edits",
-    "Encoding noisy wordings": "edits",
     "Training the generator": "edits",
     "Checking generated neurons": "edits",
 }
