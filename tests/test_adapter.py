@@ -165,6 +165,7 @@ def test_a_config_without_a_field(adapter_folder: Path, field: str) -> None:
     "changes",
     [
         {"generator": {"width": 3}},
+        {"generator": {"surprise": 1}},
         {"familiarity": {"rule": "always"}},
         {"template": "Q: {query}"},
         {"calibration": {}},

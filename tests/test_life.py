@@ -224,7 +224,7 @@ def test_a_removed_query_that_is_edited_anew(adapter_folder: Path, base: Base) -
 # Consolidation and explanation
 
 
-def test_consolidation(adapter_folder: Path, base: Base, fitted: Fitted) -> None:
+def test_consolidation(adapter_folder: Path, base: Base) -> None:
     edit = new_edit()
     put(adapter_folder, edit)
     remove(adapter_folder, ["edit-6"])
@@ -262,15 +262,13 @@ def test_nothing_is_left_to_consolidate_with(adapter_folder: Path, base: Base, f
     assert answers(adapter_folder, base, [new_edit().prompt]) == ["Lu."]
 
 
-def test_consolidation_with_the_base_model_spread(adapter_folder: Path, fitted: Fitted) -> None:
+def test_consolidation_with_the_base_model_spread(adapter_folder: Path) -> None:
     put(adapter_folder, new_edit())
     outcome = consolidate(adapter_folder, dtype=torch.float32, device="auto")
     assert outcome.result["absorbed"] == 1
 
 
-def test_a_consolidation_that_fails_changes_nothing(
-    adapter_folder: Path, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_consolidation_that_fails_changes_nothing(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(adapter_folder, new_edit())
 
     def fail(*args: Any) -> Any:
