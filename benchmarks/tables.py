@@ -22,7 +22,7 @@ CURVE = {
     f"{title}, {count:,}": f"edit_{count}_{name}"
     for title, name, counts in (
         ("CounterFact, float32", "counterfact_float32", (1024, 2048, 4096, 10000)),
-        ("CounterFact", "counterfact", (10000, 16000)),
+        ("CounterFact", "counterfact", (1024, 10000, 16000)),
         ("CounterFact, no own words", "counterfact_no_own_words", (16000,)),
         ("ZsRE-style", "zsre_style", (1024, 10000, 20000)),
     )

@@ -43,7 +43,7 @@ class FamiliaritySettings:
         default=0.01, metadata={"help": "share of held-out unfamiliar queries that may be let through"}
     )
     near_cost: float = field(
-        default=0.25,
+        default=0.1,
         metadata={"help": "how many lost rephrases as bad as taking another question about an edited subject for it"},
     )
     rule: Rule = field(
