@@ -174,7 +174,7 @@ def anchor_rows(bench: Bench, adapter: Adapter, checked: int) -> list[dict[str, 
     """The adapter's own generator, with several shares of the nearest edit's vector in the condition."""
     check = Check(bench, adapter, Backbone(bench.model, adapter.config.layer), checked)
     rows: list[dict[str, Any]] = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for share in (0.0, 0.25, 0.5, 0.75, 0.9, 1.0):
         adapter.generator.settings = replace(adapter.generator.settings, anchor=share)
         rows.append({"anchor": share, **check.quality(adapter.generator)})
         print(rows[-1], flush=True)

@@ -25,7 +25,7 @@ class GeneratorSettings:
     train_timesteps: int = field(default=1000, metadata={"help": "diffusion steps in training"})
     sample_steps: int = field(default=1, metadata={"help": "DDIM steps"})
     anchor: float = field(
-        default=0.75,
+        default=0.9,
         metadata={"help": "share of the nearest edit's vector in the condition of a query; 0: the query's alone"},
     )
     balance: float = field(
