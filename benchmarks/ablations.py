@@ -75,8 +75,8 @@ GENERATORS: dict[str, GeneratorSettings] = {
 class Bench:
     """The base model, and the edits with their clean and, where the set has such, noisy rephrases."""
 
-    def __init__(self, base: str, data: Path, name: str, count: int) -> None:
-        self.model, self.tokenizer = load_base(base)
+    def __init__(self, base: str, data: Path, name: str, count: int, device: str = "cpu") -> None:
+        self.model, self.tokenizer = load_base(base, device=device)
         chosen = load_set(data, name, count)
         edits = chosen.edits
         self.edits: list[Edit] = list(edits)

@@ -48,6 +48,11 @@ def suffix(base: str) -> str:
     return "" if base == BASE else "_" + re.sub(r"\W", "_", Path(base_name(base)).stem)
 
 
+def on_device(device: str) -> str:
+    """What stands in the name of a result for another device than the processor."""
+    return "" if device == "cpu" else f"_{device.split(':')[0]}"
+
+
 def matmul_speed(size: int = 2048) -> dict[str, Any]:
     """GFLOP/s of a matrix product in the dtype that the processor computes in: tells machines, and busy ones, apart."""
     dtype = default_dtype("cpu")

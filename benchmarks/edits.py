@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 
-from common import BASE, COMMIT, base_name, suffix, write_result
+from common import BASE, COMMIT, base_name, on_device, suffix, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.edits import Edit, EditSet, normalise_query
 from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
@@ -43,7 +43,7 @@ from megedit.evaluate.evaluation import summarise
 from megedit.folder import is_adapter
 from megedit.names import SubjectIndex
 from megedit.precision import default_dtype
-from megedit.progress import Stages
+from megedit.progress import Stages, peak_memory
 from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
 
 RAW = "counterfact-raw"
@@ -155,7 +155,7 @@ def main() -> None:
     name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
     name += "" if options.pseudo == "all" else f"_{options.pseudo}"
     name += "_no_own_words" if options.no_own_words else ""
-    name += "" if options.device == "cpu" else f"_{options.device.split(':')[0]}"
+    name += on_device(options.device)
     name += "" if default_dtype(options.device) == torch.bfloat16 else "_float32"
     name += suffix(options.base)
     out: Path = options.out or Path("adapters") / name
@@ -231,7 +231,7 @@ def fit_or_load(
         fit(base, edits, out, settings, pseudo=pseudo, device=device, overwrite=True, stages=stages)
         spent = {
             "fit_seconds": round(sum(cost["seconds"] for cost in stages.costs.values()), 1),
-            "fit_peak_memory_mb": round(max(cost["peak_memory_mb"] for cost in stages.costs.values()), 1),
+            **{f"fit_{name}": max(cost.get(name, 0) for cost in stages.costs.values()) for name in peak_memory()},
             "fit_went_on": went_on,
             "collection_seconds_per_edit": round(
                 stages.costs.get("Collecting neurons", {"seconds": 0.0})["seconds"] / len(edits), 4

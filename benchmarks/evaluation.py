@@ -21,7 +21,7 @@ from megedit import MegModel, read_edits
 from megedit.edits import EditSet
 from megedit.evaluate import Evaluation, EvaluationSettings, cases_of, evaluate, find_protocol
 from megedit.evaluate.perturb import PERTURBATIONS
-from megedit.progress import Stages, peak_memory_mb
+from megedit.progress import Stages, peak_memory
 
 ROWS: dict[str, tuple[str, EvaluationSettings]] = {
     "paper, all rephrases": ("paper", EvaluationSettings(robustness=tuple(PERTURBATIONS))),
@@ -48,7 +48,7 @@ def main() -> None:
         "edits": count,
         "questions": len(timed.verdicts),
         "seconds": round(timed.seconds, 1),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
+        **peak_memory(),
         "rows": {},
     }
     everything = read_edits(options.data / "counterfact.jsonl", limit=count, on_conflict="first")

@@ -6,7 +6,7 @@ Collection: one edit at a time, a fixed number of steps, the neuron on all posit
 vocabulary. (The layers below the neuron run once an edit here, at every step in the published code: its real cost is
 higher.) Generator: DiT-B/2 with adaLN conditioning only, v-prediction, 50 DDIM steps; it and ours learn the neurons of
 the adapter for the same time. Both are checked on the same edits, teacher-forced, the whole answer with its end.
-Writes results/recipe.json.
+Writes results/recipe.json, on a GPU results/recipe_cuda.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ablations import Bench, Check, percent
-from common import BASE, write_result
+from common import BASE, on_device, write_result
 from megedit.adapter import load_adapter
 from megedit.backbone import Backbone
 from megedit.collect import CollectionSettings, collect
@@ -59,14 +59,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--adapter", type=Path, required=True, help="an adapter of the first CounterFact edits")
     parser.add_argument("--base", default=BASE)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--edits", type=int, default=48, help="edits that the paper's collection is timed on")
     parser.add_argument("--checked", type=int, default=256, help="edits that the generators are checked on")
     parser.add_argument("--minutes", type=float, default=10, help="training time of each generator")
     parser.add_argument("--queries", type=int, default=16, help="queries whose neurons are sampled together")
     options = parser.parse_args()
 
-    adapter = load_adapter(options.adapter)
-    bench = Bench(options.base, options.data, "counterfact", len(adapter.records))
+    adapter = load_adapter(options.adapter, options.device)
+    bench = Bench(options.base, options.data, "counterfact", len(adapter.records), options.device)
     backbone, pad_id = Backbone(bench.model, adapter.config.layer), bench.tokenizer.pad_token_id
     check = Check(bench, adapter, backbone, options.checked)
     active = torch.tensor([record.status == "active" for record in adapter.records]).nonzero()[:, 0]
@@ -87,7 +88,7 @@ def main() -> None:
         generator, training = train_for(
             60 * options.minutes,
             preset,
-            adapter.neurons(adapter.active),
+            adapter.neurons(adapter.active).to(backbone.device),
             adapter.router.vectors.unpack(),
             backbone.hidden_size,
         )
@@ -100,7 +101,7 @@ def main() -> None:
         rows.append(row)
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     kept |= {"data": None, "adapter": options.adapter.name}
-    print(write_result("recipe", kept, {"rows": rows}))
+    print(write_result(f"recipe{on_device(options.device)}", kept, {"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """What collection and generator cost on models of the shapes of large ones, with random weights.
 
-    python benchmarks/shapes.py --shape phi-2 --device cuda --batch-sizes 64 256
+    python benchmarks/shapes.py --shape phi-2 --device cuda --batch-sizes 256 512 1024 2048 4096
 
 The shapes are those of the paper, with the paper's layer: phi-2 (29 of 32), gpt-j (9 of 28), llama-3-8b (14 of 32); and
 smollm2-135m for comparison. Weights and prompts are random, so nothing is learnt: every edit takes the given number of
 steps, about what edits of a trained model take, and only time and memory are measured. The generator's time is that of
-one training step on weight vectors of the shape's length, for the default and for the paper's DiT-B/2. Writes
+one training step on weight vectors of the shape's length, for the default and for the paper's DiT-B/2. A GPU is filled
+by the largest of the batch sizes that it has the memory for; the larger ones are left out. Writes
 results/shapes_SHAPE.json.
 """
 
@@ -32,11 +33,12 @@ from megedit.batches import Example
 from megedit.collect import CollectionSettings, collect
 from megedit.generator import PRESETS, GeneratorSettings, train_generator
 from megedit.precision import default_dtype
-from megedit.progress import peak_memory_mb
+from megedit.progress import peak_memory
 
 PROMPT, ANSWER = (16, 32), 4  # tokens of a prompt, from and up to; of an answer with its end
 VECTOR = 384  # numbers of a query's vector
 TIMED = 10  # training steps of the generator
+WARM_UP = 8  # edits collected before anything is timed
 
 
 @dataclass(frozen=True)
@@ -156,14 +158,14 @@ def _peak_gib(device: torch.device) -> float:
     """Peak memory of the GPU since the reset, or of the process so far."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1024**3, 2)
-    return round(peak_memory_mb() / 1024, 2)
+    return round(peak_memory()["peak_memory_mb"] / 1024, 2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=tuple(SHAPES), required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--batches", type=int, default=2, help="batches that are timed, of each size")
     parser.add_argument("--steps", type=int, default=12, help="optimisation steps that every edit takes")
     options = parser.parse_args()
@@ -171,9 +173,14 @@ def main() -> None:
     shape = SHAPES[options.shape]
     model = random_model(shape.config, options.device, default_dtype(options.device))
     backbone = Backbone(model, shape.layer)
+    collection_row(backbone, WARM_UP, options.steps, 1)
     rows = []
-    for size in options.batch_sizes:
-        rows.append(collection_row(backbone, size, options.steps, options.batches))
+    for size in sorted(options.batch_sizes):
+        try:
+            rows.append(collection_row(backbone, size, options.steps, options.batches))
+        except torch.OutOfMemoryError:
+            print(f"{size} edits at a time do not fit into memory", flush=True)
+            break
         print(rows[-1], flush=True)
     generators = []
     for name in ("fast", "paper"):
@@ -181,6 +188,7 @@ def main() -> None:
         print(generators[-1], flush=True)
     results = {
         "weight_size": backbone.weight_size,
+        "parameters_billions": round(sum(p.numel() for p in model.parameters()) / 1e9, 2),
         "dtype": str(model.dtype),
         "rows": rows,
         "generators": generators,

@@ -28,6 +28,13 @@ CURVE = {
     )
     for count in counts
 }
+DEVICES = {"CounterFact, two cores": SETS["CounterFact"], "CounterFact, GPU": f"{SETS['CounterFact']}_cuda"}
+SHAPES = {
+    "SmolLM2-135M": "shapes_smollm2_135m",
+    "Phi-2": "shapes_phi_2",
+    "GPT-J": "shapes_gpt_j",
+    "Llama-3-8B": "shapes_llama_3_8b",
+}
 GEMMA = "_gemma_3_270m_q4_k_m"
 FAMILIES = {"SmolLM2-135M": "edit_500_counterfact", "Gemma-3-270M": f"edit_500_counterfact{GEMMA}"}
 ANCHORS = {"CounterFact, 10,000": "anchor", "ZsRE-style, 20,000": "anchor_zsre_style"}
@@ -65,9 +72,10 @@ def measured(results: Results, names: Mapping[str, str]) -> str:
         changed = " with uncommitted changes" if commit.endswith("changes") else ""
         fitted = results[name]["results"].get("fit_commit", commit)
         fit = f", fitted on `{fitted[:10]}`" if fitted != commit else ""
+        gpu = f"; {machine['gpu']}, {number(machine['gpu_memory_gib'])} GiB" if "gpu" in machine else ""
         lines.append(
             f"{title}: {machine['processor']}, {machine['threads']} of {machine['cores']} cores, "
-            f"{number(machine['memory_gib'])} GiB; {results[name]['date']}; commit `{commit[:10]}`{changed}{fit}."
+            f"{number(machine['memory_gib'])} GiB{gpu}; {results[name]['date']}; commit `{commit[:10]}`{changed}{fit}."
         )
     return "<sub>" + "<br>\n".join(lines) + "</sub>"
 
@@ -103,15 +111,24 @@ def quality(results: Results, names: Mapping[str, str]) -> str | None:
             cost_row("Edits asked", lambda r: number(r["counts"]["reliability"], 0)),
             cost_row("Fit, minutes", lambda r: number(r["fit_seconds"] / 60)),
             cost_row("Peak memory, GiB", lambda r: number(r["fit_peak_memory_mb"] / 1024)),
+            *([cost_row("Peak GPU memory, GiB", gpu_memory)] if any(map(on_gpu, sets.values())) else []),
             cost_row("Collection, seconds an edit", lambda r: number(r["collection_seconds_per_edit"], 3)),
             cost_row("Adapter, MB", lambda r: number(r["adapter_mb"])),
         ],
     )
 
 
-def stages(results: Results) -> str | None:
+def on_gpu(values: Mapping[str, Any]) -> bool:
+    return "fit_peak_gpu_memory_mb" in values
+
+
+def gpu_memory(values: Mapping[str, Any]) -> str:
+    return number(values["fit_peak_gpu_memory_mb"] / 1024) if on_gpu(values) else NONE
+
+
+def stages(results: Results, files: Mapping[str, str]) -> str | None:
     """Seconds and memory of every stage."""
-    sets = present(results, SETS)
+    sets = present(results, files)
     if not sets:
         return None
     names = list(dict.fromkeys(stage for values in sets.values() for stage in values["stages"]))
@@ -334,13 +351,46 @@ def life(results: Results) -> str | None:
     return table(header, rows) + f"\n\n{note}"
 
 
-def recipe(results: Results) -> str | None:
+def shapes(results: Results) -> str | None:
+    """Collection on models of the shapes of large ones: edits at a time, speed, memory."""
+    rows = [
+        [
+            f"{title}, {number(values['parameters_billions'], 2)} billion",
+            number(row["batch_size"], 0),
+            number(row["edits_per_second"]),
+            number(row["seconds_per_edit"], 4),
+            number(row["peak_memory_gib"]),
+        ]
+        for title, values in present(results, SHAPES).items()
+        for row in values["rows"]
+    ]
+    header = ["parameters", "edits at a time", "edits a second", "seconds an edit", "peak memory, GiB"]
+    return table(header, rows) if rows else None
+
+
+def shape_generators(results: Results) -> str | None:
+    """A training step of each generator on the neurons of these models."""
+    rows = [
+        [
+            f"{title}, {row['name']}",
+            number(values["weight_size"], 0),
+            number(1000 * row["seconds_per_step"]),
+            number(row["peak_memory_gib"]),
+        ]
+        for title, values in present(results, SHAPES).items()
+        for row in values["generators"]
+    ]
+    header = ["generator", "numbers of a neuron", "milliseconds a step", "peak memory with the model, GiB"]
+    return table(header, rows) if rows else None
+
+
+def recipe(results: Results, name: str) -> str | None:
     """The paper's recipe and ours; where a number is a cost, how many times ours the paper's is."""
-    if "recipe" not in results:
+    if name not in results:
         return None
     paper, ours = (
         {**row, "step_seconds": row["training_seconds"] / row["training_steps"]}
-        for row in results["recipe"]["results"]["rows"]
+        for row in results[name]["results"]["rows"]
     )
     rows = []
     for header, key, digits, cost in RECIPE:
@@ -370,7 +420,11 @@ PLAIN = {
 # name -> (the table, the result files it is made from)
 TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "headline": (lambda results: quality(results, HEADLINE), HEADLINE),
-    "stages": (stages, SETS),
+    "stages": (lambda results: stages(results, SETS), SETS),
+    "devices": (lambda results: quality(results, DEVICES), DEVICES),
+    "device-stages": (lambda results: stages(results, DEVICES), DEVICES),
+    "shapes": (shapes, SHAPES),
+    "shape-generators": (shape_generators, SHAPES),
     "scaling": (scaling, {"CounterFact": SETS["CounterFact"]}),
     "families": (lambda results: quality(results, FAMILIES), FAMILIES),
     "probes": (probes, PROBES),
@@ -383,6 +437,7 @@ TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
     "protocols": (protocols, {"Evaluation": "evaluation"}),
     "life": (life, {"Life": "life"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
-    "recipe": (recipe, {"Recipes": "recipe"}),
+    "recipe": (lambda results: recipe(results, "recipe"), {"Recipes": "recipe"}),
+    "recipe-gpu": (lambda results: recipe(results, "recipe_cuda"), {"Recipes": "recipe_cuda"}),
     **{name: (partial(plain_rows, name=name, files=files), files) for name, files in PLAIN.items()},
 }

@@ -73,6 +73,12 @@ RESULTS: dict[str, dict[str, Any]] = {
         },
         "calibration_curve": [[2.0, 0.0, 0.5], [1.0, 0.02, 0.97]],
     },
+    "shapes_phi_2": {
+        "weight_size": 5121,
+        "parameters_billions": 2.78,
+        "rows": [{"batch_size": 512, "edits_per_second": 61.23, "seconds_per_edit": 0.0163, "peak_memory_gib": 12.34}],
+        "generators": [{"name": "paper", "seconds_per_step": 0.0421, "peak_memory_gib": 9.87}],
+    },
     "overhead": {
         "base_seconds": 1.0,
         "unfamiliar_seconds": 1.02,
@@ -96,8 +102,11 @@ RESULTS: dict[str, dict[str, Any]] = {
     "recipe": {"rows": [{**RECIPE, "name": "paper", "sampling_seconds": 15.0}, {**RECIPE, "name": "ours"}]},
     "generators": {"rows": [{**ROW, "name": "default", "steps": 600, "seconds": 70.0, "parameters_millions": 16.0}]},
 }
+RESULTS["recipe_cuda"] = RESULTS["recipe"]
+RESULTS["edit_10000_counterfact_cuda"] = {**RESULTS["edit_10000_counterfact"], "fit_peak_gpu_memory_mb": 5120.0}
 RESULTS["edit_16000_counterfact"] = {**RESULTS["edit_10000_counterfact"], "edits": 16000}  # a curve of two points
 MACHINE = {"processor": "Some CPU", "cores": 4, "threads": 2, "memory_gib": 8.0}
+GPU = {"gpu": "Some GPU", "gpu_memory_gib": 79.2}
 
 
 @pytest.fixture
@@ -117,7 +126,7 @@ def add_results(project: Path) -> None:
     for name, results in RESULTS.items():
         document = {
             "date": "2025-01-02 03:04 UTC",
-            "machine": MACHINE,
+            "machine": MACHINE | (GPU if "cuda" in name else {}),
             "commit": "0123456789abcdef",
             "results": results,
         }
@@ -140,6 +149,7 @@ def test_results_are_rendered_and_checked(project: Path) -> None:
     render.write(project)
     assert render.outdated(project) == []
     text = (project / "README.md").read_text()
+    assert "CounterFact, GPU: Some CPU, 2 of 4 cores, 8.0 GiB; Some GPU, 79.2 GiB; " in text
     for cell in (
         "| Reliability, AG | 50.0 | 100.0 |",
         "| **Score** | - | 87.6 |",
@@ -151,6 +161,9 @@ def test_results_are_rendered_and_checked(project: Path) -> None:
         "| training, seconds a step | 1.50 | 1.50 | 1 |",
         "| sampling, seconds for 16 queries | 15.0000 | 0.5000 | 30 |",
         "| default | 16.0 | 600 | 70 | 99.0 | 98.2 | - |",
+        "| Peak GPU memory, GiB |  | - |  | 5.0 |",
+        "| Phi-2, 2.78 billion | 512 | 61.2 | 0.0163 | 12.3 |",
+        "| Phi-2, paper | 5,121 | 42.1 | 9.9 |",
         "CounterFact: Some CPU, 2 of 4 cores, 8.0 GiB; 2025-01-02 03:04 UTC; commit `0123456789`.",
         "ZsRE-style: (not measured yet)",
     ):

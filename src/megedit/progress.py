@@ -8,10 +8,11 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -52,7 +53,7 @@ def log_file(path: Path) -> Iterator[None]:
 class Stages:
     """Runs named stages and remembers what each cost.
 
-    costs: stage -> {"seconds": wall clock, summed over interruptions, "peak_memory_mb": of the process so far}.
+    costs: stage -> {"seconds": wall clock, summed over interruptions, and what `peak_memory` gives at its end}.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -65,14 +66,12 @@ class Stages:
         earlier: dict[str, dict[str, float]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
         self._kept = path
         for name, cost in earlier.items():
-            self._add(name, cost["seconds"], cost["peak_memory_mb"])
+            self._add(name, cost)
 
-    def _add(self, name: str, seconds: float, peak: float) -> None:
-        before = self.costs.get(name, {"seconds": 0.0, "peak_memory_mb": 0.0})
-        self.costs[name] = {
-            "seconds": round(before["seconds"] + seconds, 2),
-            "peak_memory_mb": round(max(before["peak_memory_mb"], peak), 1),
-        }
+    def _add(self, name: str, cost: Mapping[str, float]) -> None:
+        before = self.costs.get(name, {})
+        peaks = {key: max(before.get(key, 0.0), value) for key, value in cost.items() if key != "seconds"}
+        self.costs[name] = {"seconds": round(before.get("seconds", 0.0) + cost["seconds"], 2), **peaks}
         if self._kept:
             with suppress(OSError):  # a full disk is reported by the stage's own result
                 write_whole(self._kept, json.dumps(self.costs))
@@ -95,13 +94,18 @@ class Stages:
                 task = bar.add_task(name, total=total)
                 yield lambda done: bar.update(task, advance=done)
         finally:
-            seconds = time.perf_counter() - started
-            self._add(name, seconds, peak_memory_mb())
-            run_logger.info("%s: %.1f s, peak memory %.0f MB", name, seconds, peak_memory_mb())
+            seconds, peaks = time.perf_counter() - started, peak_memory()
+            self._add(name, {"seconds": seconds, **peaks})
+            run_logger.info("%s: %.1f s, peak memory %.0f MB", name, seconds, peaks["peak_memory_mb"])
         self.console.print(f"{name:<28} {seconds:7.1f} s", highlight=False)
 
 
-def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far, in megabytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
+def peak_memory() -> dict[str, float]:
+    """Megabytes so far: `peak_memory_mb`, the largest resident memory of this process; once it uses a GPU,
+    `peak_gpu_memory_mb`, the most that its tensors took on one."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {"peak_memory_mb": resident / (1024**2 if sys.platform == "darwin" else 1024)}
+    if torch.cuda.is_initialized():
+        taken = [torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())]
+        found["peak_gpu_memory_mb"] = max(taken) / 1024**2
+    return {name: round(size, 1) for name, size in found.items()}
