@@ -48,8 +48,9 @@ def train_for(
         generator, _ = train_generator(weights, vectors, hidden_size, limited, 0, lambda generator: 0.0)
         return generator, time.perf_counter() - started
 
-    _, timed = train(TIMED)
-    steps = max(TIMED, round(TIMED * seconds / timed))
+    train(1)  # the first run of all is slower
+    setting_up, timed = (train(count)[1] for count in (1, 1 + TIMED))
+    steps = max(TIMED, round(TIMED * seconds / (timed - setting_up)))
     generator, spent = train(steps)
     return generator, {"training_steps": steps, "training_seconds": round(spent, 1)}
 

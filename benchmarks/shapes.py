@@ -151,6 +151,7 @@ def generator_row(name: str, settings: GeneratorSettings, backbone: Backbone) ->
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()  # what an earlier size left would slow down the next one where memory is short
         torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -10,7 +10,9 @@ MISSING = "(not measured yet)"
 NONE = "-"
 
 SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_style"}
-HEADLINE = {**SETS, "CounterFact, float32": "edit_10000_counterfact_float32"}
+GPU = {"CounterFact, GPU": "edit_10000_counterfact_cuda"}
+HEADLINE = {**SETS, **GPU}
+DEVICES = {"CounterFact": SETS["CounterFact"], "CounterFact, float32": "edit_10000_counterfact_float32", **GPU}
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
     "CounterFact, tuned on questions, no own words": "edit_10000_counterfact_questions_no_own_words",
@@ -23,12 +25,13 @@ CURVE = {
     for title, name, counts in (
         ("CounterFact, float32", "counterfact_float32", (1024, 2048, 4096, 10000)),
         ("CounterFact", "counterfact", (1024, 10000, 16000)),
+        ("CounterFact, GPU", "counterfact_cuda", (10000,)),
         ("CounterFact, no own words", "counterfact_no_own_words", (16000,)),
         ("ZsRE-style", "zsre_style", (1024, 10000, 20000)),
+        ("ZsRE-style, GPU", "zsre_style_cuda", (20000,)),
     )
     for count in counts
 }
-DEVICES = {"CounterFact, two cores": SETS["CounterFact"], "CounterFact, GPU": f"{SETS['CounterFact']}_cuda"}
 SHAPES = {
     "SmolLM2-135M": "shapes_smollm2_135m",
     "Phi-2": "shapes_phi_2",
@@ -39,7 +42,7 @@ GEMMA = "_gemma_3_270m_q4_k_m"
 FAMILIES = {"SmolLM2-135M": "edit_500_counterfact", "Gemma-3-270M": f"edit_500_counterfact{GEMMA}"}
 ANCHORS = {"CounterFact, 10,000": "anchor", "ZsRE-style, 20,000": "anchor_zsre_style"}
 PROBES = {"SmolLM2-135M": "probe", "Gemma-3-270M": f"probe{GEMMA}"}
-HARDER = {**HEADLINE, **UNSEEN, **RAW, **FAMILIES}  # all sets that were asked further questions
+HARDER = {**HEADLINE, **DEVICES, **UNSEEN, **RAW, **FAMILIES}  # all sets that were asked further questions
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
 FURTHER = {  # rows of further questions in a result: what they are, and the metric
     "noisy_rephrases": ("rephrase behind a noise sentence", "generality"),
@@ -161,6 +164,7 @@ def probes(results: Results) -> str | None:
 GROWTH = {  # of the stages of a fit
     "Tuning the text encoder": "not at all",
     "Collecting neurons": "edits",
+    "Encoding the edits": "edits",
     "Calibrating the router": "edits",
     "Training the router": "edits",
     "Training the generator": "edits",
@@ -174,13 +178,13 @@ def scaling(results: Results) -> str | None:
     if not sets:
         return None
     found = sets["CounterFact"]
-    rows, total = [], 0.0
+    rows, together, total = [], 0.0, 0.0
     for stage, law in GROWTH.items():
         seconds = found["stages"].get(stage, {"seconds": 0.0})["seconds"]
         hours = seconds * (1e6 / found["edits"] if law == "edits" else 1) / 3600
         rows.append([stage, law, number(seconds), number(hours)])
-        total += hours
-    rows.append(["**together**", "", number(found["fit_seconds"]), number(total)])
+        together, total = together + seconds, total + hours
+    rows.append(["**together**", "", number(together), number(total)])
     header = ["stage", "grows with", f"seconds, {found['edits']:,} edits", "hours, 1,000,000 edits (extrapolated)"]
     return table(header, rows)
 

@@ -109,6 +109,7 @@ def test_stage_costs_are_recorded(fitted: Fitted) -> None:
         "Probing layers",
         "Tuning the text encoder",
         "Collecting neurons",
+        "Encoding the edits",
         "Calibrating the router",
         "Training the router",
         "Training the generator",
@@ -121,7 +122,7 @@ def test_the_log_of_the_run(fitted: Fitted) -> None:
     lines = (fitted.adapter / "fit.log").read_text("utf-8").splitlines()
     assert "Fit of edits (8 edits) to" in lines[0] and "sample_steps" in lines[0]
     assert any("INFO Training the generator: begun" in line for line in lines)
-    assert sum("peak memory" in line for line in lines) == 7
+    assert sum("peak memory" in line for line in lines) == 8
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -233,7 +233,8 @@ class _Fit:
 
     def vectors(self, encoder: TextEncoder, active: Tensor) -> EditVectors:
         def compute() -> dict[str, Tensor]:
-            return {"edits": encoder.encode(self._queries(active))}
+            with self.stages.stage("Encoding the edits"):
+                return {"edits": encoder.encode(self._queries(active))}
 
         return EditVectors.pack(self.work.tensors("vectors", compute, packed=True)["edits"].to(self.processes.device))
 
@@ -249,21 +250,21 @@ class _Fit:
             )
 
         def compute() -> dict[str, Any]:
-            played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.codes.device)
-            known = EditVectors.pack(torch.cat([vectors.unpack(), played]))
             subjects = [self.edits[i].subject or None for i in active]
             played_subjects = [fact.subject or None for fact in enrolled]
             all_subjects = [*subjects, *played_subjects]
-            texts = CalibrationSet(
-                played,
-                played_subjects,
-                read(encoder, familiar, known, all_subjects),
-                read(encoder, [*unfamiliar, *near], known, all_subjects),
-                [*familiar, *unfamiliar, *near],
-                len(near),
-            )
             total = training_steps(len(vectors) + len(enrolled), settings)
             with self.stages.stage("Calibrating the router", total) as advance:
+                played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.codes.device)
+                known = EditVectors.pack(torch.cat([vectors.unpack(), played]))
+                texts = CalibrationSet(
+                    played,
+                    played_subjects,
+                    read(encoder, familiar, known, all_subjects),
+                    read(encoder, [*unfamiliar, *near], known, all_subjects),
+                    [*familiar, *unfamiliar, *near],
+                    len(near),
+                )
                 return calibrate(vectors, subjects, texts, settings, seed, advance).to_json()
 
         def train() -> dict[str, Tensor]:
@@ -281,11 +282,11 @@ class _Fit:
         """The generator, and the record of its training."""
         settings, seed, device = self.settings.generator, self.settings.seed, self.processes.device
         known = vectors.unpack()
-        chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed))[:CHECKED]
-        answered = answer_check(self.backbone, self._batches(active[chosen]), known[chosen.to(device)])
 
         def train() -> dict[str, Tensor]:
+            chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed))[:CHECKED]
             with self.stages.stage("Training the generator", settings.training_steps(len(active))) as advance:
+                answered = answer_check(self.backbone, self._batches(active[chosen]), known[chosen.to(device)])
                 generator, history = train_generator(
                     weights[active].to(device),
                     known,
