@@ -16,15 +16,15 @@ DEVICES = {"CounterFact": SETS["CounterFact"], "CounterFact, float32": "edit_100
 UNSEEN = {
     "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
     "CounterFact, tuned on questions, no own words": "edit_10000_counterfact_questions_no_own_words",
-    "ZsRE, tuned on statements, float32": "edit_10000_zsre_statements_float32",
+    "ZsRE, tuned on statements": "edit_10000_zsre_statements",
     "ZsRE with contradictions, tuned on statements": "edit_10000_zsre_all_statements",
 }
 RAW = {"CounterFact, no template": "edit_1000_counterfact_raw"}
 CURVE = {
     f"{title}, {count:,}": f"edit_{count}_{name}"
     for title, name, counts in (
+        ("CounterFact", "counterfact", (1024, 2048, 4096, 10000, 16000)),
         ("CounterFact, float32", "counterfact_float32", (1024, 2048, 4096, 10000)),
-        ("CounterFact", "counterfact", (1024, 10000, 16000)),
         ("CounterFact, GPU", "counterfact_cuda", (10000,)),
         ("CounterFact, no own words", "counterfact_no_own_words", (16000,)),
         ("ZsRE-style", "zsre_style", (1024, 10000, 20000)),
