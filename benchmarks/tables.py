@@ -23,7 +23,7 @@ RAW = {"CounterFact, no template": "edit_1000_counterfact_raw"}
 CURVE = {
     f"{title}, {count:,}": f"edit_{count}_{name}"
     for title, name, counts in (
-        ("CounterFact", "counterfact", (1024, 2048, 4096, 10000, 16000)),
+        ("CounterFact", "counterfact", (1024, 4096, 10000, 16000)),
         ("CounterFact, float32", "counterfact_float32", (1024, 2048, 4096, 10000)),
         ("CounterFact, GPU", "counterfact_cuda", (10000,)),
         ("CounterFact, no own words", "counterfact_no_own_words", (16000,)),
