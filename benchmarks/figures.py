@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import CURVE, METRICS, PROBES, SETS, Results, present
+from sources import CURVE, PROBES, SETS, Results, present
+from tables import METRICS
 
 GREY, UNEDITED, EDITED = "#768390", "#9aa4af", "#2f81f7"  # readable on white and on black
 

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 from figures import FIGURES, draw, drawn
-from tables import MISSING, TABLES, Result, Results, measured
+from sources import MISSING, Result, Results, measured, present
+from tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"<!-- results:(\S+) -->\n(?:(?!<!-- results:).)*?<!-- end -->", re.DOTALL)
@@ -45,9 +46,9 @@ def block(name: str, document: Path, root: Path, results: Results) -> str:
         return MISSING if data(results) is None else f"![{title}]({Path(link).as_posix()})"
     if name not in TABLES:
         raise ValueError(f"{document.name}: no table or figure is called {name!r}")
-    make, sources = TABLES[name]
-    body = make(results)
-    return MISSING if body is None else f"{body}\n\n{measured(results, sources)}"
+    make, files = TABLES[name]
+    found = present(results, files)
+    return f"{make(found)}\n\n{measured(results, files)}" if found else MISSING
 
 
 def rendered(document: Path, root: Path, results: Results) -> str:

@@ -122,7 +122,7 @@ def collection_row(backbone: Backbone, batch_size: int, steps: int, batches: int
         "batch_size": batch_size,
         "seconds_per_edit": round(seconds / len(examples), 4),
         "edits_per_second": round(len(examples) / seconds, 2),
-        "peak_memory_gib": _peak_gib(backbone.device),
+        "peak_memory_gib": _peak_gib(),
     }
 
 
@@ -144,7 +144,7 @@ def generator_row(name: str, settings: GeneratorSettings, backbone: Backbone) ->
     return {
         "name": name,
         "seconds_per_step": round((seconds(1 + TIMED) - seconds(1)) / TIMED, 4),
-        "peak_memory_gib": _peak_gib(backbone.device),
+        "peak_memory_gib": _peak_gib(),
     }
 
 
@@ -155,11 +155,10 @@ def _reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_gib(device: torch.device) -> float:
+def _peak_gib() -> float:
     """Peak memory of the GPU since the reset, or of the process so far."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1024**3, 2)
-    return round(peak_memory()["peak_memory_mb"] / 1024, 2)
+    peaks = peak_memory()
+    return round(peaks.get("peak_gpu_memory_mb", peaks["peak_memory_mb"]) / 1024, 2)
 
 
 def main() -> None:

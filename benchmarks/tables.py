@@ -6,43 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-MISSING = "(not measured yet)"
-NONE = "-"
+from sources import ANCHORS, CURVE, DEVICES, FAMILIES, HARDER, HEADLINE, PROBES, RAW, SETS, SHAPES, UNSEEN
 
-SETS = {"CounterFact": "edit_10000_counterfact", "ZsRE-style": "edit_10000_zsre_style"}
-GPU = {"CounterFact, GPU": "edit_10000_counterfact_cuda"}
-HEADLINE = {**SETS, **GPU}
-DEVICES = {"CounterFact": SETS["CounterFact"], "CounterFact, float32": "edit_10000_counterfact_float32", **GPU}
-UNSEEN = {
-    "CounterFact, tuned on questions": "edit_10000_counterfact_questions",
-    "CounterFact, tuned on questions, no own words": "edit_10000_counterfact_questions_no_own_words",
-    "ZsRE, tuned on statements": "edit_10000_zsre_statements",
-    "ZsRE with contradictions, tuned on statements": "edit_10000_zsre_all_statements",
-}
-RAW = {"CounterFact, no template": "edit_1000_counterfact_raw"}
-CURVE = {
-    f"{title}, {count:,}": f"edit_{count}_{name}"
-    for title, name, counts in (
-        ("CounterFact", "counterfact", (1024, 4096, 10000, 16000)),
-        ("CounterFact, float32", "counterfact_float32", (1024, 2048, 4096, 10000)),
-        ("CounterFact, GPU", "counterfact_cuda", (10000,)),
-        ("CounterFact, no own words", "counterfact_no_own_words", (16000,)),
-        ("ZsRE-style", "zsre_style", (1024, 10000, 20000)),
-        ("ZsRE-style, GPU", "zsre_style_cuda", (20000,)),
-    )
-    for count in counts
-}
-SHAPES = {
-    "SmolLM2-135M": "shapes_smollm2_135m",
-    "Phi-2": "shapes_phi_2",
-    "GPT-J": "shapes_gpt_j",
-    "Llama-3-8B": "shapes_llama_3_8b",
-}
-GEMMA = "_gemma_3_270m_q4_k_m"
-FAMILIES = {"SmolLM2-135M": "edit_500_counterfact", "Gemma-3-270M": f"edit_500_counterfact{GEMMA}"}
-ANCHORS = {"CounterFact, 10,000": "anchor", "ZsRE-style, 20,000": "anchor_zsre_style"}
-PROBES = {"SmolLM2-135M": "probe", "Gemma-3-270M": f"probe{GEMMA}"}
-HARDER = {**HEADLINE, **DEVICES, **UNSEEN, **RAW, **FAMILIES}  # all sets that were asked further questions
+NONE = "-"
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
 FURTHER = {  # rows of further questions in a result: what they are, and the metric
     "noisy_rephrases": ("rephrase behind a noise sentence", "generality"),
@@ -50,8 +16,7 @@ FURTHER = {  # rows of further questions in a result: what they are, and the met
     "other_questions": ("another question about an edited subject", "locality"),
 }
 
-Result = Mapping[str, Any]  # a file that common.write_result wrote
-Results = Mapping[str, Result]  # by the name of the file
+Sets = Mapping[str, Any]  # `results` of result files, by title
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -64,39 +29,12 @@ def number(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
-def measured(results: Results, names: Mapping[str, str]) -> str:
-    """The line below a table: for each result file the machine, the date and the commit."""
-    lines = []
-    for title, name in names.items():
-        if name not in results:
-            lines.append(f"{title}: {MISSING}")
-            continue
-        machine, commit = results[name]["machine"], results[name]["commit"]
-        changed = " with uncommitted changes" if commit.endswith("changes") else ""
-        fitted = results[name]["results"].get("fit_commit", commit)
-        fit = f", fitted on `{fitted[:10]}`" if fitted != commit else ""
-        gpu = f"; {machine['gpu']}, {number(machine['gpu_memory_gib'])} GiB" if "gpu" in machine else ""
-        lines.append(
-            f"{title}: {machine['processor']}, {machine['threads']} of {machine['cores']} cores, "
-            f"{number(machine['memory_gib'])} GiB{gpu}; {results[name]['date']}; commit `{commit[:10]}`{changed}{fit}."
-        )
-    return "<sub>" + "<br>\n".join(lines) + "</sub>"
-
-
-def present(results: Results, names: Mapping[str, str]) -> dict[str, Any]:
-    """The `results` of those files that are there, by title."""
-    return {title: results[name]["results"] for title, name in names.items() if name in results}
-
-
 # ---------------------------------------------------------------------------------------------------
-# Tables: each gives its Markdown, or None when no result file of it is there
+# Tables: each gives the Markdown of the `results` of its files by title; one of them is there at least
 
 
-def quality(results: Results, names: Mapping[str, str]) -> str | None:
+def quality(sets: Sets) -> str:
     """Metrics of the unedited and the edited model, and what the fit cost."""
-    sets = present(results, names)
-    if not sets:
-        return None
     models = [(title, model) for title in sets for model in ("unedited", "edited")]
 
     def metric_row(name: str, key: str) -> list[str]:
@@ -129,11 +67,8 @@ def gpu_memory(values: Mapping[str, Any]) -> str:
     return number(values["fit_peak_gpu_memory_mb"] / 1024) if on_gpu(values) else NONE
 
 
-def stages(results: Results, files: Mapping[str, str]) -> str | None:
+def stages(sets: Sets) -> str:
     """Seconds and memory of every stage."""
-    sets = present(results, files)
-    if not sets:
-        return None
     names = list(dict.fromkeys(stage for values in sets.values() for stage in values["stages"]))
     rows = []
     for name in names:
@@ -148,17 +83,15 @@ def stages(results: Results, files: Mapping[str, str]) -> str | None:
     return table(["stage", *columns], rows)
 
 
-def probes(results: Results) -> str | None:
+def probes(sets: Sets) -> str:
     """What collection does in each layer of the models that were probed."""
     rows = []
-    for title, values in present(results, PROBES).items():
+    for title, values in sets.items():
         for row in values["rows"]:
             chosen = " (recommended)" if row["layer"] == values["recommended"] else ""
             figures = (number(row[key]) for key in ("reliability", "generality", "norm"))
             rows.append([f"{title}, layer {row['layer']}{chosen}", *figures, number(row["seconds"], 3)])
-    return (
-        table(["layer", "reliability, %", "other wordings, %", "norm of v", "seconds an edit"], rows) if rows else None
-    )
+    return table(["layer", "reliability, %", "other wordings, %", "norm of v", "seconds an edit"], rows)
 
 
 GROWTH = {  # of the stages of a fit
@@ -172,12 +105,9 @@ GROWTH = {  # of the stages of a fit
 }
 
 
-def scaling(results: Results) -> str | None:
+def scaling(sets: Sets) -> str:
     """Each stage as it was measured, and as many hours as a million edits make of it."""
-    sets = present(results, {"CounterFact": SETS["CounterFact"]})
-    if not sets:
-        return None
-    found = sets["CounterFact"]
+    (found,) = sets.values()
     rows, together, total = [], 0.0, 0.0
     for stage, law in GROWTH.items():
         seconds = found["stages"].get(stage, {"seconds": 0.0})["seconds"]
@@ -189,11 +119,8 @@ def scaling(results: Results) -> str | None:
     return table(header, rows)
 
 
-def router(results: Results) -> str | None:
+def router(sets: Sets) -> str:
     """Decision rules of the router on held-out pseudo-knowledge, each at its own best threshold."""
-    sets = present(results, SETS)
-    if not sets:
-        return None
     rows = []
     for title, values in sets.items():
         calibration = values["calibration"]
@@ -205,20 +132,20 @@ def router(results: Results) -> str | None:
     return table(header, rows)
 
 
-def further(results: Results) -> str | None:
+def further(sets: Sets) -> str:
     """Harder questions: the same metric on what the headline table asks, and on these."""
     rows = []
-    for title, values in present(results, HARDER).items():
+    for title, values in sets.items():
         for key, (name, kind) in FURTHER.items():
             if values.get(key):
                 found, usual = values[key], values["edited"]
                 metrics = (number(each[f"{kind}_{measure}"]) for each in (usual, found) for measure in ("ag", "tf"))
                 rows.append([f"{title}: {name}", kind.capitalize(), *metrics])
     header = ["percent", "metric", "usual, AG", "usual, TF", "these, AG", "these, TF"]
-    return table(header, rows) if rows else None
+    return table(header, rows)
 
 
-def curve(results: Results) -> str | None:
+def curve(sets: Sets) -> str:
     """Quality and cost against the number of edits."""
     rows = [
         [
@@ -231,18 +158,16 @@ def curve(results: Results) -> str | None:
             number(values["collection_seconds_per_edit"], 3),
             number(values["adapter_mb"]),
         ]
-        for title, values in present(results, CURVE).items()
+        for title, values in sets.items()
     ]
     header = ["edits", "Score", "Reliability, AG", "Generality, AG", "Locality, AG", "noisy rephrase, AG", "not learnt"]
     costs = ["fit, minutes", "peak memory, GiB", "collection, seconds an edit", "adapter, MB"]
-    return table([*header, *costs], rows) if rows else None
+    return table([*header, *costs], rows)
 
 
-def overhead(results: Results) -> str | None:
+def overhead(sets: Sets) -> str:
     """What the edits add to the time of an answer."""
-    if "overhead" not in results:
-        return None
-    found = results["overhead"]["results"]
+    (found,) = sets.values()
     costs = {
         "routing alone": found["routing_seconds"],
         "generating the neurons alone": found["generating_seconds"],
@@ -268,21 +193,18 @@ def overhead(results: Results) -> str | None:
     return table(["", "seconds a batch", "added to the unedited answer, %"], rows) + f"\n\n{note}"
 
 
-def evaluation_cost(results: Results) -> str | None:
+def evaluation_cost(sets: Sets) -> str:
     """What the timed evaluation took."""
-    if "evaluation" not in results:
-        return None
-    found = results["evaluation"]["results"]
+    (found,) = sets.values()
     row = [number(found["edits"], 0), number(found["questions"], 0), number(found["seconds"] / 60)]
     return table(["edits", "questions", "minutes"], [row])
 
 
-def protocols(results: Results) -> str | None:
+def protocols(sets: Sets) -> str:
     """Every protocol's metrics of one adapter."""
-    if "evaluation" not in results:
-        return None
+    (found,) = sets.values()
     rows = []
-    for name, row in results["evaluation"]["results"]["rows"].items():
+    for name, row in found["rows"].items():
         for metric in row["metrics"]:
             edited, unedited = metric["edited"], metric["unedited"]
             if edited:
@@ -330,11 +252,9 @@ RECIPE: list[tuple[str, str, int, bool]] = [  # what is measured, key, decimals,
 ]
 
 
-def life(results: Results) -> str | None:
+def life(sets: Sets) -> str:
     """Edits added to many, others removed, all of it consolidated: what it costs, and the metrics after each step."""
-    if "life" not in results:
-        return None
-    found = results["life"]["results"]
+    (found,) = sets.values()
     seconds = {step["name"]: number(step["seconds"]) for step in found["steps"]}
     steps = (None, "add", "remove", "consolidate")
     keys = [f"{group}_{metric}_ag" for group in ("old", "new") for metric in ("reliability", "generality", "locality")]
@@ -355,7 +275,7 @@ def life(results: Results) -> str | None:
     return table(header, rows) + f"\n\n{note}"
 
 
-def shapes(results: Results) -> str | None:
+def shapes(sets: Sets) -> str:
     """Collection on models of the shapes of large ones: edits at a time, speed, memory."""
     rows = [
         [
@@ -365,14 +285,14 @@ def shapes(results: Results) -> str | None:
             number(row["seconds_per_edit"], 4),
             number(row["peak_memory_gib"]),
         ]
-        for title, values in present(results, SHAPES).items()
+        for title, values in sets.items()
         for row in values["rows"]
     ]
     header = ["parameters", "edits at a time", "edits a second", "seconds an edit", "peak memory, GiB"]
-    return table(header, rows) if rows else None
+    return table(header, rows)
 
 
-def shape_generators(results: Results) -> str | None:
+def shape_generators(sets: Sets) -> str:
     """A training step of each generator on the neurons of these models."""
     rows = [
         [
@@ -381,21 +301,17 @@ def shape_generators(results: Results) -> str | None:
             number(1000 * row["seconds_per_step"]),
             number(row["peak_memory_gib"]),
         ]
-        for title, values in present(results, SHAPES).items()
+        for title, values in sets.items()
         for row in values["generators"]
     ]
     header = ["generator", "numbers of a neuron", "milliseconds a step", "peak memory with the model, GiB"]
-    return table(header, rows) if rows else None
+    return table(header, rows)
 
 
-def recipe(results: Results, name: str) -> str | None:
+def recipe(sets: Sets) -> str:
     """The paper's recipe and ours; where a number is a cost, how many times ours the paper's is."""
-    if name not in results:
-        return None
-    paper, ours = (
-        {**row, "step_seconds": row["training_seconds"] / row["training_steps"]}
-        for row in results[name]["results"]["rows"]
-    )
+    (found,) = sets.values()
+    paper, ours = ({**row, "step_seconds": row["training_seconds"] / row["training_steps"]} for row in found["rows"])
     rows = []
     for header, key, digits, cost in RECIPE:
         factor = number(paper[key] / ours[key], 0) if cost else ""
@@ -403,17 +319,16 @@ def recipe(results: Results, name: str) -> str | None:
     return table(["", "paper", "ours", "factor"], rows)
 
 
-def plain_rows(results: Results, name: str, files: Mapping[str, str]) -> str | None:
+def plain_rows(sets: Sets, name: str) -> str:
     """Results that are lists of rows already, one below the other; `title` is that of the file a row is from."""
 
     def cell(row: Mapping[str, Any], key: str, digits: int | None) -> str:
         value = row.get(key)
         return str(value) if digits is None and value is not None else number(value, digits or 0)
 
-    found = present(results, files)
-    rows = [{"title": title, **row} for title, values in found.items() for row in values["rows"]]
+    rows = [{"title": title, **row} for title, values in sets.items() for row in values["rows"]]
     cells = [[cell(row, key, digits) for _, key, digits in ROWS[name]] for row in rows]
-    return table([header for header, _, _ in ROWS[name]], cells) if found else None
+    return table([header for header, _, _ in ROWS[name]], cells)
 
 
 PLAIN = {
@@ -422,26 +337,26 @@ PLAIN = {
 }
 
 # name -> (the table, the result files it is made from)
-TABLES: dict[str, tuple[Callable[[Results], str | None], dict[str, str]]] = {
-    "headline": (lambda results: quality(results, HEADLINE), HEADLINE),
-    "stages": (lambda results: stages(results, SETS), SETS),
-    "devices": (lambda results: quality(results, DEVICES), DEVICES),
-    "device-stages": (lambda results: stages(results, DEVICES), DEVICES),
+TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
+    "headline": (quality, HEADLINE),
+    "stages": (stages, SETS),
+    "devices": (quality, DEVICES),
+    "device-stages": (stages, DEVICES),
     "shapes": (shapes, SHAPES),
     "shape-generators": (shape_generators, SHAPES),
     "scaling": (scaling, {"CounterFact": SETS["CounterFact"]}),
-    "families": (lambda results: quality(results, FAMILIES), FAMILIES),
+    "families": (quality, FAMILIES),
     "probes": (probes, PROBES),
     "router": (router, SETS),
     "further": (further, HARDER),
-    "unseen": (lambda results: quality(results, UNSEEN), UNSEEN),
+    "unseen": (quality, UNSEEN),
     "curve": (curve, CURVE),
-    "raw": (lambda results: quality(results, RAW), RAW),
+    "raw": (quality, RAW),
     "evaluation": (evaluation_cost, {"Evaluation": "evaluation"}),
     "protocols": (protocols, {"Evaluation": "evaluation"}),
     "life": (life, {"Life": "life"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
-    "recipe": (lambda results: recipe(results, "recipe"), {"Recipes": "recipe"}),
-    "recipe-gpu": (lambda results: recipe(results, "recipe_cuda"), {"Recipes": "recipe_cuda"}),
-    **{name: (partial(plain_rows, name=name, files=files), files) for name, files in PLAIN.items()},
+    "recipe": (recipe, {"Recipes": "recipe"}),
+    "recipe-gpu": (recipe, {"Recipes": "recipe_cuda"}),
+    **{name: (partial(plain_rows, name=name), files) for name, files in PLAIN.items()},
 }
