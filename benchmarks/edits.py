@@ -1,6 +1,6 @@
 """Many edits in one batch: quality and cost of the whole chain.
 
-    python benchmarks/edits.py --data DIR --set counterfact --edits 10000 --asked 1000
+    python -m benchmarks.edits --data DIR --set counterfact --edits 10000 --asked 1000
 
 The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.jsonl, nq_locality.jsonl):
 
@@ -36,16 +36,16 @@ from typing import Any
 
 import torch
 
-from common import BASE, COMMIT, base_name, on_device, suffix, write_result
+from benchmarks.common import BASE, COMMIT, base_name, on_device, suffix, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
-from megedit.edits import Edit, EditSet, normalise_query
+from megedit.adapter.folder import is_adapter
+from megedit.edits.edit_set import Edit, EditSet, normalise_query
+from megedit.edits.subjects import SubjectIndex
 from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
-from megedit.evaluate.evaluation import summarise
-from megedit.folder import is_adapter
-from megedit.names import SubjectIndex
-from megedit.precision import default_dtype
-from megedit.progress import Stages, peak_memory
-from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
+from megedit.evaluate.run import summarise
+from megedit.pseudo.knowledge import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
+from megedit.runtime.device import default_dtype
+from megedit.runtime.progress import Stages, peak_memory
 
 RAW = "counterfact-raw"
 PSEUDO = ("all", "statements", "questions")

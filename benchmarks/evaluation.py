@@ -1,6 +1,6 @@
 """What an evaluation costs, and what every protocol says of the same adapter.
 
-    python benchmarks/evaluation.py --data DIR --adapter adapters/edit_10000_counterfact
+    python -m benchmarks.evaluation --data DIR --adapter adapters/edit_10000_counterfact
 
 DIR holds counterfact.jsonl, from which the adapter was made (edits.py). The protocol `paper` is timed as it is in
 edits.py: one rephrase and one neighbourhood prompt an edit. The others, and the perturbed queries, are asked about
@@ -15,13 +15,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common import BASE, write_result
-from edits import load_set
+from benchmarks.common import BASE, write_result
+from benchmarks.edits import load_set
 from megedit import MegModel, read_edits
-from megedit.edits import EditSet
+from megedit.edits.edit_set import EditSet
 from megedit.evaluate import Evaluation, EvaluationSettings, cases_of, evaluate, find_protocol
 from megedit.evaluate.perturb import PERTURBATIONS
-from megedit.progress import Stages, peak_memory
+from megedit.runtime.progress import Stages, peak_memory
 
 ROWS: dict[str, tuple[str, EvaluationSettings]] = {
     "paper, all rephrases": ("paper", EvaluationSettings(robustness=tuple(PERTURBATIONS))),

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sources import CURVE, PROBES, SETS, Results, present
-from tables import METRICS
+from benchmarks.sources import CURVE, PROBES, SETS, Results, present
+from benchmarks.tables import METRICS
 
 GREY, UNEDITED, EDITED = "#768390", "#9aa4af", "#2f81f7"  # readable on white and on black
 

@@ -1,6 +1,6 @@
 """The life of an edit in an adapter of many: what adding, removing and consolidating costs, and does to the rest.
 
-    python benchmarks/life.py --data DIR --adapter adapters/edit_10000_counterfact --new 100 --asked 500
+    python -m benchmarks.life --data DIR --adapter adapters/edit_10000_counterfact --new 100 --asked 500
 
 Works on a copy of the adapter. The new facts are the next ones of the data set whose questions the adapter was not
 tuned on. Each step is a process of its own, timed from its start, as a user would call `meg`; the strict evaluation of
@@ -29,15 +29,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from common import BASE, write_result
-from edits import load_set, measure
+from benchmarks.common import BASE, write_result
+from benchmarks.edits import load_set, measure
 from megedit import Edit, EditSet, MegModel
-from megedit.database import create
+from megedit.adapter.folder import read_config
+from megedit.adapter.ledger import EditRecord, Entry, changing, reading
+from megedit.adapter.sqlite import create
 from megedit.evaluate import EvaluationSettings, evaluate
-from megedit.folder import read_config
-from megedit.ledger import EditRecord, Entry, changing, reading
-from megedit.pseudo import text_key
-from megedit.vectors import EditVectors
+from megedit.pseudo.knowledge import text_key
+from megedit.router.index import EditVectors
 
 LEDGER_EDITS, VECTOR_SIZE, WEIGHT_SIZE, RUNS = 100_000, 384, 1152, 15
 

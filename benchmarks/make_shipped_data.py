@@ -1,6 +1,6 @@
 """Make the data that the package ships, from a folder with CounterFact, ZsRE-style and NQ records.
 
-    python benchmarks/make_shipped_data.py --data DIR [--out src/megedit/data]
+    python -m benchmarks.make_shipped_data --data DIR [--out src/megedit/data]
 
 DIR holds counterfact.jsonl, zsre_style.jsonl and nq_locality.jsonl (see src/megedit/data/SOURCES.md).
 The result depends on nothing else. Facts to edit come from the beginning of a file, pseudo-knowledge
@@ -19,9 +19,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from megedit.edits import Edit, normalise_query, read_edits
-from megedit.names import SubjectIndex
-from megedit.pseudo import PseudoFact, PseudoKnowledge
+from megedit.edits.edit_set import Edit, normalise_query, read_edits
+from megedit.edits.subjects import SubjectIndex
+from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 
 SEED = 0
 EDITS, EDIT_NEIGHBOURS = 320, 3

@@ -1,6 +1,6 @@
 """What an answer costs through the edited model: unfamiliar and familiar queries against the base model.
 
-    python benchmarks/overhead.py --adapter adapters/edit_10000_counterfact --data DIR
+    python -m benchmarks.overhead --adapter adapters/edit_10000_counterfact --data DIR
 
 Batches of 16 prompts, 20 new tokens, Hugging Face generate with and without edits on the same prompts, in turn; every
 query is new to the process. Medians over the batches. Writes results/overhead.json.
@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import BatchEncoding
 
-from common import BASE, write_result
+from benchmarks.common import BASE, write_result
 from megedit import MegModel
 
 

@@ -1,7 +1,7 @@
 """Collection in every layer of a model, as `meg probe` measures it, on CounterFact edits and their rephrases.
 
-    python benchmarks/probe.py --data DIR
-    python benchmarks/probe.py --data DIR --base gemma-3-270m-q4_k_m.gguf
+    python -m benchmarks.probe --data DIR
+    python -m benchmarks.probe --data DIR --base gemma-3-270m-q4_k_m.gguf
 
 Each neuron is tried on its edit's clean rephrase and on the one behind CounterFact's noise sentence. Writes
 results/probe.json, behind the name that of the base where it is not the default.
@@ -13,14 +13,14 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from common import BASE, base_name, suffix, write_result
-from edits import load_set
-from megedit.backbone import find_decoder_layers
-from megedit.base import load_base
+from benchmarks.common import BASE, base_name, suffix, write_result
+from benchmarks.edits import load_set
 from megedit.collect import CollectionSettings
-from megedit.probe import other_wordings, probe, recommended
-from megedit.progress import Stages
-from megedit.template import Template
+from megedit.layers import other_wordings, probe, recommended
+from megedit.lm.backbone import find_decoder_layers
+from megedit.lm.loading import load_base
+from megedit.lm.template import Template
+from megedit.runtime.progress import Stages
 
 
 def main() -> None:

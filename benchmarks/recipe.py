@@ -1,6 +1,6 @@
 """The paper's own recipe beside ours: what each part costs and reaches on the same machine, edits and neurons.
 
-    python benchmarks/recipe.py --data DIR --adapter adapters/edit_10000_counterfact
+    python -m benchmarks.recipe --data DIR --adapter adapters/edit_10000_counterfact
 
 Collection: one edit at a time, a fixed number of steps, the neuron on all positions, the loss over the whole
 vocabulary. (The layers below the neuron run once an edit here, at every step in the published code: its real cost is
@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from ablations import Bench, Check, percent
-from common import BASE, on_device, write_result
-from megedit.adapter import load_adapter
-from megedit.backbone import Backbone
+from benchmarks.ablations import Bench, Check, percent
+from benchmarks.common import BASE, on_device, write_result
+from megedit.adapter.adapter import load_adapter
 from megedit.collect import CollectionSettings, collect
 from megedit.generator import PRESETS, GeneratorSettings, WeightGenerator, train_generator
+from megedit.lm.backbone import Backbone
 
 RECIPES: dict[str, tuple[CollectionSettings, GeneratorSettings]] = {
     "paper": (

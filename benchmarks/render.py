@@ -1,7 +1,7 @@
 """Write every measured table and figure of README.md and docs/ from benchmarks/results/*.json.
 
-    python benchmarks/render.py            write them
-    python benchmarks/render.py --check    write nothing; exit 1 and name what is not up to date
+    python -m benchmarks.render            write them
+    python -m benchmarks.render --check    write nothing; exit 1 and name what is not up to date
 
 A table stands in a document between two HTML comments, `results:NAME` and `end`; what is between them is replaced.
 A figure is an SVG in docs/images/ that carries the numbers it shows, so that a check needs no plotting library and
@@ -17,9 +17,9 @@ import re
 import sys
 from pathlib import Path
 
-from figures import FIGURES, draw, drawn
-from sources import MISSING, Result, Results, measured, present
-from tables import TABLES
+from benchmarks.figures import FIGURES, draw, drawn
+from benchmarks.sources import MISSING, Result, Results, measured, present
+from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"<!-- results:(\S+) -->\n(?:(?!<!-- results:).)*?<!-- end -->", re.DOTALL)

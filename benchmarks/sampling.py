@@ -1,6 +1,6 @@
 """What the number of DDIM steps changes: the strict evaluation of one adapter with each number of steps.
 
-    python benchmarks/sampling.py --data DIR --adapter adapters/edit_10000_counterfact --set counterfact --asked 500
+    python -m benchmarks.sampling --data DIR --adapter adapters/edit_10000_counterfact --set counterfact --asked 500
 
 The same questions every time, those of the headline and the rephrases behind a noise sentence, of edits drawn at random
 from the adapter. Writes results/sampling.json.
@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import BASE, write_result
-from edits import load_set, measure, with_more
+from benchmarks.common import BASE, write_result
+from benchmarks.edits import load_set, measure, with_more
 from megedit import MegModel
-from megedit.adapter import load_adapter
-from megedit.base import load_base
+from megedit.adapter.adapter import load_adapter
 from megedit.evaluate import EvaluationSettings, evaluate
+from megedit.lm.loading import load_base
 
 STEPS = (50, 20, 5, 3, 2, 1)
 BATCH, RUNS = 16, 15  # queries sampled at a time, and how often, for the time

@@ -1,6 +1,6 @@
 """What collection and generator cost on models of the shapes of large ones, with random weights.
 
-    python benchmarks/shapes.py --shape phi-2 --device cuda --batch-sizes 256 512 1024 2048 4096
+    python -m benchmarks.shapes --shape phi-2 --device cuda --batch-sizes 256 512 1024 2048 4096
 
 The shapes are those of the paper, with the paper's layer: phi-2 (29 of 32), gpt-j (9 of 28), llama-3-8b (14 of 32); and
 smollm2-135m for comparison. Weights and prompts are random, so nothing is learnt: every edit takes the given number of
@@ -27,13 +27,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from common import write_result
-from megedit.backbone import Backbone
-from megedit.batches import Example
+from benchmarks.common import write_result
 from megedit.collect import CollectionSettings, collect
 from megedit.generator import PRESETS, GeneratorSettings, train_generator
-from megedit.precision import default_dtype
-from megedit.progress import peak_memory
+from megedit.lm.backbone import Backbone
+from megedit.lm.batches import Example
+from megedit.runtime.device import default_dtype
+from megedit.runtime.progress import peak_memory
 
 PROMPT, ANSWER = (16, 32), 4  # tokens of a prompt, from and up to; of an answer with its end
 VECTOR = 384  # numbers of a query's vector

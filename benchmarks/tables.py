@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sources import ANCHORS, CURVE, DEVICES, FAMILIES, HARDER, HEADLINE, PROBES, RAW, SETS, SHAPES, UNSEEN
+from benchmarks.sources import ANCHORS, CURVE, DEVICES, FAMILIES, HARDER, HEADLINE, PROBES, RAW, SETS, SHAPES, UNSEEN
 
 NONE = "-"
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]

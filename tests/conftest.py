@@ -14,21 +14,21 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from megedit.adapter import Adapter, load_adapter
-from megedit.base import load_base
+from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.collect import CollectionSettings
-from megedit.edits import Edit, EditSet
+from megedit.edits.edit_set import Edit, EditSet
 from megedit.encoder import EncoderSettings
-from megedit.familiarity import FamiliaritySettings
-from megedit.fit import FitSettings, fit
+from megedit.fitting import FitSettings, fit
 from megedit.generator import GeneratorSettings
+from megedit.lm.loading import load_base
+from megedit.lm.template import Template
 from megedit.model import MegModel
 from megedit.neuron import NeuronWeights
-from megedit.progress import Stages
-from megedit.pseudo import PseudoFact, PseudoKnowledge
-from megedit.router import Routing
-from megedit.template import Template
-from tiny import CHATML, tiny_encoder, tiny_model, tiny_tokenizer
+from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
+from megedit.router.familiarity import FamiliaritySettings
+from megedit.router.router import Routing
+from megedit.runtime.progress import Stages
+from tests.tiny import CHATML, tiny_encoder, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and for long on a busy machine
 

@@ -1,6 +1,6 @@
 """Fit the shared tiny adapter in a process of its own, to be killed, starved of disk or started several times.
 
-    python run_fit.py BASE ENCODER OUT [LARGEST_FILE]
+    python -m tests.run_fit BASE ENCODER OUT [LARGEST_FILE]
 
 LARGEST_FILE: bytes; what is longer cannot be written, as on a full disk.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 import megedit.encoder
-from conftest import made_up_edits, made_up_pseudo_knowledge, small_settings
 from megedit.errors import MegError
-from megedit.fit import fit
+from megedit.fitting import fit
+from tests.conftest import made_up_edits, made_up_pseudo_knowledge, small_settings
 
 torch.set_num_threads(1)
 megedit.encoder.CHECKPOINT_EVERY = 1

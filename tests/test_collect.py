@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from megedit.backbone import Backbone
-from megedit.batches import IGNORED, Example, Span, batch_units, common_prefix, prepare
 from megedit.collect import (
     Collected,
     CollectionSettings,
@@ -21,8 +19,10 @@ from megedit.collect import (
     loss_gradient,
     shared_start,
 )
+from megedit.lm.backbone import Backbone
+from megedit.lm.batches import IGNORED, Example, Span, batch_units, common_prefix, prepare
 from megedit.neuron import DynamicNeuron, NeuronWeights
-from tiny import FAMILIES, VOCAB_SIZE, tiny_model
+from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
 LAYER, PAD = 1, 2
 TEMPLATE = (0, 17, 23, 41)  # what every prompt begins with

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import render
-from figures import FIGURES
-from tables import TABLES
+from benchmarks import render
+from benchmarks.figures import FIGURES
+from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
@@ -17,7 +17,7 @@ CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
 def test_every_table_and_figure_is_up_to_date() -> None:
-    assert render.outdated() == [], "run: python benchmarks/render.py"
+    assert render.outdated() == [], "run: python -m benchmarks.render"
 
 
 def anchors(document: Path) -> set[str]:

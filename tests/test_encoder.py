@@ -12,8 +12,8 @@ from torch import Tensor
 
 from megedit.encoder import RELATIONS_PER_BATCH, EncoderSettings, TextEncoder, training_triples
 from megedit.errors import MegError
-from megedit.pseudo import PseudoFact, PseudoKnowledge
-from tiny import tiny_encoder
+from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
+from tests.tiny import tiny_encoder
 
 QUERIES = ["The capital of France is", "The mother tongue of Jorge Luis Borges is", "Rome"]
 TINY = EncoderSettings(steps=30, batch_size=8, lr=3e-3)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from conftest import TOWNS, Fitted, force_routing
-from megedit.adapter import load_adapter
+from megedit.adapter.adapter import load_adapter
 from megedit.errors import MegError
 from megedit.model import MegModel, end_tokens
 from megedit.neuron import NeuronWeights
-from tiny import tiny_model
+from tests.conftest import TOWNS, Fitted, force_routing
+from tests.tiny import tiny_model
 
 OTHERS = ["Who wrote Dune?", "What is the employer of Person3, of all people?", "Hello", "Where was Zoe Young born?"]
 

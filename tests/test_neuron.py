@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 from transformers import DynamicCache
 
-from megedit.backbone import Backbone
+from megedit.lm.backbone import Backbone
 from megedit.neuron import Activation, DynamicNeuron, FeedForward, NeuronWeights, neuron_output
-from tiny import FAMILIES, VOCAB_SIZE, tiny_model
+from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
 HIDDEN, LAYER, ROWS, COLUMNS = 32, 2, 4, 9
 LONE = torch.tensor([2])  # the one row that has a neuron, in a batch of ROWS

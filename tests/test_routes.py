@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from megedit.model import MegModel, Route
-from megedit.router import Enrolled, Router
-from megedit.vectors import EditVectors
-from test_model import OTHERS
+from megedit.router.index import EditVectors
+from megedit.router.router import Enrolled, Router
+from tests.test_model import OTHERS
 
 
 def test_a_route_and_routes(model: MegModel) -> None:

@@ -6,9 +6,9 @@ from importlib.resources import files
 
 import pytest
 
-from megedit.edits import EditSet, normalise_query, read_edits
-from megedit.names import SubjectIndex
-from megedit.pseudo import PseudoKnowledge, load_pseudo_knowledge
+from megedit.edits.edit_set import EditSet, normalise_query, read_edits
+from megedit.edits.subjects import SubjectIndex
+from megedit.pseudo.knowledge import PseudoKnowledge, load_pseudo_knowledge
 
 DATA = files("megedit") / "data"
 

@@ -21,11 +21,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from megedit.backbone import Backbone
-from megedit.batches import IGNORED, Example, Prepared, Span, batch_units, prepare
+from megedit.lm.backbone import Backbone
+from megedit.lm.batches import IGNORED, Example, Prepared, Span, batch_units, prepare
 from megedit.neuron import NeuronWeights, neuron_output
-from megedit.processes import ALONE, Processes
-from megedit.progress import Advance
+from megedit.runtime.processes import ALONE, Processes
+from megedit.runtime.progress import Advance
 
 REVIEW = 8  # steps between two looks at the whole vocabulary
 START_SAMPLE = 64  # edits whose mean is the neuron that all start from

@@ -28,12 +28,12 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
-from megedit.checkpoint import NOWHERE, Checkpoint, Run, set_rate
 from megedit.errors import MegError
-from megedit.precision import mixed_precision
-from megedit.processes import ALONE, Processes
-from megedit.pseudo import OtherQuestions, PseudoFact, PseudoKnowledge
-from megedit.tensors import load_tensors, save_tensors
+from megedit.pseudo.knowledge import OtherQuestions, PseudoFact, PseudoKnowledge
+from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, set_rate
+from megedit.runtime.device import mixed_precision
+from megedit.runtime.processes import ALONE, Processes
+from megedit.runtime.tensors import load_tensors, save_tensors
 
 RELATIONS_PER_BATCH = 2
 CHECKPOINT_EVERY = 25  # steps

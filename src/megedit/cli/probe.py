@@ -28,7 +28,7 @@ from megedit.cli.options import (
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind it take seconds to import
-    from megedit.probe import LayerResult
+    from megedit.layers import LayerResult
 
 
 def probe(
@@ -49,17 +49,17 @@ def probe(
     device: DeviceOption = "cpu",
 ) -> None:
     """Find the layer for a model: collect some edits in every layer and try their neurons on other wordings."""
-    from megedit.backbone import find_decoder_layers
-    from megedit.base import fingerprint, load_base
     from megedit.collect import CollectionSettings
-    from megedit.edits import read_edits
-    from megedit.environment import machine, versions
-    from megedit.probe import other_wordings, recommended
-    from megedit.probe import probe as probe_layers
-    from megedit.progress import Stages
-    from megedit.pseudo import load_pseudo_knowledge
-    from megedit.template import Template
-    from megedit.workspace import Workspace
+    from megedit.edits.edit_set import read_edits
+    from megedit.layers import other_wordings, recommended
+    from megedit.layers import probe as probe_layers
+    from megedit.lm.backbone import find_decoder_layers
+    from megedit.lm.loading import fingerprint, load_base
+    from megedit.lm.template import Template
+    from megedit.pseudo.knowledge import load_pseudo_knowledge
+    from megedit.runtime.progress import Stages
+    from megedit.runtime.provenance import machine, versions
+    from megedit.runtime.resume import Workspace
 
     check_places(out_file)
     check_places(figure)

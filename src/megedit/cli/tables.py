@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from megedit.adapter.folder import find_adapter, read_config
+from megedit.adapter.ledger import reading
 from megedit.evaluate import Evaluation, Measured, Verdict
 from megedit.evaluate.metrics import answer_text
 from megedit.evaluate.statistics import Estimate
-from megedit.folder import find_adapter, read_config
-from megedit.ledger import reading
 
 if TYPE_CHECKING:  # lm-evaluation-harness takes seconds to import
-    from megedit.evaluate.general import GeneralResult
+    from megedit.evaluate.lm_eval.general import GeneralResult
 
 ROLES = {"reliability": "the edit", "generality": "a rephrase, never seen", "locality": "a neighbour"}
 

@@ -1,9 +1,9 @@
 """Evaluation: named protocols and strict metrics for any edited model, every question, answer and verdict kept."""
 
 from megedit.evaluate.api import evaluate
-from megedit.evaluate.evaluation import Evaluation, Judged, Measured, Verdict, cases_of
 from megedit.evaluate.protocols import PROTOCOLS, Case, EvaluationSettings, find_protocol
-from megedit.evaluate.subjects import Answer, FunctionSubject, ModelSubject, Subject
+from megedit.evaluate.run import Evaluation, Judged, Measured, Verdict, cases_of
+from megedit.evaluate.systems import Answer, FunctionSubject, ModelSubject, Subject
 
 __all__ = [
     "PROTOCOLS",

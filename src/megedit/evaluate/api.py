@@ -8,16 +8,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megedit.adapter import Adapter
-from megedit.base import cache_folder
-from megedit.edits import Edit, EditSet, normalise_query
+from megedit.adapter.adapter import Adapter
+from megedit.edits.edit_set import Edit, EditSet, normalise_query
 from megedit.errors import MegError
-from megedit.evaluate.evaluation import Evaluation, Progress, run
 from megedit.evaluate.protocols import Case, EvaluationSettings, TemplateKind, find_protocol
-from megedit.evaluate.subjects import FunctionSubject, MegSubject, Subject
+from megedit.evaluate.run import Evaluation, Progress, run
+from megedit.evaluate.systems import FunctionSubject, MegSubject, Subject
+from megedit.lm.loading import cache_folder
+from megedit.lm.template import Template
 from megedit.model import MegModel
-from megedit.pseudo import text_key
-from megedit.template import Template
+from megedit.pseudo.knowledge import text_key
 
 Function = Callable[[list[str]], list[str]]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from megedit.generator.denoiser import build_denoiser
 from megedit.generator.settings import GeneratorSettings
-from megedit.precision import mixed_precision
-from megedit.processes import ALONE, Processes
+from megedit.runtime.device import mixed_precision
+from megedit.runtime.processes import ALONE, Processes
 
 SAMPLED_AT_ONCE = 1024  # queries; bounds the memory of sampling
 

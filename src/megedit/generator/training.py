@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from megedit.checkpoint import NOWHERE, Checkpoint, Run, set_rate
 from megedit.generator.diffusion import WeightGenerator
 from megedit.generator.settings import GeneratorSettings
-from megedit.precision import mixed_precision
-from megedit.processes import ALONE, Processes
-from megedit.tensors import distinct_rows
+from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, set_rate
+from megedit.runtime.device import mixed_precision
+from megedit.runtime.processes import ALONE, Processes
+from megedit.runtime.tensors import distinct_rows
 
 LAST_RATE = 1 / 20  # of the learning rate, to which it falls along a cosine
 CHECKS = 20  # at most, so that checking, which samples every edit, takes no more than a fixed part of the training

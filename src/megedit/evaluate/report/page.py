@@ -14,9 +14,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from megedit.errors import MegError
-from megedit.evaluate.evaluation import FORMAT
 from megedit.evaluate.report import details, overview
-from megedit.files import write_whole
+from megedit.evaluate.run import FORMAT
+from megedit.runtime.files import write_whole
 
 Result = Mapping[str, Any]
 _NO_RULE = {"batch_size"}  # a setting of the machine; says nothing about what a number means

@@ -1,0 +1,1 @@
+"""Measurements of MegEdit: each module is one command, `python -m benchmarks.NAME`, and writes JSON."""

@@ -1,0 +1,309 @@
+"""The commands for the life of an edit: list, log, diff, add, update, remove, undo, rollback, consolidate, explain."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from megedit.cli.options import AdapterName, DeviceOption, Dtype, DtypeOption, MovedBase, err, out, plain, torch_dtype
+from megedit.errors import MegError
+
+if TYPE_CHECKING:  # the libraries behind these take seconds to import
+    from megedit.adapter.ledger import Changed, EditRecord
+    from megedit.explain import Answer
+    from megedit.operations.conflicts import Choice, Conflict, Resolve
+    from megedit.operations.operations import Outcome
+
+SHOWN = 20  # changes that are printed one by one
+AdapterFolder = Annotated[Path, typer.Argument(help="Folder of the adapter", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON, one object a line")]
+
+
+class StatusName(StrEnum):
+    active = "active"
+    removed = "removed"
+    failed = "failed"
+
+
+def list_edits(
+    adapter: AdapterName,
+    status: Annotated[StatusName | None, typer.Option(help="Only edits with this status")] = None,
+    search: Annotated[str | None, typer.Option(help="Only with this text in id, prompt, target or subject")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the edits of an adapter."""
+    from megedit.adapter.folder import find_adapter
+    from megedit.adapter.ledger import reading
+
+    with reading(find_adapter(adapter)) as ledger:
+        records = ledger.records(status=status.value if status else None, search=search, limit=limit)
+        counts = ledger.counts()
+    if as_json:
+        for record in records:
+            typer.echo(json.dumps({**record.edit.to_json(), **_state(record)}, ensure_ascii=False))
+        return
+    table = Table()
+    for column in ("id", "status", "answered by", "prompt", "target"):
+        table.add_column(column, overflow="fold")
+    for record in records:
+        edit = record.edit
+        table.add_row(plain(edit.id), record.status, _neuron(record), plain(edit.prompt), plain(edit.target))
+    out.print(table)
+    listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    err.print(f"{len(records):,} listed; in the adapter: {listed}.", highlight=False)
+
+
+def log(adapter: AdapterName, as_json: JsonOption = False) -> None:
+    """List what was done with an adapter, the last operation first."""
+    from megedit.adapter.folder import find_adapter
+    from megedit.adapter.ledger import reading
+
+    with reading(find_adapter(adapter)) as ledger:
+        operations = ledger.operations()[::-1]
+    if as_json:
+        for operation in operations:
+            typer.echo(json.dumps(asdict(operation), ensure_ascii=False))
+        return
+    table = Table()
+    for column in ("revision", "UTC", "operation", "of", "result"):
+        table.add_column(column, overflow="fold")
+    for operation in operations:
+        result = ", ".join(f"{name} {value:,}" for name, value in operation.result.items())
+        table.add_row(str(operation.revision), operation.time, operation.kind, plain(operation.source), plain(result))
+    out.print(table)
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="DIR1", help="Adapter: folder or hub name", show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="DIR2", help="The adapter to compare", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Say which edits only one of two adapters has in force, and which have another target."""
+    from megedit.adapter.folder import find_adapter
+    from megedit.adapter.ledger import reading
+    from megedit.edits.edit_set import normalise_query
+
+    sides = []
+    for name in (first, second):
+        with reading(find_adapter(name)) as ledger:
+            records = ledger.records(status="active")
+        sides.append({normalise_query(record.edit.prompt): record.edit for record in records})
+    table = Table()
+    for column in ("", "prompt", "target in DIR1", "target in DIR2"):
+        table.add_column(column, overflow="fold")
+    changed = 0
+    for query in sides[0] | sides[1]:
+        edits = [side.get(query) for side in sides]
+        targets = [edit.target if edit else None for edit in edits]
+        if targets[0] == targets[1]:
+            continue
+        changed += 1
+        prompt = next(edit.prompt for edit in edits if edit)
+        if as_json:
+            typer.echo(json.dumps({"prompt": prompt, "first": targets[0], "second": targets[1]}, ensure_ascii=False))
+        else:
+            sign = "[green]+[/]" if targets[0] is None else "[red]-[/]" if targets[1] is None else "[yellow]~[/]"
+            table.add_row(sign, plain(prompt), *(plain(target or "") for target in targets))
+    if changed and not as_json:
+        out.print(table)
+    err.print(f"{changed:,} differences in {len(sides[0] | sides[1]):,} edits.", highlight=False)
+
+
+def add(
+    adapter: AdapterFolder,
+    facts: Annotated[Path, typer.Argument(help="Facts: any file that `meg fit` reads", show_default=False)],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many edits")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="New edits replace those they contradict")] = False,
+    skip: Annotated[bool, typer.Option("--skip", help="New edits that contradict others are left out")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Both stay where only wordings are alike")] = False,
+    base: MovedBase = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Add facts to an adapter; they answer at once."""
+    from megedit.edits.edit_set import read_edits
+    from megedit.operations.operations import add as add_edits
+    from megedit.runtime.progress import Stages
+
+    if replace + skip + keep > 1:
+        raise MegError("Give one of --replace, --skip and --keep.")
+    edits = read_edits(facts, limit=limit)
+    for line in edits.dropped_summary():
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
+    outcome = add_edits(
+        adapter, edits, resolve=_resolver(replace, skip, keep),
+        base=base, dtype=torch_dtype(dtype), device=device, stages=Stages(err),
+    )  # fmt: skip
+    _tell(outcome)
+
+
+def update(
+    adapter: AdapterFolder,
+    name: Annotated[str, typer.Argument(metavar="ID", help="Id of the edit", show_default=False)],
+    target: Annotated[str, typer.Option(help="The new answer", show_default=False)],
+    base: MovedBase = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Give an edit another target."""
+    from megedit.operations.operations import update as update_edit
+    from megedit.runtime.progress import Stages
+
+    options: dict[str, Any] = {"base": base, "dtype": torch_dtype(dtype), "device": device, "stages": Stages(err)}
+    _tell(update_edit(adapter, name, target, **options))
+
+
+def remove(
+    adapter: AdapterFolder,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits", show_default=False)],
+) -> None:
+    """Take edits back: their questions get the base model's answers again."""
+    from megedit.operations.operations import remove as remove_edits
+
+    _tell(remove_edits(adapter, ids))
+
+
+def undo(adapter: AdapterFolder) -> None:
+    """Take the last operation back; twice, and it is done again."""
+    from megedit.operations.operations import undo as undo_last
+
+    _tell(undo_last(adapter))
+
+
+def rollback(
+    adapter: AdapterFolder,
+    revision: Annotated[int, typer.Argument(help="A revision that `meg log` lists", show_default=False)],
+) -> None:
+    """Bring back the edits that were in force at an earlier revision."""
+    from megedit.operations.operations import rollback as roll_back
+
+    _tell(roll_back(adapter, revision))
+
+
+def consolidate(
+    adapter: AdapterFolder,
+    base: MovedBase = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Teach added edits to router and generator, and drop the weights of removed ones for good."""
+    from megedit.operations.consolidate import consolidate as absorb
+    from megedit.runtime.progress import Stages
+
+    outcome = absorb(adapter, base=base, dtype=torch_dtype(dtype), device=device, stages=Stages(err))
+    result = ", ".join(f"{name} {value:,}" for name, value in outcome.result.items())
+    out.print(f"Revision {outcome.revision}: {result}.", highlight=False)
+
+
+def explain(
+    adapter: AdapterName,
+    question: Annotated[str, typer.Argument(help="The question, without any template", show_default=False)],
+    base: MovedBase = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers")] = 50,
+    as_json: JsonOption = False,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Explain an answer: router, nearest edits, neuron, and both answers with the probability of every token."""
+    from megedit.explain import explain as explain_answer
+    from megedit.model import MegModel
+
+    model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
+    found = explain_answer(model, question, max_new_tokens)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), ensure_ascii=False))
+        return
+    route = found.route
+    if route.status == "removed":
+        verdict = "no edit: the nearest one was removed"
+    elif route.familiar:
+        verdict = "an edit is used"
+    else:
+        verdict = "no edit: the base model answers"
+    sign = ">=" if route.score >= route.threshold else "<"
+    rows = {
+        "edited answer": _probable(found.edited),
+        "base answer": _probable(found.base),
+        "router": f"{verdict} (rule {route.rule}: {route.score:.2f} {sign} {route.threshold:.2f})",
+        "entropy": f"{route.entropy:.4f} nats",
+        "names the subject": f"{route.named:.2f}",
+        "neuron": route.neuron or "none",
+        "generated against collected": "-" if found.distance is None else f"{found.distance:.4f}",
+    }
+    for name, value in rows.items():
+        out.print(f"[bold]{name:<28}[/]{value}", highlight=False, soft_wrap=True)
+    table = Table(title="Nearest edits", title_justify="left")
+    for column in ("similarity", "id", "status", "prompt", "target"):
+        table.add_column(column, overflow="fold")
+    for near in found.nearest:
+        edit = near.edit
+        table.add_row(f"{near.similarity:.3f}", plain(edit.id), near.status, plain(edit.prompt), plain(edit.target))
+    out.print(table)
+
+
+def _probable(answer: Answer) -> str:
+    tokens = " ".join(f"{token.strip()} {p:.2f}" for token, p in zip(answer.tokens, answer.probabilities, strict=True))
+    return f"{plain(answer.text)}  [dim]({plain(tokens)})[/]"
+
+
+def _resolver(replace: bool, skip: bool, keep: bool) -> Resolve | None:
+    """What decides about conflicts: an option, the user, or nobody."""
+    if replace:
+        return lambda conflict: "keep" if conflict.kind == "duplicate" else "replace"
+    if skip:
+        return lambda conflict: "skip"
+    if keep:
+        return lambda conflict: "keep"
+    return _ask if sys.stdin.isatty() and err.is_terminal else None
+
+
+def _ask(conflict: Conflict) -> Choice:
+    if conflict.kind == "duplicate":
+        return "keep"
+    names: dict[str, Choice] = {"r": "replace", "s": "skip", "k": "keep"}
+    if conflict.kind == "query":
+        del names["k"]
+    err.print(f"Conflict: {plain(str(conflict))}", highlight=False, soft_wrap=True)
+    asked = ", ".join(f"[{key}]{name[1:]}" for key, name in names.items())
+    while (answer := typer.prompt(asked, err=True).strip().lower()[:1]) not in names:
+        pass
+    return names[answer]
+
+
+def _tell(outcome: Outcome) -> None:
+    for edit in outcome.skipped:
+        err.print(f"Left out: {plain(edit.id)}: {plain(edit.prompt)}", highlight=False, soft_wrap=True)
+    for edit in outcome.failed:
+        err.print(f"No neuron was found for {plain(edit.id)}: {plain(edit.prompt)}", highlight=False, soft_wrap=True)
+    if not outcome.changes:
+        out.print(f"Nothing was changed; the adapter is at revision {outcome.revision}.", highlight=False)
+        return
+    for changed in outcome.changes[:SHOWN]:
+        out.print(_line(changed), highlight=False, soft_wrap=True)
+    if len(outcome.changes) > SHOWN:
+        out.print(f"... and {len(outcome.changes) - SHOWN:,} more", highlight=False)
+    out.print(f"Revision {outcome.revision}; [bold]meg undo[/] takes it back.", highlight=False)
+
+
+def _line(changed: Changed) -> str:
+    edit = changed.record.edit
+    sign = "[green]+[/]" if changed.after == "active" else "[red]-[/]" if changed.before == "active" else " "
+    return f"{sign} {plain(edit.id)}: {plain(edit.prompt)} -> {plain(edit.target)} ({changed.after or 'gone'})"
+
+
+def _neuron(record: EditRecord) -> str:
+    if record.status != "active":
+        return "base model"
+    return "generated" if record.generated else "collected"
+
+
+def _state(record: EditRecord) -> dict[str, Any]:
+    return {"status": record.status, "lead": record.lead, "generated": record.generated}

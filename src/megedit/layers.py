@@ -1,0 +1,180 @@
+"""Which layer the neuron goes in: some edits are collected in each, and their neurons tried on other wordings.
+
+Source: MeG (arXiv 2512.14395), figures 5 to 7, where the best layer differs from model to model. Nothing is trained
+but neurons, so a probe takes seconds a layer. A neuron that answers an edit's other wordings is what router and
+generator can hand over at best.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
+from megedit.edits.edit_set import Edit, EditSet
+from megedit.lm.backbone import Backbone, find_decoder_layers
+from megedit.lm.batches import tokenize
+from megedit.lm.template import Template
+from megedit.runtime.progress import Stages
+
+PAPER = "the paper's layer for this model (arXiv 2512.14395)"
+# by model_type, hidden size, layers and size of the vocabulary
+KNOWN_LAYERS = {
+    ("phi", 2560, 32, 51200): (29, PAPER),
+    ("gptj", 4096, 28, 50400): (9, PAPER),
+    ("llama", 4096, 32, 128256): (14, PAPER),
+    ("llama", 576, 30, 49152): (20, "measured for SmolLM2-135M (docs/benchmarks.md)"),
+    ("gemma3_text", 640, 18, 262144): (9, "measured for Gemma-3-270M (docs/benchmarks.md)"),
+}
+USUAL = 2 / 3  # of the depth; which of several equally good layers is taken
+SHORT = (1 / 3, 1 / 2, 2 / 3, 5 / 6)  # of the depth: the layers of a short probe
+SHORT_EDITS = 32
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Another wording of the edit with this index."""
+
+    edit: int
+    text: str
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What collection does in one layer.
+
+    reliability, generality: percent of the edits, and of the other wordings, to which the collected neuron gives the
+    whole answer, its end included. norm: mean Euclidean norm of the neurons' values. seconds: of collection, an edit.
+    """
+
+    layer: int
+    reliability: float
+    generality: float
+    norm: float
+    seconds: float
+
+    @property
+    def score(self) -> float:
+        """Harmonic mean of reliability and generality."""
+        total = self.reliability + self.generality
+        return 2 * self.reliability * self.generality / total if total else 0.0
+
+
+def known_layer(model: PreTrainedModel) -> tuple[int, str] | None:
+    """The layer for a well-known model, and where that is from."""
+    config = model.config.get_text_config()
+    return KNOWN_LAYERS.get((config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size))
+
+
+def other_wordings(edits: Sequence[Edit], noise: Sequence[str], seed: int, given: bool) -> list[Wording]:
+    """Two other wordings of each edit: the rephrases that it brings, if `given`; else its query behind two of the noise
+    sentences, or alone where there are none."""
+    chance = random.Random(seed)
+    found = []
+    for i, edit in enumerate(edits):
+        texts = edit.rephrases[:2] if given else ()
+        sentences = chance.sample(noise, min(2, len(noise)))
+        texts = texts or tuple(f"{sentence} {edit.prompt}" for sentence in sentences) or (edit.prompt,)
+        found += [Wording(i, text) for text in texts]
+    return found
+
+
+def probe(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    edits: Sequence[Edit],
+    wordings: Sequence[Wording],
+    layers: Sequence[int],
+    settings: CollectionSettings,
+    advance: Callable[[int], None] = lambda done: None,
+    keep: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda name, compute: compute(),
+) -> list[LayerResult]:
+    """Collect the edits in each of these layers, and try their neurons on the other wordings.
+
+    An edit that fails is not tried again: a layer in which that happens is no good one. advance: called after each
+    layer. keep: given the name of a layer's result and what computes it, returns it; it may have it from before.
+    Raises MegError for a layer out of range, or a target that cannot be encoded.
+    """
+    examples = [tokenize(tokenizer, template, edit) for edit in edits]
+    others = [tokenize(tokenizer, template, replace(edits[w.edit], prompt=w.text)) for w in wordings]
+    pad_id, settings = tokenizer.pad_token_id, replace(settings, retries=0)
+    results = []
+    for layer in layers:
+        backbone = Backbone(model, layer)
+
+        def measure(backbone: Backbone = backbone) -> dict[str, Any]:
+            started = time.perf_counter()
+            found = collect(backbone, examples, settings, pad_id)
+            seconds = time.perf_counter() - started
+            weights = found.weights[[w.edit for w in wordings]].to(backbone.device)
+            leads = answer_leads_of(backbone, prepare_all(backbone, others, settings, pad_id), weights)
+            result = LayerResult(
+                layer=backbone.layer,
+                reliability=round(100 * float(found.succeeded.float().mean()), 2),
+                generality=round(100 * float((leads > 0).float().mean()), 2),
+                norm=round(float(found.weights[:, -backbone.hidden_size :].norm(dim=1).mean()), 3),
+                seconds=round(seconds / len(edits), 4),
+            )
+            return asdict(result)
+
+        results.append(LayerResult(**keep(f"layer-{layer:03}", measure)))
+        advance(1)
+    return results
+
+
+def recommended(results: Sequence[LayerResult], wordings: int, depth: int) -> tuple[int, str]:
+    """The layer to use, and why: of the best layer and those within its standard error, the one nearest to two thirds
+    of the depth.
+
+    A layer is judged by the mean score of itself and the layers right beside it, as far as they were probed: good
+    layers lie side by side, and one that stands out among its neighbours does so by chance.
+    """
+    found = {result.layer: result for result in results}
+    beside = {i: [found[near].score for near in (i - 1, i, i + 1) if near in found] for i in found}
+    means = {layer: fmean(scores) for layer, scores in beside.items()}
+    best = max(means, key=means.__getitem__)
+    share, tried = means[best] / 100, wordings * len(beside[best])
+    error = 100 * max(math.sqrt(share * (1 - share) / tried), 1 / tried)
+    good = [layer for layer in means if means[best] - means[layer] <= error]
+    chosen = min(good, key=lambda layer: (abs(layer - USUAL * depth), -layer))
+    result = found[chosen]
+    why = f"reliability {result.reliability:.1f}, generality {result.generality:.1f} on {wordings} other wordings"
+    if len(good) > 1:
+        others = ", ".join(str(layer) for layer in good if layer != chosen)
+        why += f"; as good, but further from two thirds of the depth: {others}"
+    return chosen, why
+
+
+def choose_layer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    edits: EditSet,
+    noise: Sequence[str],
+    settings: CollectionSettings,
+    seed: int,
+    stages: Stages,
+) -> tuple[int, str]:
+    """The layer for a model, and why: the known one, or what a short probe of some edits recommends.
+
+    The probe never looks at rephrases that the edits bring, so that they can be evaluated with.
+    """
+    if known := known_layer(model):
+        return known
+    depth = len(find_decoder_layers(model))
+    layers = sorted({min(round(depth * part), depth - 1) for part in SHORT})
+    rows = torch.linspace(0, len(edits) - 1, min(len(edits), SHORT_EDITS)).long().tolist()
+    some = [edits[row] for row in rows]
+    wordings = other_wordings(some, noise, seed, given=False)
+    with stages.stage("Probing layers", len(layers)) as advance:
+        results = probe(model, tokenizer, template, some, wordings, layers, settings, advance)
+    return recommended(results, len(wordings), depth)

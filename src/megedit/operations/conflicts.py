@@ -1,0 +1,110 @@
+"""New edits against those an adapter holds, and against each other: what asks the same, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from megedit.adapter.adapter import Adapter
+from megedit.edits.edit_set import Edit, fold, normalise_query
+from megedit.errors import MegError
+from megedit.router.index import EditVectors
+from megedit.router.router import Enrolled, Router
+
+Choice = Literal["replace", "skip", "keep"]
+SHOWN = 10  # conflicts named in an error
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two edits that the model cannot, or should not, hold both.
+
+    kind: `query`, the same query with another target; `rephrase`, what the router takes for the same query, with
+    another target; `duplicate`, the same with the same target. old: an edit of the adapter or, where `same_file`, an
+    earlier one of the new edits. similarity: the cosine of the two queries.
+    """
+
+    kind: Literal["query", "rephrase", "duplicate"]
+    new: Edit
+    old: Edit
+    similarity: float
+    same_file: bool = False
+
+    def __str__(self) -> str:
+        where = "in the same file" if self.same_file else "in the adapter"
+        return (
+            f"{self.new.id}: {self.new.prompt!r} -> {self.new.target!r}, but {where} "
+            f"{self.old.id}: {self.old.prompt!r} -> {self.old.target!r} (similarity {self.similarity:.2f})"
+        )
+
+
+Resolve = Callable[[Conflict], Choice]
+
+
+def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors) -> list[Conflict]:
+    """The conflicts of new edits, at most two for each: with the adapter, and with an earlier one of the new edits.
+
+    vectors: of the prompts of the new edits. Where both sides name a subject, or both a relation, and it is not the
+    same, they ask for different things, however similar they sound.
+    """
+    prompts = [edit.prompt for edit in edits]
+    known = {normalise_query(edit.prompt): edit for edit in adapter.active_edits}
+    found: list[Conflict] = []
+    routing = adapter.router.route(vectors.unpack(), prompts)
+    for i, edit in enumerate(edits):
+        near, similarity = adapter.routed[int(routing.nearest[i])], float(routing.similarity[i])
+        if same := known.get(normalise_query(edit.prompt)):
+            if same.target != edit.target:
+                found.append(Conflict("query", edit, same, 1.0))
+        elif routing.familiar[i] and near.status == "active" and _alike(edit, near.edit):
+            same_target = fold(edit.target) == fold(near.edit.target)
+            found.append(Conflict("duplicate" if same_target else "rephrase", edit, near.edit, similarity))
+    return found + _among(adapter.router, edits, vectors)
+
+
+def _among(router: Router, edits: Sequence[Edit], vectors: EditVectors) -> list[Conflict]:
+    """Conflicts of new edits with earlier ones, those of one query apart: these are refused when a file is read."""
+    if len(edits) < 2:
+        return []
+    queries = vectors.unpack()
+    similarity, nearest = vectors.nearest(queries, 2)
+    found = []
+    for i, edit in enumerate(edits):
+        at = 0 if int(nearest[i, 0]) != i else 1  # the other one is the edit itself
+        j = int(nearest[i, at])
+        if j > i or not _alike(edit, edits[j]) or fold(edit.target) == fold(edits[j].target):
+            continue
+        one = EditVectors(vectors.codes[j : j + 1], vectors.scales[j : j + 1])
+        alone = Router(router.network, one, [Enrolled(edits[j].subject or None, learned=False)], router.calibration)
+        if alone.route(queries[i : i + 1], [edit.prompt]).familiar[0]:
+            found.append(Conflict("rephrase", edit, edits[j], float(similarity[i, at]), same_file=True))
+    return found
+
+
+def _alike(first: Edit, second: Edit) -> bool:
+    """Whether two edits may ask for the same: no subject or relation that both name tells them apart."""
+    pairs = ((first.subject, second.subject), (first.relation, second.relation))
+    return all(not (one and other) or one.casefold() == other.casefold() for one, other in pairs)
+
+
+def resolved(conflicts: Sequence[Conflict], resolve: Resolve | None) -> dict[int, Choice]:
+    """What to do about each conflict, by its place; duplicates are kept unless told otherwise.
+
+    Raises MegError when a conflict needs a choice and there is none, or two targets of one query are to be kept.
+    """
+    if resolve is None:
+        undecided = [conflict for conflict in conflicts if conflict.kind != "duplicate"]
+        if undecided:
+            listed = "".join(f"\n  {conflict}" for conflict in undecided[:SHOWN])
+            more = f"\n  and {len(undecided) - SHOWN} more" if len(undecided) > SHOWN else ""
+            raise MegError(
+                f"{len(undecided)} of the new edits contradict others; nothing was changed. Replace the others "
+                f"(--replace), leave the new ones out (--skip), or keep both where that can be (--keep):{listed}{more}"
+            )
+        return dict.fromkeys(range(len(conflicts)), "keep")
+    choices = {place: resolve(conflict) for place, conflict in enumerate(conflicts)}
+    for place, choice in choices.items():
+        if choice == "keep" and conflicts[place].kind == "query":
+            raise MegError(f"One query cannot have two targets; replace or skip. {conflicts[place]}")
+    return choices

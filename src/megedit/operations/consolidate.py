@@ -1,0 +1,156 @@
+"""Consolidation: teaching the edits that were added since the fit to familiarity network and generator.
+
+Both go on from where they are, on the new edits and on replayed old ones; what it costs goes by the number of new ones.
+An edit whose answer the generator does not give afterwards, new or old, is answered with its collected neuron. The
+weights of edits that are no longer in force are dropped for good, and the generator learns a silent neuron in their
+place.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from megedit.adapter.adapter import Adapter, load_adapter, write_card
+from megedit.adapter.folder import load_model, save_model
+from megedit.adapter.ledger import EditRecord, changing
+from megedit.collect import answer_leads_of, prepare_all
+from megedit.errors import MegError
+from megedit.fitting import ANSWERED_LEAD, answer_check
+from megedit.generator import WeightGenerator, far_off, train_generator
+from megedit.lm.backbone import Backbone
+from megedit.lm.batches import Prepared, tokenize
+from megedit.operations.operations import Outcome
+from megedit.router.familiarity import FamiliarityNetwork, train_familiarity, training_steps
+from megedit.runtime.progress import Stages
+
+STEPS, PASSES = 400, 400  # of the generator: at least; over the new edits, where these are more
+CHECK_EVERY = 50  # steps
+SLOWER = 4  # times smaller than in the fit is the learning rate
+CHECKED = 256  # old edits, and new ones, on which the generator is checked while it is trained
+
+
+def consolidate(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    stages: Stages | None = None,
+) -> Outcome:
+    """Absorb the edits that are served from collected neurons, and drop the weights of edits that are gone.
+
+    base: where the base model is now, if it was moved. Raises MegError when there is nothing to do, or the adapter
+    cannot be changed.
+    """
+    folder, stages = Path(folder), stages or Stages()
+    with changing(folder, "consolidate") as change:
+        former = change.model[0]
+        for path in folder.glob("model-*"):  # what a consolidation that was killed has left
+            if path.name != former:
+                path.unlink()
+        with stages.stage("Loading the adapter"):
+            adapter = load_adapter(folder, device)
+        new = [record for record in adapter.active if not record.generated]
+        gone = [record for record in adapter.records if record.status == "removed" and record.generated]
+        if not new and not change.droppable():
+            raise MegError("There is nothing to consolidate: every edit is absorbed, and no weights are left over.")
+        absorbed = lost = list[EditRecord]()
+        if new or gone:
+            with stages.stage("Loading the base model"):
+                model, tokenizer = adapter.load_base(base, dtype, device)
+            course = _Course(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages)
+            known = load_model(folder, change, adapter.config, device)  # uncast, to be trained on
+            learned = course.learn(*known)
+            change.set_model(*save_model(folder, change.next, *learned))
+            absorbed, lost = course.check(load_model(folder, change, adapter.config, device)[1])
+            change.set_generated([record.number for record in absorbed], True)
+            change.set_generated([record.number for record in (*lost, *gone)], False)
+        change.drop_weights()
+        result = {
+            "absorbed": len(absorbed),
+            "not absorbed": len(new) - len(absorbed),
+            "lost": len(lost),
+            "forgotten": len(gone),
+        }
+        change.note(**result)
+        current, outcome = change.model[0], Outcome(change.next, (), result=result)
+    if current != former:
+        (folder / former).unlink(missing_ok=True)
+    write_card(folder)
+    return outcome
+
+
+class _Course:
+    """What is to be learned: the edits that the generator knows, new ones, and removed ones that it is to forget."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        new: list[EditRecord],
+        gone: list[EditRecord],
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+        stages: Stages,
+    ) -> None:
+        self.adapter, self.backbone, self.stages = adapter, backbone, stages
+        self.old, self.new, self.gone = [record for record in adapter.active if record.generated], new, gone
+        self._tokenizer, self._seed = tokenizer, adapter.config.settings["seed"]
+        places = {record.number: place for place, record in enumerate(adapter.routed)}
+        rows = [places[record.number] for record in (*self.old, *new, *gone)]
+        self.vectors = adapter.router.vectors[torch.tensor(rows)]
+
+    def learn(
+        self, network: FamiliarityNetwork, generator: WeightGenerator
+    ) -> tuple[FamiliarityNetwork, WeightGenerator]:
+        """Familiarity network and generator, each gone on from where it was."""
+        config, known = self.adapter.config, len(self.old) + len(self.new)
+        steps = training_steps(2 * len(self.new), config.familiarity) if self.new else 0
+        if self.new:
+            with self.stages.stage("Training the router", steps) as advance:
+                network = train_familiarity(
+                    self.vectors[:known], config.familiarity, self._seed, advance, network, len(self.new)
+                )
+        settings = replace(
+            config.generator,
+            steps=max(STEPS, PASSES * (len(self.new) + len(self.gone)) * 2 // config.generator.batch_size),
+            passes=0,
+            settle=1.0,
+            focus=max(config.generator.focus, len(self.old) / max(len(self.new) + len(self.gone), 1)),
+            check_every=CHECK_EVERY,
+            lr=config.generator.lr / SLOWER,
+        )
+        silent = generator.mean.clone()
+        silent[-config.hidden_size :] = 0
+        weights = self.adapter.neurons([*self.old, *self.new]).to(silent.device)
+        weights = torch.cat([weights, silent.expand(len(self.gone), -1)])
+        chance, spans = random.Random(self._seed), (range(len(self.old)), range(len(self.old), known))
+        rows = [row for span in spans for row in chance.sample(span, min(len(span), CHECKED))]
+        answered = answer_check(self.backbone, self._batches(rows), self.vectors[rows])
+        with self.stages.stage("Training the generator", settings.steps) as advance:
+            generator, _ = train_generator(
+                weights, self.vectors, config.hidden_size, settings, self._seed, answered, advance, generator
+            )
+        return network, generator
+
+    def check(self, generator: WeightGenerator) -> tuple[list[EditRecord], list[EditRecord]]:
+        """New edits that the generator gives, and old ones that it gives no longer."""
+        first, last = len(self.old), len(self.old) + len(self.new)
+        with self.stages.stage("Checking generated neurons", len(self.new)) as advance:
+            rows = range(first, last)
+            batches = self._batches(rows)
+            leads = answer_leads_of(self.backbone, batches, generator.sample(self.vectors[first:last]), advance)
+            absorbed = [record for record, lead in zip(self.new, leads, strict=True) if lead >= ANSWERED_LEAD]
+            weights = self.adapter.neurons(self.old).to(self.vectors.device)
+            lost = far_off(generator, weights, self.vectors[:first]).nonzero()[:, 0].tolist() if first else []
+        return absorbed, [self.old[i] for i in lost]
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[Prepared]:
+        records = [*self.old, *self.new]
+        examples = [tokenize(self._tokenizer, self.adapter.config.template, records[row].edit) for row in rows]
+        return prepare_all(self.backbone, examples, self.adapter.config.collection, self._tokenizer.pad_token_id)

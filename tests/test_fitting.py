@@ -1,0 +1,364 @@
+"""Fitting: stages that are kept and go on, edits that fail, input that cannot be used, disks that are full."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import megedit.adapter.folder
+import megedit.runtime.resume
+from megedit.adapter.adapter import Adapter, load_adapter
+from megedit.adapter.ledger import reading
+from megedit.collect import Collected
+from megedit.edits.edit_set import Edit, EditSet
+from megedit.errors import MegError
+from megedit.fitting import FitSettings
+from megedit.lm.batches import encode_answer, tokenize
+from megedit.lm.template import Template
+from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge, calibration_texts
+from tests.conftest import Fitted
+from tests.tiny import LLAMA_2, tiny_tokenizer
+
+fitting = importlib.import_module("megedit.fitting")  # the package has a function of that name
+
+
+class Killed(Exception):
+    """Stands for a process that was killed."""
+
+
+def kill(*args: Any, **kwargs: Any) -> Any:
+    raise Killed
+
+
+def assert_same_tensors(first: Path, second: Path) -> None:
+    """Both adapter folders hold the same tensors, bit for bit, and the same edits."""
+    for name in ("model-0001.safetensors", "encoder/weights.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    with reading(first) as one, reading(second) as other:
+        assert one.records() == other.records() and one.vectors() == other.vectors()
+        numbers = [record.number for record in one.records()]
+        assert torch.equal(one.neurons(numbers), other.neurons(numbers))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Going on
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "train_generator"])
+def test_an_interrupted_fit_goes_on(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stage: str
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr(fitting, stage, kill)
+        with pytest.raises(Killed):
+            fitted.fit(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    with monkeypatch.context() as resumed:
+        resumed.setattr(fitting.TextEncoder, "tune", kill)
+        resumed.setattr(fitting, "collect", kill)
+        with caplog.at_level(logging.INFO, "megedit"):
+            fitted.fit(tmp_path / "adapter")
+    assert "Continuing the interrupted run" in caplog.text
+    assert_same_tensors(tmp_path / "adapter", fitted.adapter)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_every_other_input_starts_anew(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "adapter"
+    with monkeypatch.context() as killed:
+        killed.setattr(fitting, "calibrate", kill)
+        with pytest.raises(Killed):
+            fitted.fit(out)
+
+    class Tuned(Exception):
+        """The encoder is tuned, so the fit began at its first stage."""
+
+    def tune(*args: Any) -> None:
+        raise Tuned
+
+    monkeypatch.setattr(fitting.TextEncoder, "tune", tune)
+    first = replace(fitted.edits[0], target="Sp")
+    others: list[dict[str, Any]] = [
+        {"settings": replace(fitted.settings, seed=1)},
+        {"settings": replace(fitted.settings, layer=2)},
+        {"edits": EditSet.from_edits([first, *fitted.edits.edits[1:]])},
+        {"pseudo": replace(fitted.pseudo, facts=fitted.pseudo.facts[:-1])},
+        {"dtype": torch.bfloat16},
+    ]
+    for other in others:
+        with pytest.raises(Tuned):
+            fitted.fit(out, **other)
+
+
+def test_stage_costs_are_recorded(fitted: Fitted) -> None:
+    stages = load_adapter(fitted.adapter).config.record["stages"]
+    assert list(stages) == [
+        "Loading the base model",
+        "Probing layers",
+        "Tuning the text encoder",
+        "Collecting neurons",
+        "Encoding the edits",
+        "Calibrating the router",
+        "Training the router",
+        "Training the generator",
+        "Checking generated neurons",
+    ]
+    assert all(cost["seconds"] >= 0 and cost["peak_memory_mb"] > 0 for cost in stages.values())
+
+
+def test_the_log_of_the_run(fitted: Fitted) -> None:
+    lines = (fitted.adapter / "fit.log").read_text("utf-8").splitlines()
+    assert "Fit of edits (8 edits) to" in lines[0] and "sample_steps" in lines[0]
+    assert any("INFO Training the generator: begun" in line for line in lines)
+    assert sum("peak memory" in line for line in lines) == 8
+
+
+# ---------------------------------------------------------------------------------------------------
+# Edits that fail
+
+
+def failing(*failed: int) -> Callable[..., Collected]:
+    collect = fitting.collect
+
+    def fails(*args: Any, **options: Any) -> Collected:
+        collected: Collected = collect(*args, **options)
+        collected.leads[list(failed)] = -1.0
+        return collected
+
+    return fails
+
+
+def quick(fitted: Fitted) -> FitSettings:
+    """Settings for a generator that is hardly trained."""
+    return replace(fitted.settings, generator=replace(fitted.settings.generator, steps=2, passes=1))
+
+
+def test_a_failed_edit(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fitting, "collect", failing(2, 5))
+    adapter = fitted.fit(tmp_path / "adapter", settings=quick(fitted))
+    assert "Edit edit-2 failed" in caplog.text and "Edit edit-5 failed" in caplog.text
+    assert [record.edit.id for record in adapter.records if record.status == "failed"] == ["edit-2", "edit-5"]
+    assert not any(record.generated for record in adapter.records if record.status == "failed")
+    assert [edit.id for edit in adapter.active_edits] == [f"edit-{i}" for i in (0, 1, 3, 4, 6, 7)]
+    assert "failed: edit-2, edit-5" in (tmp_path / "adapter" / "README.md").read_text()
+    # the router's vectors are those of the active edits, in their order
+    expected = adapter.encoder.encode([edit.prompt for edit in adapter.active_edits])
+    torch.testing.assert_close(adapter.router.vectors.unpack(), expected, atol=5e-3, rtol=0)  # kept in 8 bits
+    loaded = load_adapter(tmp_path / "adapter")
+    assert loaded.active_edits == adapter.active_edits and len(loaded.records) == len(fitted.edits)
+
+
+def test_all_edits_failed(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "collect", failing(*range(8)))
+    with pytest.raises(MegError, match="None of the edits could be made"):
+        fitted.fit(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_an_uncertain_neuron_is_told(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    leads_of = fitting.answer_leads_of
+
+    def first_is_low(*args: Any) -> torch.Tensor:
+        leads: torch.Tensor = leads_of(*args)
+        leads[0] = 0.5
+        return leads
+
+    monkeypatch.setattr(fitting, "answer_leads_of", first_is_low)
+    adapter = fitted.fit(tmp_path / "adapter", settings=quick(fitted))
+    assert "Edit edit-0: the generated neuron does not give 'Par' with certainty" in caplog.text
+    assert (adapter.records[0].status, adapter.records[0].generated) == ("active", False)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Where the adapter goes
+
+
+def test_a_folder_of_something_else(fitted: Fitted, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("do not lose me")
+    for overwrite in (False, True):
+        with pytest.raises(MegError, match="is not an adapter; choose another folder"):
+            fitted.fit(tmp_path, overwrite=overwrite)
+        with pytest.raises(MegError, match="is not an adapter; choose another folder"):
+            fitted.fit(tmp_path / "thesis.tex", overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_adapter_is_replaced_only_when_asked(fitted: Fitted, adapter_folder: Path) -> None:
+    with pytest.raises(MegError, match="already holds an adapter"):
+        fitted.fit(adapter_folder)
+    fewer = EditSet.from_edits(fitted.edits.edits[:7])
+    fitted.fit(adapter_folder, fewer, overwrite=True, settings=quick(fitted))
+    assert load_adapter(adapter_folder).active_edits == fewer.edits
+    assert [path.name for path in adapter_folder.parent.iterdir()] == ["adapter"]
+
+
+def test_an_empty_folder_is_used(fitted: Fitted, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    fitted.fit(tmp_path / "adapter")
+    assert_same_tensors(tmp_path / "adapter", fitted.adapter)
+
+
+def full_disk(*args: Any, **kwargs: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_in_a_stage(fitted: Fitted, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(megedit.runtime.resume, "save_tensors", full_disk)
+        with pytest.raises(MegError, match=r"No space left.*run the same command again"):
+            fitted.fit(adapter_folder, overwrite=True, settings=quick(fitted))
+    assert_same_tensors(adapter_folder, fitted.adapter)
+    assert {path.name for path in adapter_folder.parent.iterdir()} == {"adapter", ".adapter.fit"}
+    fitted.fit(adapter_folder, overwrite=True, settings=quick(fitted))
+    assert [path.name for path in adapter_folder.parent.iterdir()] == ["adapter"]
+
+
+def test_a_full_disk_at_the_end(fitted: Fitted, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+
+    def fails_in_the_adapter(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if path.name.startswith("seen"):
+            calls.append(path)
+            full_disk()
+        save_file(tensors, path)
+
+    monkeypatch.setattr(megedit.adapter.folder, "save_file", fails_in_the_adapter)
+    with pytest.raises(MegError, match=r"could not be written .*No space left.*untouched"):
+        fitted.fit(adapter_folder, overwrite=True, settings=quick(fitted))
+    assert len(calls) == 1
+    assert_same_tensors(adapter_folder, fitted.adapter)
+    assert {path.name for path in adapter_folder.parent.iterdir()} == {"adapter", ".adapter.fit"}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Input that cannot be used
+
+
+@pytest.mark.parametrize("layer", [-1, 4])
+def test_a_layer_out_of_range(fitted: Fitted, tmp_path: Path, layer: int) -> None:
+    with pytest.raises(MegError, match=f"Layer {layer} is out of range.* 0 to 3"):
+        fitted.fit(tmp_path / "adapter", settings=replace(fitted.settings, layer=layer))
+    assert not any(tmp_path.iterdir())
+
+
+def words_only() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows a handful of words and nothing else."""
+    words = ("<unk>", "</s>", "Who", "is", "?", "Ada")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+
+
+def test_a_target_that_cannot_be_encoded() -> None:
+    tokenizer, template = words_only(), Template("{query}", answer_prefix=" ")
+    example = tokenize(tokenizer, template, Edit("1", "Who is ?", "Ada"))
+    assert (example.prompt, example.answer) == ((2, 3, 4), (5, 1))
+    with pytest.raises(MegError, match="target of edit 2, 'Grace', cannot be encoded"):
+        tokenize(tokenizer, template, Edit("2", "Who is ?", "Grace"))
+
+
+def test_such_a_target_stops_a_fit_before_anything_is_written(fitted: Fitted, tmp_path: Path) -> None:
+    base = shutil.copytree(fitted.base, tmp_path / "base")
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    words_only().save_pretrained(base)
+    with pytest.raises(MegError, match="target of edit edit-0, 'Par', cannot be encoded"):
+        replace(fitted, base=base).fit(tmp_path / "adapter")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_too_little_pseudo_knowledge(fitted: Fitted, tmp_path: Path) -> None:
+    few = replace(fitted.pseudo, facts=fitted.pseudo.facts[:5])
+    with pytest.raises(MegError, match="at least 8 pseudo-facts"):
+        fitted.fit(tmp_path / "few", pseudo=few)
+    nothing = PseudoKnowledge((), (), ())
+    untuned = replace(fitted.settings, encoder=replace(fitted.settings.encoder, steps=0))
+    with pytest.raises(MegError, match="Too little pseudo-knowledge"):
+        fitted.fit(tmp_path / "nothing", pseudo=nothing, settings=untuned)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Token ids and calibration texts
+
+
+def test_the_answer_is_encoded_behind_its_prompt() -> None:
+    tokenizer = tiny_tokenizer(LLAMA_2, add_bos=True)
+    template = Template.for_tokenizer(tokenizer)
+    example = tokenize(tokenizer, template, Edit("1", "Where?", "Rome"))
+    text = tokenizer.decode([*example.prompt, *example.answer])
+    assert text == f"<s>{template.format('Where?')} Rome.</s>"
+    assert list(example.prompt) == tokenizer(template.format("Where?")).input_ids
+    assert example.answer[-1] == tokenizer.eos_token_id
+
+
+def test_a_boundary_inside_a_token() -> None:
+    tokenizer = tiny_tokenizer()
+    assert len(tokenizer(" capital").input_ids) == 1
+    prompt, answer = encode_answer(tokenizer, "The cap", "ital")
+    assert tokenizer.decode(prompt) == "The cap" and tokenizer.decode(answer) == "ital"
+
+
+def test_calibration_texts() -> None:
+    facts = tuple(
+        PseudoFact(f"Who made {i}?", (f"{i}: who made it?", f"Maker of {i}?"), (f"Who sold {i}?",), str(i), "maker")
+        for i in range(10)
+    )
+    held_out = PseudoKnowledge(facts, ("It rains.",), tuple(f"Unrelated {i}?" for i in range(20, 40)))
+    enrolled, familiar, unfamiliar, near = calibration_texts(held_out, seed=0)
+    names = {fact.subject for fact in enrolled}
+    assert len(enrolled) == len(names) == 5
+    assert len(familiar) == 10 and sum(text.startswith("It rains. ") for text in familiar) == 5
+    bare = [text.removeprefix("It rains. ") for text in familiar]
+    assert sorted(bare) == sorted(text for fact in facts if fact.subject in names for text in fact.rephrases)
+    others = {fact.prompt for fact in facts} - {fact.prompt for fact in enrolled}
+    assert others <= set(unfamiliar) and len(unfamiliar) == 10  # the others, and as many unrelated as are enrolled
+    assert near == []  # there is one relation only
+    assert calibration_texts(held_out, seed=0) == (enrolled, familiar, unfamiliar, near)
+    assert len(calibration_texts(held_out, seed=0, limit=2)[0]) == 2
+
+
+def test_near_queries_ask_something_else_about_the_enrolled() -> None:
+    kinds = ("made", "sold")
+    facts = tuple(PseudoFact(f"Who {kinds[i % 2]} Thing{i}?", ("r",), (), f"Thing{i}", kinds[i % 2]) for i in range(8))
+    enrolled, _, unfamiliar, near = calibration_texts(PseudoKnowledge(facts, (), ()), seed=0)
+    other = {"made": "sold", "sold": "made"}
+    assert near == [fact.prompt.replace(fact.relation, other[fact.relation]) for fact in enrolled]
+    assert not set(near) & set(unfamiliar)
+
+
+def test_a_longer_name_of_an_enrolled_subject_is_unfamiliar() -> None:
+    pairs = (("Chile", "Bank of Chile"), ("Peru", "Bank of Peru"), ("Oslo", "Bank of Oslo"), ("Rome", "Bank of Rome"))
+    facts = tuple(PseudoFact(f"Where is {name}?", ("r",), (), name, "place") for pair in pairs for name in pair)
+    enrolled, _, unfamiliar, _ = calibration_texts(PseudoKnowledge(facts, (), ()), seed=0)
+    subjects = {fact.subject for fact in enrolled}
+    assert {f"Where is {long}?" for short, long in pairs if short in subjects and long not in subjects} <= {*unfamiliar}
+
+
+def test_the_adapter_returned_is_the_one_written(fitted: Fitted, tmp_path: Path) -> None:
+    made: Adapter = fitted.fit(tmp_path / "adapter", settings=quick(fitted))
+    loaded = load_adapter(tmp_path / "adapter")
+    assert made.config.to_json() == loaded.config.to_json() and made.records == loaded.records
+    assert torch.equal(made.router.vectors.unpack(), loaded.router.vectors.unpack())
+    assert made.collected.keys() == loaded.collected.keys()
+    queries = ["Where was Ada Brook born?", "What else?"]
+    vectors = made.encoder.encode(queries)
+    assert torch.equal(vectors, loaded.encoder.encode(queries))
+    assert torch.equal(made.generator.sample(vectors), loaded.generator.sample(vectors))
+    assert torch.equal(made.router.route(vectors, queries).score, loaded.router.route(vectors, queries).score)
+    stored = load_file(tmp_path / "adapter" / "model-0001.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16, torch.int8}
