@@ -122,9 +122,9 @@ def other_questions(edits: Sequence[Edit]) -> dict[str, str]:
     facts = {
         edit.id: PseudoFact(edit.prompt, edit.rephrases, (), edit.subject or "", edit.relation or "") for edit in edits
     }
-    questions, chance = OtherQuestions(facts.values()), random.Random(0)
+    questions, rng = OtherQuestions(facts.values()), random.Random(0)
     asked = {normalise_query(edit.prompt) for edit in edits}
-    found = {name: questions.about(fact, chance) for name, fact in facts.items()}
+    found = {name: questions.about(fact, rng) for name, fact in facts.items()}
     return {name: text for name, text in found.items() if text and normalise_query(text) not in asked}
 
 

@@ -64,8 +64,8 @@ def main() -> None:
         new = [edit for edit in following if not seen & {text_key(text) for text in texts_of(edit)}][: options.new]
         facts = Path(work) / "new.jsonl"
         facts.write_text("".join(json.dumps(bare(edit).to_json()) + "\n" for edit in new), "utf-8")
-        chance = random.Random(options.seed)
-        drawn = chance.sample(old, options.asked + options.removed)
+        rng = random.Random(options.seed)
+        drawn = rng.sample(old, options.asked + options.removed)
         groups = {"old": drawn[: options.asked], "new": new, "removed": drawn[options.asked :]}
         rows = [asked("as fitted", folder, options.base, {"old": groups["old"]})]
         steps: list[dict[str, Any]] = []

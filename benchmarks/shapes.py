@@ -99,12 +99,12 @@ def random_model(config: PretrainedConfig, device: str, dtype: torch.dtype) -> P
 
 def random_examples(count: int, vocabulary: int) -> list[Example]:
     """Prompts of many lengths and answers, of random tokens."""
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def tokens(length: int) -> tuple[int, ...]:
-        return tuple(torch.randint(vocabulary, (length,), generator=chance).tolist())
+        return tuple(torch.randint(vocabulary, (length,), generator=rng).tolist())
 
-    lengths = torch.randint(*PROMPT, (count,), generator=chance).tolist()
+    lengths = torch.randint(*PROMPT, (count,), generator=rng).tolist()
     return [Example(tokens(length), tokens(ANSWER)) for length in lengths]
 
 
@@ -129,9 +129,9 @@ def collection_row(backbone: Backbone, batch_size: int, steps: int, batches: int
 def generator_row(name: str, settings: GeneratorSettings, backbone: Backbone) -> dict[str, Any]:
     """Seconds of one training step."""
     count = 2 * settings.batch_size
-    chance = torch.Generator().manual_seed(0)
-    weights = torch.randn(count, backbone.weight_size, generator=chance).to(backbone.device)
-    vectors = torch.randn(count, VECTOR, generator=chance).to(backbone.device)
+    rng = torch.Generator().manual_seed(0)
+    weights = torch.randn(count, backbone.weight_size, generator=rng).to(backbone.device)
+    vectors = torch.randn(count, VECTOR, generator=rng).to(backbone.device)
 
     def seconds(steps: int) -> float:
         limited = replace(settings, steps=steps, passes=0, check_every=steps)

@@ -77,11 +77,11 @@ def taught_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     Its logits spread over several units, as those of a trained model do, so that a margin means something.
     """
     model: Any = tiny_model("llama").requires_grad_(True)
-    template, chance = Template.for_tokenizer(tokenizer), random.Random(0)
+    template, rng = Template.for_tokenizer(tokenizer), random.Random(0)
     facts, words = made_up_pseudo_knowledge().facts, (*TOWNS, "Fr", "Fr", "Fr")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(30):
-        texts = [f"{template.format(fact.prompt)}{chance.choice(words)}.</s>" for fact in chance.sample(facts, 8)]
+        texts = [f"{template.format(fact.prompt)}{rng.choice(words)}.</s>" for fact in rng.sample(facts, 8)]
         inputs = tokenizer(texts, return_tensors="pt", padding=True)
         logits = model(**inputs, logits_to_keep=4).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), inputs.input_ids[:, -3:].flatten())

@@ -177,7 +177,7 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
             f"Tuning the encoder needs at least {settings.batch_size} pseudo-facts, there are {len(pseudo.facts)}; "
             "give more pseudo-knowledge or set a smaller encoder batch size."
         )
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     relations: dict[str, list[PseudoFact]] = defaultdict(list)
     for fact in pseudo.facts:
         relations[fact.relation].append(fact)
@@ -187,18 +187,18 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
     for _ in range(settings.steps):
         pool: list[PseudoFact] = []
         while len(pool) < settings.batch_size:
-            drawn = {name for name in chance.choices(names, sizes, k=RELATIONS_PER_BATCH)}
+            drawn = {name for name in rng.choices(names, sizes, k=RELATIONS_PER_BATCH)}
             pool = list(
                 {id(fact): fact for fact in [*pool, *(f for name in sorted(drawn) for f in relations[name])]}.values()
             )
-        for fact in chance.sample(pool, settings.batch_size):
-            rephrase = chance.choice(fact.rephrases)
-            if pseudo.noise and chance.random() < settings.noise:
-                rephrase = pseudo.behind_noise(rephrase, chance)
-            negative = questions.about(fact, chance)
+        for fact in rng.sample(pool, settings.batch_size):
+            rephrase = rng.choice(fact.rephrases)
+            if pseudo.noise and rng.random() < settings.noise:
+                rephrase = pseudo.behind_noise(rephrase, rng)
+            negative = questions.about(fact, rng)
             if negative is None:
                 others = fact.neighbours or pseudo.unrelated or tuple(f.prompt for f in pool if f is not fact)
-                negative = chance.choice(others)
+                negative = rng.choice(others)
             yield rephrase, fact.prompt, negative
 
 

@@ -77,11 +77,11 @@ def known_layer(model: PreTrainedModel) -> tuple[int, str] | None:
 def other_wordings(edits: Sequence[Edit], noise: Sequence[str], seed: int, given: bool) -> list[Wording]:
     """Two other wordings of each edit: the rephrases that it brings, if `given`; else its query behind two of the noise
     sentences, or alone where there are none."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     found = []
     for i, edit in enumerate(edits):
         texts = edit.rephrases[:2] if given else ()
-        sentences = chance.sample(noise, min(2, len(noise)))
+        sentences = rng.sample(noise, min(2, len(noise)))
         texts = texts or tuple(f"{sentence} {edit.prompt}" for sentence in sentences) or (edit.prompt,)
         found += [Wording(i, text) for text in texts]
     return found

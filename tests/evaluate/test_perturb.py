@@ -43,9 +43,9 @@ class Scripted(random.Random):
 
 
 def scripted(*draws: Any) -> random.Random:
-    chance = Scripted()
-    chance.draws = list(draws)
-    return chance
+    rng = Scripted()
+    rng.draws = list(draws)
+    return rng
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_typos_leave_a_query_without_long_words(query: str) -> None:
     ],
 )
 def test_case(query: str, small: str, large: str) -> None:
-    chance = random.Random(0)
-    assert lower(query, chance) == small and upper(query, chance) == large
+    rng = random.Random(0)
+    assert lower(query, rng) == small and upper(query, rng) == large
 
 
 def test_noise() -> None:
@@ -153,9 +153,9 @@ def test_the_noise_sentences_are_not_those_of_training() -> None:
     ],
 )
 def test_questions_and_requests(query: str, asked: str, inner: str) -> None:
-    chance = random.Random(0)
-    assert question(query, chance) == asked
-    assert polite(query, chance) == f"Could you please answer this? {inner} Thank you."
+    rng = random.Random(0)
+    assert question(query, rng) == asked
+    assert polite(query, rng) == f"Could you please answer this? {inner} Thank you."
 
 
 def test_perturb_is_the_same_for_the_same_name_query_and_seed() -> None:

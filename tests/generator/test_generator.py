@@ -46,9 +46,9 @@ def random_generator(settings: GeneratorSettings = TINY, length: int = 21) -> We
     """A generator that has learned nothing and whose denoiser says something different everywhere."""
     generator = WeightGenerator(length, CONDITION, settings)
     generator.fit_scales(some_weights(length), some_conditions(), HIDDEN, seed=0)
-    chance = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     for parameter in generator.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=chance)
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=rng)
     return generator.eval()
 
 

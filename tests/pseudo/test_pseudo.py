@@ -41,13 +41,13 @@ def test_other_questions_are_those_of_other_relations() -> None:
     lives = PseudoFact("Bo lives in", ("Bo, of",), (), "Bo", "residence")
     works = PseudoFact("Cy works in", ("Cy, of",), (), "Cy", "workplace")  # one wording is that of `lives`
     nameless = PseudoFact("It rains in", ("Rain falls in",), (), "", "rain")
-    questions, chance = OtherQuestions((born, lives, works, nameless)), random.Random(0)
-    about = {fact.subject: {questions.about(fact, chance) for _ in range(50)} for fact in (born, lives, works)}
+    questions, rng = OtherQuestions((born, lives, works, nameless)), random.Random(0)
+    about = {fact.subject: {questions.about(fact, rng) for _ in range(50)} for fact in (born, lives, works)}
     assert about["Ann"] == {"Ann lives in", "Ann, of", "Ann works in"}
     assert about["Bo"] == {"Bo was born in", "Where was Bo born?"}
     assert about["Cy"] == {"Cy was born in", "Where was Cy born?"}
-    assert questions.about(nameless, chance) is None
-    assert OtherQuestions((born,)).about(born, chance) is None
+    assert questions.about(nameless, rng) is None
+    assert OtherQuestions((born,)).about(born, rng) is None
 
 
 # --- loading

@@ -61,7 +61,7 @@ _QUESTION_MARKS = ("?", "\uff1f", "\u061f")
 _LONG_WORD = 4  # letters from which a word may be mistyped and is still known
 
 
-def typos(query: str, chance: random.Random) -> str:
+def typos(query: str, rng: random.Random) -> str:
     """One or two words of four letters or more with two neighbouring letters swapped, one dropped or one doubled.
 
     The first letter of a word stays, and so do digits; a letter keeps its combining marks. Without a long word the
@@ -69,36 +69,36 @@ def typos(query: str, chance: random.Random) -> str:
     """
     pieces = _letters_and_rest(query)
     long = [i for i, letters in enumerate(pieces) if len(letters) >= _LONG_WORD]
-    for i in chance.sample(long, min(len(long), chance.choice((1, 2)))):
-        pieces[i] = _mistyped(pieces[i], chance)
+    for i in rng.sample(long, min(len(long), rng.choice((1, 2)))):
+        pieces[i] = _mistyped(pieces[i], rng)
     return "".join(letter for letters in pieces for letter in letters)
 
 
-def lower(query: str, chance: random.Random) -> str:
+def lower(query: str, rng: random.Random) -> str:
     """The query in lower case; left as it is if it has no capitals."""
     return query.lower()
 
 
-def upper(query: str, chance: random.Random) -> str:
+def upper(query: str, rng: random.Random) -> str:
     """The query in capitals; left as it is in scripts without them."""
     return query.upper()
 
 
-def noise(query: str, chance: random.Random, sentences: Sequence[str] = NOISE_SENTENCES) -> str:
+def noise(query: str, rng: random.Random, sentences: Sequence[str] = NOISE_SENTENCES) -> str:
     """The query after a sentence that has nothing to do with it. Raises ValueError without sentences."""
     if not sentences:
         raise ValueError("there is no sentence to put in front")
-    return f"{chance.choice(sentences)} {query}"
+    return f"{rng.choice(sentences)} {query}"
 
 
-def question(query: str, chance: random.Random) -> str:
+def question(query: str, rng: random.Random) -> str:
     """A sentence to go on with as a question for what comes next; a question as a request to be told."""
     if _is_question(query):
         return f"Can you tell me: {query.strip()}"
     return f'What comes next: "{_left_open(query)}"?'
 
 
-def polite(query: str, chance: random.Random) -> str:
+def polite(query: str, rng: random.Random) -> str:
     """The query between a request and thanks; a sentence to go on with is left open by three dots."""
     asked = query.strip() if _is_question(query) else _left_open(query)
     return f"Could you please answer this? {asked} Thank you."
@@ -166,12 +166,12 @@ def _is_letter(char: str, category: str) -> bool:
     return category[0] == "L" and not UNSPACED.match(char)
 
 
-def _mistyped(letters: list[str], chance: random.Random) -> list[str]:
+def _mistyped(letters: list[str], rng: random.Random) -> list[str]:
     """The letters of a word with one slip after the first letter."""
     differing = [i for i in range(1, len(letters) - 1) if letters[i] != letters[i + 1]]
-    slip = chance.choice(("swap", "drop", "double") if differing else ("drop", "double"))
+    slip = rng.choice(("swap", "drop", "double") if differing else ("drop", "double"))
     if slip == "swap":
-        i = chance.choice(differing)
+        i = rng.choice(differing)
         return [*letters[:i], letters[i + 1], letters[i], *letters[i + 2 :]]
-    i = chance.randrange(1, len(letters))
+    i = rng.randrange(1, len(letters))
     return letters[:i] + letters[i + 1 :] if slip == "drop" else [*letters[: i + 1], *letters[i:]]

@@ -57,7 +57,7 @@ def train_generator(
     checkpoint: keeps the state of the training at every check. The rows of a batch are divided among the processes.
     Returns the averaged generator (evaluation mode, best check) and the record.
     """
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = WeightGenerator(weights.shape[1], vectors.shape[1], settings).to(weights.device)
@@ -73,7 +73,7 @@ def train_generator(
         shares: list[float] = []
         best = copy.deepcopy(generator)
         modules = {"generator": generator, "average": average, "best": best}
-        run, first = Run(modules, optimizer, chance), 1
+        run, first = Run(modules, optimizer, rng), 1
 
         def settled(shipped: WeightGenerator) -> Tensor:
             return 1 + (settings.focus - 1) * far_off(shipped, weights, vectors).float()
@@ -87,9 +87,9 @@ def train_generator(
         for step in range(first, total + 1):
             cosine = (1 + math.cos(math.pi * (step - 1) / total)) / 2
             set_rate(optimizer, settings.lr * (LAST_RATE + (1 - LAST_RATE) * cosine))
-            batch = torch.multinomial(odds, settings.batch_size, replacement=True, generator=chance)
+            batch = torch.multinomial(odds, settings.batch_size, replacement=True, generator=rng)
             with mixed_precision(weights.device):
-                loss = generator.loss(weights[batch], vectors[batch], chance, processes)
+                loss = generator.loss(weights[batch], vectors[batch], rng, processes)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             processes.average_gradients(generator.parameters())

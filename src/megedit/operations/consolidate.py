@@ -129,8 +129,8 @@ class _Course:
         silent[-config.hidden_size :] = 0
         weights = self.adapter.neurons([*self.old, *self.new]).to(silent.device)
         weights = torch.cat([weights, silent.expand(len(self.gone), -1)])
-        chance, spans = random.Random(self._seed), (range(len(self.old)), range(len(self.old), known))
-        rows = [row for span in spans for row in chance.sample(span, min(len(span), CHECKED))]
+        rng, spans = random.Random(self._seed), (range(len(self.old)), range(len(self.old), known))
+        rows = [row for span in spans for row in rng.sample(span, min(len(span), CHECKED))]
         answered = answer_check(self.backbone, self._batches(rows), self.vectors[rows])
         with self.stages.stage("Training the generator", settings.steps) as advance:
             generator, _ = train_generator(

@@ -82,13 +82,13 @@ class PseudoKnowledge:
         for fact in self.facts:
             if fact.subject:
                 known.setdefault(fact.subject, set()).add(fact.relation)
-        chance = random.Random(seed)
-        subjects = chance.sample(list(known), min(len(known), OWN_FACTS * len(wordings)))
+        rng = random.Random(seed)
+        subjects = rng.sample(list(known), min(len(known), OWN_FACTS * len(wordings)))
         sizes = [counts.total() for counts in wordings.values()]
         made: list[PseudoFact] = []
-        for subject, relation in zip(subjects, chance.choices(list(wordings), sizes, k=len(subjects)), strict=True):
+        for subject, relation in zip(subjects, rng.choices(list(wordings), sizes, k=len(subjects)), strict=True):
             if relation not in known[subject]:
-                drawn = chance.sample(sorted(wordings[relation]), min(OWN_WORDINGS, len(wordings[relation])))
+                drawn = rng.sample(sorted(wordings[relation]), min(OWN_WORDINGS, len(wordings[relation])))
                 prompt, *rephrases = (wording.replace(_SUBJECT, subject) for wording in drawn)
                 made.append(PseudoFact(prompt, tuple(rephrases), (), subject, relation))
         return replace(self, facts=(*self.facts, *PseudoKnowledge(tuple(made), (), ()).without(edits).facts))
@@ -101,9 +101,9 @@ class PseudoKnowledge:
             yield from fact.neighbours
         yield from self.unrelated
 
-    def behind_noise(self, query: str, chance: random.Random) -> str:
+    def behind_noise(self, query: str, rng: random.Random) -> str:
         """The query behind one of the noise sentences, of which there must be one."""
-        return f"{chance.choice(self.noise)} {query}"
+        return f"{rng.choice(self.noise)} {query}"
 
     def split(self, held_out: float, seed: int) -> tuple["PseudoKnowledge", "PseudoKnowledge"]:
         """A part for training and a part, a share of `held_out`, for calibration; same seed, same split.
@@ -157,12 +157,12 @@ class OtherQuestions:
             for relation in self._templates
         }
 
-    def about(self, fact: PseudoFact, chance: random.Random) -> str | None:
+    def about(self, fact: PseudoFact, rng: random.Random) -> str | None:
         """Another question about the fact's subject; None if there is none, or the fact has no subject."""
         others = self._others.get(fact.relation)
         if not others or not fact.subject:
             return None
-        return chance.choice(self._templates[chance.choice(others)]).replace(_SUBJECT, fact.subject)
+        return rng.choice(self._templates[rng.choice(others)]).replace(_SUBJECT, fact.subject)
 
 
 def _new_wordings(edits: Iterable[Edit], facts: Iterable[PseudoFact]) -> dict[str, Counter[str]]:
@@ -199,26 +199,26 @@ def calibration_texts(
     (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions. Near: other questions
     about the subjects of the enrolled.
     """
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     facts = list(held_out.facts)
-    chance.shuffle(facts)
+    rng.shuffle(facts)
     half = min(len(facts) // 2, limit)
     enrolled, others = facts[:half], facts[half : 2 * half]
     subjects = SubjectIndex(fact.subject for fact in enrolled if fact.subject)
     familiar = [text for fact in enrolled for text in fact.rephrases]
     familiar = [
-        held_out.behind_noise(text, chance) if held_out.noise and i % 2 else text for i, text in enumerate(familiar)
+        held_out.behind_noise(text, rng) if held_out.noise and i % 2 else text for i, text in enumerate(familiar)
     ]
     unfamiliar = [
         fact.prompt
         for fact in others
         if fact.subject not in subjects and not names_another(fact.prompt, fact.subject, subjects)
     ]
-    neighbours = [chance.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
+    neighbours = [rng.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
     unfamiliar += [text for text in neighbours if not subjects.named_alone_in(text)]
-    unfamiliar += chance.sample(held_out.unrelated, min(len(held_out.unrelated), half))
+    unfamiliar += rng.sample(held_out.unrelated, min(len(held_out.unrelated), half))
     questions = OtherQuestions(facts)
-    near = [text for fact in enrolled if (text := questions.about(fact, chance))]
+    near = [text for fact in enrolled if (text := questions.about(fact, rng))]
     return enrolled, familiar, unfamiliar, near
 
 

@@ -26,16 +26,16 @@ class Run:
     """What decides how a training run goes on: weights, the optimiser's moments, random numbers."""
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, chance: torch.Generator
+        self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, rng: torch.Generator
     ) -> None:
-        self._modules, self._optimizer, self._chance = modules, optimizer, chance
+        self._modules, self._optimizer, self._rng = modules, optimizer, rng
 
     def state(self, **more: Tensor) -> State:
         """All of it, and what else the caller needs. The tensors are copies."""
         found = {f"{name}/{key}": value for name, module in self._modules.items() for key, value in _of(module)}
         for number, moments in self._optimizer.state_dict()["state"].items():
             found |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
-        found |= {"random/own": self._chance.get_state(), "random/torch": torch.get_rng_state(), **more}
+        found |= {"random/own": self._rng.get_state(), "random/torch": torch.get_rng_state(), **more}
         return {name: value.detach().cpu().clone() for name, value in found.items()}
 
     def restore(self, state: State) -> None:
@@ -49,7 +49,7 @@ class Run:
                 _, number, name = key.split("/")
                 moments.setdefault(int(number), {})[name] = value
         self._optimizer.load_state_dict({**whole, "state": moments})
-        self._chance.set_state(state["random/own"])
+        self._rng.set_state(state["random/own"])
         torch.set_rng_state(state["random/torch"])
 
 

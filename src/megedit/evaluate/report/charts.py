@@ -77,8 +77,8 @@ def roc_chart(curves: Sequence[Curve], description: str) -> Markup:
     ticks[0] = (ticks[0][0], "0")
     x = Axis(10.0**lowest, 1, _LEFT, _RIGHT, tuple(ticks), "False positive rate, % (log scale)", log=True)
     y = Axis(0, 1, _BOTTOM, _TOP, tuple((value / 100, text) for value, text in _PERCENT_TICKS), "True positive rate, %")
-    chance = [(10 ** (lowest * (1 - i / 40)),) * 2 for i in range(41)]
-    parts = [*_frame(x, y), _polyline(x, y, chance, "chance")]
+    rng = [(10 ** (lowest * (1 - i / 40)),) * 2 for i in range(41)]
+    parts = [*_frame(x, y), _polyline(x, y, rng, "rng")]
     for i, curve in enumerate(curves):
         parts.append(_polyline(x, y, sorted(curve.points), f"curve s{i % SERIES}"))
     for i, curve in enumerate(curves):
