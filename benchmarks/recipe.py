@@ -28,7 +28,7 @@ from megedit.lm.backbone import Backbone
 
 RECIPES: dict[str, tuple[CollectionSettings, GeneratorSettings]] = {
     "paper": (
-        CollectionSettings(span="all", batch_size=1, shared=0, rivals=0, margin=1e9, steps=40, retries=0),
+        CollectionSettings(positions="all", batch_size=1, shared=0, rivals=0, margin=1e9, steps=40, retries=0),
         PRESETS["paper"],
     ),
     "ours": (CollectionSettings(), PRESETS["fast"]),

@@ -173,7 +173,7 @@ def test_eight_facts_are_collected_in_every_family(backbone: Backbone, facts: li
 
 @pytest.mark.parametrize("span", SPANS)
 def test_every_fact_is_collected(backbone: Backbone, facts: list[Example], span: Span) -> None:
-    settings = replace(SETTINGS, span=span)
+    settings = replace(SETTINGS, positions=span)
     done: list[int] = []
     collected = collect(backbone, facts, settings, PAD, done.append)
     assert done == [5, 3]
@@ -319,7 +319,14 @@ def test_the_model_is_left_alone(backbone: Backbone, facts: list[Example]) -> No
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"span": "prompt"}, {"steps": 0}, {"batch_size": 0}, {"rivals": -1}, {"key_lr": 0.0}, {"value_lr": -math.inf}],
+    [
+        {"positions": "prompt"},
+        {"steps": 0},
+        {"batch_size": 0},
+        {"rivals": -1},
+        {"key_lr": 0.0},
+        {"value_lr": -math.inf},
+    ],
 )
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -22,46 +22,15 @@ import torch
 from torch import Tensor
 
 from megedit.lm.backbone import Backbone
-from megedit.lm.batches import IGNORED, Example, Prepared, Span, batch_units, prepare
+from megedit.lm.batches import IGNORED, Example, Prepared, batch_units, prepare
 from megedit.neuron import NeuronWeights, neuron_output
+from megedit.runtime.callbacks import Advance, Keep, keep_nothing, no_progress
+from megedit.runtime.checkpoint import cosine
 from megedit.runtime.processes import ALONE, Processes
-from megedit.runtime.progress import Advance
+from megedit.settings import CollectionSettings as CollectionSettings
 
 REVIEW = 8  # steps between two looks at the whole vocabulary
 START_SAMPLE = 64  # edits whose mean is the neuron that all start from
-
-
-@dataclass(frozen=True)
-class CollectionSettings:
-    """How neurons are collected. Defaults: measured on SmolLM2-135M-Instruct (docs/benchmarks.md)."""
-
-    span: Span = field(default="answer", metadata={"help": "act from the last prompt token on, or on all positions"})
-    margin: float = field(default=5.0, metadata={"help": "logits by which each answer token must lead to stop"})
-    shared: int = field(
-        default=4,
-        metadata={"help": "edits of one target on which its shared neuron is optimised; 0: nothing is shared"},
-    )
-    shared_margin: float = field(
-        default=2.0, metadata={"help": "lead in logits at which an edit takes its target's neuron as it is"}
-    )
-    steps: int = field(default=40, metadata={"help": "optimisation steps at most"})
-    key_lr: float = field(default=0.015, metadata={"help": "Adam learning rate of k and b"})
-    value_lr: float = field(default=1.0, metadata={"help": "Adam learning rate of v"})
-    batch_size: int = field(default=256, metadata={"help": "edits optimised at a time; fewer when answers are long"})
-    rivals: int = field(
-        default=32, metadata={"help": "most likely tokens of a position that compete in the loss; 0: all tokens"}
-    )
-    retries: int = field(default=2, metadata={"help": "further attempts, each with twice the steps"})
-
-    def __post_init__(self) -> None:
-        if self.span not in ("answer", "all"):
-            raise ValueError(f"span must be 'answer' or 'all', not {self.span!r}")
-        for name in ("steps", "batch_size", "key_lr", "value_lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("retries", "rivals", "shared"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -205,8 +174,7 @@ def optimise(
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient.square()
         update = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
-        cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        weights = weights - cosine * lr * update
+        weights = weights - cosine(step, settings.steps) * lr * update
         if done.any():
             rows, keep = (~done)[neuron_of].nonzero()[:, 0], (~done).nonzero()[:, 0]
             batch, neuron_of = batch[rows], ((~done).cumsum(0) - 1)[neuron_of[rows]]
@@ -218,10 +186,9 @@ def prepare_all(
 ) -> Iterator[Prepared]:
     """All examples in batches of similar length, one batch in memory at a time."""
     for indices in batch_units(examples, [[i] for i in range(len(examples))], settings.batch_size):
-        yield prepare(backbone, examples, indices, settings.span, pad_id)
+        yield prepare(backbone, examples, indices, settings.positions, pad_id)
 
 
-Keep = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
 Compute = Callable[[list[int]], dict[str, Tensor]]
 Result = tuple[list[int], dict[str, Tensor]]
 
@@ -231,8 +198,8 @@ def collect(
     examples: Sequence[Example],
     settings: CollectionSettings,
     pad_id: int,
-    progress: Callable[[int], None] = lambda done: None,
-    keep: Keep = lambda name, compute: compute(),
+    progress: Advance = no_progress,
+    keep: Keep = keep_nothing,
     known: Mapping[tuple[int, ...], Tensor] = MappingProxyType({}),
     processes: Processes = ALONE,
 ) -> Collected:
@@ -244,7 +211,7 @@ def collect(
     processes: each collects some of the batches and takes over the others' with `keep`, which must then share them.
     """
     spread = torch.linspace(0, len(examples) - 1, min(len(examples), START_SAMPLE)).long().tolist()
-    start = shared_start(backbone, prepare(backbone, examples, spread, settings.span, pad_id))
+    start = shared_start(backbone, prepare(backbone, examples, spread, settings.positions, pad_id))
     targets: dict[tuple[int, ...], list[int]] = {}
     for index, example in enumerate(examples):
         targets.setdefault(example.answer, []).append(index)
@@ -267,13 +234,13 @@ def collect(
     def share(units: list[int]) -> dict[str, Tensor]:
         return _shared(backbone, examples, [groups[unit] for unit in units], start, settings, pad_id)
 
-    for units, found in each("shared", batch_units(examples, groups, settings.batch_size), share, lambda done: None):
+    for units, found in each("shared", batch_units(examples, groups, settings.batch_size), share, no_progress):
         for unit, weights in zip(units, found["weights"].to(start.device), strict=True):
             of_target[examples[groups[unit][0]].answer] = weights
 
     def finish(indices: list[int]) -> dict[str, Tensor]:
         own = torch.stack([of_target.get(examples[i].answer, start) for i in indices])
-        batch = prepare(backbone, examples, indices, settings.span, pad_id)
+        batch = prepare(backbone, examples, indices, settings.positions, pad_id)
         return asdict(_alone(backbone, batch, own, start, settings))
 
     result = Collected(
@@ -299,7 +266,7 @@ def _shared(
     """One neuron for each group of examples, at the step at which it served all of them, or the last."""
     indices = [index for group in groups for index in group]
     neuron_of = torch.tensor([number for number, group in enumerate(groups) for _ in group])
-    batch = prepare(backbone, examples, indices, settings.span, pad_id)
+    batch = prepare(backbone, examples, indices, settings.positions, pad_id)
     weights = torch.zeros(len(groups), backbone.weight_size)
     with backbone.plain_attention():
         for found in optimise(backbone, batch, neuron_of, start.repeat(len(groups), 1), settings):
@@ -335,7 +302,7 @@ def answer_leads_of(
     backbone: Backbone,
     batches: Iterable[Prepared],
     weights: Tensor,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Advance = no_progress,
 ) -> Tensor:
     """Smallest answer lead of every edit with the given weights (edits, L): float32 (edits,), on the CPU."""
     leads = torch.zeros(len(weights))

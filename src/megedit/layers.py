@@ -23,6 +23,7 @@ from megedit.edits.edit_set import Edit, EditSet
 from megedit.lm.backbone import Backbone, find_decoder_layers
 from megedit.lm.batches import tokenize
 from megedit.lm.template import Template
+from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.progress import Stages
 
 PAPER = "the paper's layer for this model (arXiv 2512.14395)"
@@ -95,7 +96,7 @@ def probe(
     wordings: Sequence[Wording],
     layers: Sequence[int],
     settings: CollectionSettings,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Advance = no_progress,
     keep: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda name, compute: compute(),
 ) -> list[LayerResult]:
     """Collect the edits in each of these layers, and try their neurons on the other wordings.

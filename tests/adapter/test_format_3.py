@@ -1,4 +1,4 @@
-"""An adapter that was written in format 3, with its base model and the answers it gave: it still loads and answers so."""
+"""An adapter written in format 3, with its base model and the answers it gave, still loads and answers as it did."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def test_fit(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert f"8 of 8 edits are in {tmp_path / 'a[1]'}." in text
     settings = asked["settings"]
     assert (settings.layer, settings.template, settings.seed, settings.encoder.name) == (1, "raw", 5, "pypi:x")
-    assert (settings.collection.margin, settings.collection.span) == (2.0, "all")
+    assert (settings.collection.margin, settings.collection.positions) == (2.0, "all")
     assert settings.generator.denoiser == "mlp"
     assert (asked["dtype"], asked["overwrite"], asked["device"]) == (torch.bfloat16, True, "cpu")
     assert [edit.prompt for edit in asked["edits"]] == [edit.prompt for edit in fitted.edits]

@@ -75,7 +75,9 @@ class AdapterConfig:
     @property
     def collection(self) -> CollectionSettings:
         """How the neurons were collected."""
-        return CollectionSettings(**_known(CollectionSettings, self.settings["collection"]))
+        values = self.settings["collection"]
+        named = {"positions": values.get("span", "answer"), **values}  # format 3 of before wrote `span`
+        return CollectionSettings(**_known(CollectionSettings, named))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -108,7 +108,7 @@ def fit(
     if margin is not None:
         settings = replace(settings, collection=replace(settings.collection, margin=margin))
     if all_positions:
-        settings = replace(settings, collection=replace(settings.collection, span="all"))
+        settings = replace(settings, collection=replace(settings.collection, positions="all"))
     chosen = read_edits(edits, limit=limit, on_conflict=on_conflict.value)
     _fit(base, chosen, out_dir, settings, pseudo, overwrite, torch_dtype(dtype), device)
     meg, name = plain(_command()), plain(str(out_dir))

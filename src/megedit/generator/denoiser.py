@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megedit.generator.settings import GeneratorSettings
+from megedit.settings import GeneratorSettings
 
 
 class TimestepEmbedder(nn.Module):

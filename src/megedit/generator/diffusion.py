@@ -12,9 +12,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from megedit.generator.denoiser import build_denoiser
-from megedit.generator.settings import GeneratorSettings
 from megedit.runtime.device import mixed_precision
 from megedit.runtime.processes import ALONE, Processes
+from megedit.settings import GeneratorSettings
 
 SAMPLED_AT_ONCE = 1024  # queries; bounds the memory of sampling
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from megedit.generator.diffusion import WeightGenerator
-from megedit.generator.settings import GeneratorSettings
-from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, set_rate
+from megedit.runtime.callbacks import Advance, no_progress
+from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, cosine, set_rate
 from megedit.runtime.device import mixed_precision
 from megedit.runtime.processes import ALONE, Processes
 from megedit.runtime.tensors import distinct_rows
+from megedit.settings import GeneratorSettings
 
 LAST_RATE = 1 / 20  # of the learning rate, to which it falls along a cosine
 CHECKS = 20  # at most, so that checking, which samples every edit, takes no more than a fixed part of the training
@@ -40,7 +41,7 @@ def train_generator(
     settings: GeneratorSettings,
     seed: int,
     answered: Callable[[WeightGenerator], float],
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Advance = no_progress,
     start: WeightGenerator | None = None,
     checkpoint: Checkpoint = NOWHERE,
     processes: Processes = ALONE,
@@ -85,8 +86,7 @@ def train_generator(
             losses, shares = state["losses"].tolist(), state["shares"].tolist()
             progress(first - 1)
         for step in range(first, total + 1):
-            cosine = (1 + math.cos(math.pi * (step - 1) / total)) / 2
-            set_rate(optimizer, settings.lr * (LAST_RATE + (1 - LAST_RATE) * cosine))
+            set_rate(optimizer, settings.lr * cosine(step - 1, total, LAST_RATE))
             batch = torch.multinomial(odds, settings.batch_size, replacement=True, generator=rng)
             with mixed_precision(weights.device):
                 loss = generator.loss(weights[batch], vectors[batch], rng, processes)

@@ -5,7 +5,7 @@ Pseudo-facts play edits: their rephrases should be recognised, neighbouring and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from megedit.errors import MegError
 from megedit.router.familiarity import RULES, FamiliaritySettings, Rule, train_familiarity
 from megedit.router.index import EditVectors
 from megedit.router.router import WITHOUT_SUBJECT, Calibration, Decision, log_entropy, shares_of_names
+from megedit.runtime.callbacks import Advance, no_progress
 
 FEWEST = 2  # familiar and unfamiliar queries from which a rule can be calibrated
 
@@ -46,7 +47,7 @@ def calibrate(
     held_out: CalibrationSet,
     settings: FamiliaritySettings,
     seed: int,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Advance = no_progress,
 ) -> Calibration:
     """Choose the weights and threshold of every rule on held-out pseudo-knowledge.
 

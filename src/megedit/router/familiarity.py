@@ -8,17 +8,16 @@ decides by that entropy, alone or with other features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.device import mixed_precision
+from megedit.settings import FamiliaritySettings as FamiliaritySettings
+from megedit.settings import Rule as Rule
 
-Rule = Literal["entropy", "similarity", "combined", "named", "subject"]
 RULES: dict[Rule, tuple[bool, bool, bool]] = {  # which features a rule looks at: log entropy, similarity, subject
     "entropy": (True, False, False),
     "similarity": (False, True, False),
@@ -26,43 +25,6 @@ RULES: dict[Rule, tuple[bool, bool, bool]] = {  # which features a rule looks at
     "named": (False, True, True),
     "subject": (True, True, True),
 }
-
-
-@dataclass(frozen=True)
-class FamiliaritySettings:
-    """How the familiarity network is built, trained and calibrated."""
-
-    classes: int = field(default=10, metadata={"help": "random classes K"})
-    blocks: int = field(default=5, metadata={"help": "residual feed-forward blocks"})
-    dropout: float = field(default=0.1, metadata={"help": "dropout in the blocks"})
-    noise: float = field(default=0.3, metadata={"help": "Gaussian noise on unit-variance vectors in training"})
-    steps: int = field(default=200, metadata={"help": "training steps at least; twenty passes over the edits at least"})
-    batch_size: int = field(default=128, metadata={"help": "edits a step"})
-    lr: float = field(default=5e-4, metadata={"help": "AdamW learning rate, cosine decay"})
-    false_positives: float = field(
-        default=0.01, metadata={"help": "share of held-out unfamiliar queries that may be let through"}
-    )
-    near_cost: float = field(
-        default=0.1,
-        metadata={"help": "how many lost rephrases as bad as taking another question about an edited subject for it"},
-    )
-    rule: Rule = field(
-        default="subject",
-        metadata={
-            "help": "entropy; similarity to the nearest edit; combined: both; named: similarity, and how far the query "
-            "names the subject of that edit, where the edit has one; subject: all three"
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"rule must be one of {', '.join(RULES)}, not {self.rule!r}")
-        if self.classes < 2 or self.blocks < 1 or not 0 <= self.dropout < 1:
-            raise ValueError("classes must be at least 2, blocks at least 1, dropout in [0, 1)")
-        if not 0 <= self.false_positives < 1:
-            raise ValueError(f"false_positives must be in [0, 1), not {self.false_positives}")
-        if self.near_cost < 0:
-            raise ValueError(f"near_cost must be at least 0, not {self.near_cost}")
 
 
 class ResidualBlock(nn.Module):
@@ -107,7 +69,7 @@ def train_familiarity(
     vectors: Tensor,
     settings: FamiliaritySettings,
     seed: int,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Advance = no_progress,
     start: FamiliarityNetwork | None = None,
     new: int = 0,
 ) -> FamiliarityNetwork:

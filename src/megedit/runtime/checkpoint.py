@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -61,3 +62,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def cosine(step: int, total: int, floor: float = 0.0) -> float:
+    """The share of a learning rate at a step: 1 at the first (0), falling along half a cosine to `floor` at `total`."""
+    return floor + (1 - floor) * (1 + math.cos(math.pi * step / total)) / 2

