@@ -17,8 +17,8 @@ from benchmarks.common import BASE, base_name, suffix, write_result
 from benchmarks.edits import load_set
 from megedit.collect import CollectionSettings
 from megedit.layers import other_wordings, probe, recommended
-from megedit.lm.backbone import find_decoder_layers
 from megedit.lm.loading import load_base
+from megedit.lm.structure import find_decoder_layers
 from megedit.lm.template import Template
 from megedit.runtime.progress import Stages
 

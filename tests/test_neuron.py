@@ -9,7 +9,8 @@ from torch.nn.functional import gelu, silu
 from transformers import DynamicCache
 
 from megedit.lm.backbone import Backbone
-from megedit.neuron import Activation, DynamicNeuron, FeedForward, NeuronWeights, neuron_output
+from megedit.lm.structure import Activation, FeedForward
+from megedit.neuron import DynamicNeuron, NeuronWeights, neuron_output
 from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
 HIDDEN, LAYER, ROWS, COLUMNS = 32, 2, 4, 9

@@ -20,8 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.edits.edit_set import Edit, EditSet
-from megedit.lm.backbone import Backbone, find_decoder_layers
+from megedit.lm.backbone import Backbone
 from megedit.lm.batches import tokenize
+from megedit.lm.structure import find_decoder_layers
 from megedit.lm.template import Template
 from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.progress import Stages

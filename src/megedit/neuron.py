@@ -7,7 +7,7 @@ output untouched, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Activation = Callable[[Tensor], Tensor]
+from megedit.lm.structure import Activation, FeedForward, first_input
 
 
 @dataclass(frozen=True)
@@ -60,25 +60,6 @@ def neuron_output(hidden: Tensor, weights: NeuronWeights, activation: Activation
     """
     scores = torch.einsum("rpd,rd->rp", hidden.float(), weights.keys) + weights.biases[:, None]
     return activation(scores)[..., None] * weights.values[:, None, :]
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """The FFN of one decoder layer: the module that its input h enters, and the one that its output leaves.
-
-    The two are one module in most families. Within the FFN the rows of a batch may stand one after the other, as
-    (rows * positions, d); the input of the layer tells how many there are.
-    """
-
-    layer: nn.Module
-    entry: nn.Module
-    exit: nn.Module
-
-
-def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states with which a module is called."""
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
 
 
 @dataclass

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from megedit.errors import MegError
-from megedit.lm.backbone import Backbone, find_activation
+from megedit.lm.backbone import Backbone
+from megedit.lm.structure import find_activation
 from megedit.neuron import DynamicNeuron, NeuronWeights, neuron_output
 from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_model
 

@@ -53,8 +53,8 @@ def probe(
     from megedit.edits.edit_set import read_edits
     from megedit.layers import other_wordings, recommended
     from megedit.layers import probe as probe_layers
-    from megedit.lm.backbone import find_decoder_layers
     from megedit.lm.loading import fingerprint, load_base
+    from megedit.lm.structure import find_decoder_layers
     from megedit.lm.template import Template
     from megedit.pseudo.knowledge import load_pseudo_knowledge
     from megedit.runtime.progress import Stages
@@ -74,7 +74,7 @@ def probe(
     inputs: dict[str, Any] = {
         "base": fingerprint(model),
         "dtype": str(model.dtype),
-        "template": form.to_json(),
+        "template": asdict(form),
         "collection": asdict(settings),
         "edits": [edit.to_json() for edit in some],
         "wordings": [asdict(wording) for wording in wordings],

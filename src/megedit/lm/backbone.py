@@ -12,7 +12,6 @@ never written again here, and whatever a family does with the FFN's output is do
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,17 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.cache_utils import DynamicLayer
-from transformers.pytorch_utils import Conv1D
 
 from megedit.errors import MegError
-from megedit.neuron import Activation, FeedForward, first_input
-
-_FFN = re.compile(r"mlp|ffn|feed_?forward|moe", re.IGNORECASE)
-_NORM_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
-_ACTIVATION = ("hidden_activation", "hidden_act", "activation_function", "activation")  # names in configurations
-_NEW_FAMILY = "see 'Add a model family' in docs/development.md"
+from megedit.lm.structure import (
+    find_activation,
+    find_decoder_layers,
+    find_feed_forward,
+    first_input,
+    has_local_attention,
+)
 
 
 @dataclass(frozen=True)
@@ -263,63 +261,3 @@ def _frozen(cache: Cache, rows: Tensor | None = None, drop_below: int = 0) -> Ca
         return _FrozenLayer(keys if rows is None else keys[rows], values if rows is None else values[rows], length)
 
     return Cache(layers=[layer(index) for index in range(len(cache.layers))])
-
-
-def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder layers: the module list in the decoder that is as long as the configuration says."""
-    depth = model.config.get_text_config().num_hidden_layers
-    found: list[nn.ModuleList] = []
-    for module in [] if model.config.is_encoder_decoder else model.get_decoder().modules():  # outer ones first
-        inside = any(module is part for layers in found for part in layers.modules())
-        if isinstance(module, nn.ModuleList) and len(module) == depth and not inside:
-            found.append(module)
-    if len(found) != 1:
-        raise MegError(
-            f"{type(model).__name__} is not a model family MegEdit knows: expected one list of {depth} decoder "
-            f"layers, found {len(found)}; {_NEW_FAMILY}."
-        )
-    return found[0]
-
-
-def find_feed_forward(layer: nn.Module) -> FeedForward:
-    """The FFN of a decoder layer: the one child with matrices that is called like one, a mixture of experts as a whole;
-    or, in layers without such a child, the two linear modules that stand beside the attention.
-
-    A norm between the FFN and the residual stream counts as its end: behind it, the neuron can write a vector of any
-    length.
-    """
-    children = dict(layer.named_children())
-    found = [
-        module
-        for name, module in children.items()
-        if _FFN.search(name) and any(parameter.ndim > 1 for parameter in module.parameters())
-    ]
-    linears = [module for module in children.values() if isinstance(module, nn.Linear | Conv1D)]
-    if len(found) == 1:
-        norm = next((children[name] for name in _NORM_AFTER if name in children), found[0])
-        return FeedForward(layer, found[0], norm)
-    if not found and len(linears) == 2:
-        return FeedForward(layer, *linears)
-    raise MegError(
-        f"{type(layer).__name__} is not a decoder layer MegEdit knows: expected one FFN, found {len(found)}; "
-        f"{_NEW_FAMILY}."
-    )
-
-
-def has_local_attention(model: PreTrainedModel) -> bool:
-    """Whether some layers see a window of the last columns only; padding must then not stand among the columns."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
-    if kinds:
-        return any(kind not in ("full_attention", "global") for kind in kinds)
-    return getattr(config, "sliding_window", None) is not None
-
-
-def find_activation(model: PreTrainedModel) -> Activation:
-    """The activation function of the model's FFNs, which the neuron shares."""
-    config = model.config.get_text_config()
-    name = next((value for key in _ACTIVATION if (value := getattr(config, key, None))), None)
-    if name not in ACT2FN:
-        raise MegError(f"The activation function of {type(model).__name__} is not known; {_NEW_FAMILY}.")
-    activation: Activation = ACT2FN[name]
-    return activation

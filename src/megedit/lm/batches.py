@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from megedit.edits.edit_set import Edit
 from megedit.errors import MegError
@@ -59,6 +59,90 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) 
 
 
 @dataclass(frozen=True)
+class Padded:
+    """Rows of token ids as one batch.
+
+    ids, mask: int64 (rows, columns); the mask is 0 in padding. shared: how many of the first columns are the same in
+    all rows, and without padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    shared: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def position_ids(self) -> Tensor:
+        """int64 (rows, columns)."""
+        return position_ids(self.mask)
+
+    def to(self, device: torch.device) -> Padded:
+        return Padded(self.ids.to(device), self.mask.to(device), self.shared)
+
+    def followed_by(self, rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
+        """The batch with further tokens behind each row.
+
+        Shorter rows are filled up on the right; nothing that counts sees those columns, so the mask need not hide them.
+        """
+        ids = right_padded(rows, pad_id).to(self.ids.device)
+        return Padded(torch.cat([self.ids, ids], 1), torch.cat([self.mask, torch.ones_like(ids)], 1), self.shared)
+
+    def inputs(self, first: int, last: int) -> dict[str, Tensor]:
+        """The arguments of a forward pass over the columns from `first` to `last`, those before them in the cache."""
+        return {
+            "input_ids": self.ids[:, first:last],
+            "position_ids": self.position_ids[:, first:last],
+            "attention_mask": self.mask[:, :last],
+        }
+
+    def run_context(self, backbone: Backbone, last: int) -> DynamicCache | None:
+        """Keys and values of the first `last` columns, what all rows begin with run as one row; None if there are none.
+
+        Raises ValueError when `last` stands within the shared columns.
+        """
+        if last < self.shared:
+            raise ValueError(f"a context of {last} columns ends within the {self.shared} that all rows share")
+        cache = None
+        if self.shared:
+            cache = backbone.context(Padded(self.ids[:1], self.mask[:1]).inputs(0, self.shared))
+            cache.batch_repeat_interleave(len(self.ids))
+        if last > self.shared:
+            cache = backbone.context(self.inputs(self.shared, last), cache)
+        return cache
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, shared: int = 0) -> Padded:
+    """Rows of token ids as one batch that ends with the last token of each.
+
+    Columns: the first `shared` tokens, which all rows begin with; padding; the rest of each row.
+    """
+    width = max(map(len, rows), default=0)
+    ids = torch.full((len(rows), width), pad_id)  # (rows, width)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        rest = width - len(row) + shared
+        ids[i, :shared], mask[i, :shared] = torch.tensor(row[:shared], dtype=torch.long), 1
+        ids[i, rest:], mask[i, rest:] = torch.tensor(row[shared:], dtype=torch.long), 1
+    return Padded(ids, mask, shared)
+
+
+def right_padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows of numbers as int64 (rows, longest), filled up on the right."""
+    padded = torch.full((len(rows), max(map(len, rows), default=0)), fill)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return padded
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Positions as `generate` counts them, without padding: int64 (rows, columns), like the attention mask."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A batch of examples up to the point where the neuron comes in. labels: int64 (rows, answer positions)."""
 
@@ -76,46 +160,16 @@ class Prepared:
 def prepare(
     backbone: Backbone, examples: Sequence[Example], indices: Sequence[int], span: Span, pad_id: int
 ) -> Prepared:
-    """Run the frozen part for the chosen examples.
-
-    Columns: the tokens all prompts begin with (the template, run as one row), padding, the rest of each prompt, its
-    answer, padding. Where attention is local, the padding stands before all of them.
-    """
+    """Run the frozen part for the chosen examples: their prompts as `pad` lays them out, their answers behind them."""
     chosen = [examples[i] for i in indices]
-    shared = shared_columns(backbone, [e.prompt for e in chosen], span)
-    width = max(len(e.prompt) for e in chosen)
-    answer_width = max(len(e.answer) for e in chosen)
-    rows = len(chosen)
-    ids = torch.full((rows, width + answer_width - 1), pad_id)
-    mask = torch.zeros_like(ids)
-    labels = torch.full((rows, answer_width), IGNORED)
-    for row, example in enumerate(chosen):
-        text = example.prompt + example.answer[:-1]
-        first = width - len(example.prompt) + shared
-        ids[row, :shared] = torch.tensor(text[:shared])
-        ids[row, first : first + len(text) - shared] = torch.tensor(text[shared:])
-        mask[row, :shared] = 1
-        mask[row, first:] = 1  # what is right of a shorter answer is seen by nothing that counts
-        labels[row, : len(example.answer)] = torch.tensor(example.answer)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    ids, mask, positions, labels = (t.to(backbone.device) for t in (ids, mask, positions, labels))
-
-    def block(first: int, last: int, rows: int = rows) -> dict[str, Tensor]:
-        columns = slice(first, last)
-        return {
-            "input_ids": ids[:rows, columns],
-            "position_ids": positions[:rows, columns],
-            "attention_mask": mask[:rows, :last],
-        }
-
-    cache = None
-    untouched = width - 1 if span == "answer" else 0
-    if shared:
-        cache = backbone.context(block(0, shared, rows=1))
-        cache.batch_repeat_interleave(rows)
-    if untouched > shared:
-        cache = backbone.context(block(shared, untouched), cache)
-    return Prepared(torch.tensor(indices), backbone.prefix(block(untouched, ids.shape[1]), cache), labels)
+    prompts = [example.prompt for example in chosen]
+    batch = pad(prompts, pad_id, shared_columns(backbone, prompts, span))
+    untouched = max(batch.width - 1, 0) if span == "answer" else 0
+    batch = batch.followed_by([example.answer[:-1] for example in chosen], pad_id).to(backbone.device)
+    cache = batch.run_context(backbone, untouched)
+    split = backbone.prefix(batch.inputs(untouched, batch.width), cache)
+    labels = right_padded([example.answer for example in chosen], IGNORED).to(backbone.device)  # (rows, answer)
+    return Prepared(torch.tensor(indices, dtype=torch.long), split, labels)
 
 
 def shared_columns(backbone: Backbone, prompts: Sequence[Sequence[int]], span: Span) -> int:
@@ -126,7 +180,9 @@ def shared_columns(backbone: Backbone, prompts: Sequence[Sequence[int]], span: S
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all sequences share."""
+    """How many leading tokens all sequences share; 0 of no sequences."""
+    if not sequences:
+        return 0
     low, high = min(map(tuple, sequences)), max(map(tuple, sequences))  # in lexicographic order, all lie between
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 

@@ -7,14 +7,14 @@ in each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import takewhile
-
-import jinja2
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from megedit.errors import MegError
+
+if TYPE_CHECKING:  # takes seconds to import; an adapter's configuration is read without it
+    from transformers import PreTrainedTokenizerBase
 
 MARKER = "{query}"
 QUESTION = f"Q: {MARKER}\nA:"
@@ -98,21 +98,6 @@ class Template:
             query = self._in_last_turn(prompt)
         return (prompt if query is None else query).strip()
 
-    def to_json(self) -> dict[str, str]:
-        """The template as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, object], *, where: str = "the template") -> Template:
-        """The template that `to_json` wrote; MegError, beginning with `where`, if a field is not valid."""
-        texts = {field.name: values.get(field.name, "") for field in fields(cls)}
-        for name, text in texts.items():
-            if not isinstance(text, str):
-                raise MegError(f"{where}: the field `{name}` must be text.")
-        if unknown := sorted(set(values) - set(texts)):
-            raise MegError(f"{where}: the field `{unknown[0]}` is not known; remove it.")
-        return cls(**{name: str(text) for name, text in texts.items()})
-
     def _in_own_text(self, prompt: str) -> str | None:
         """What stands where the template has its query; of several such examples, the last one."""
         before, after = self.text.split(MARKER)
@@ -142,23 +127,28 @@ class Template:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, *turns: str, prompt: bool) -> str:
-    """A conversation of user and assistant in turn; `prompt` adds what opens the assistant's next turn."""
+    """A conversation of user and assistant in turn; `prompt` adds what opens the assistant's next turn.
+
+    Raises MegError when the chat template cannot be rendered.
+    """
+    import jinja2
+
     messages = [
         {"role": "user" if index % 2 == 0 else "assistant", "content": content} for index, content in enumerate(turns)
     ]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    try:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    except jinja2.TemplateError as error:
+        raise MegError(
+            f"The chat template of the tokenizer cannot be rendered ({error}); choose the template question or raw."
+        ) from error
     assert isinstance(rendered, str)
     return rendered
 
 
 def _chat_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """The text before and after the user's words in a conversation of one user turn."""
-    try:
-        parts = _render(tokenizer, _FIRST, prompt=True).split(_FIRST)
-    except jinja2.TemplateError as error:
-        raise MegError(
-            f"The chat template of the tokenizer cannot be rendered ({error}); choose the template question or raw."
-        ) from error
+    parts = _render(tokenizer, _FIRST, prompt=True).split(_FIRST)
     if len(parts) != 2:
         raise MegError(
             f"The chat template of the tokenizer has the user's words {len(parts) - 1} times, not once; "
@@ -176,7 +166,7 @@ def _user_markers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     try:
         before_first, asks_reply = _chat_turn(tokenizer)
         turns = _render(tokenizer, _FIRST, _REPLY, _SECOND, prompt=True)
-    except (jinja2.TemplateError, MegError):
+    except MegError:
         return "", ""
     before_reply, found, rest = turns.partition(_FIRST)[2].partition(_REPLY)
     before_second = rest.partition(_SECOND)[0]
@@ -197,7 +187,7 @@ def _chat_answer_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         prompt = _render(tokenizer, _FIRST, prompt=True)
         answered = _render(tokenizer, _FIRST, _REPLY, prompt=False)
-    except jinja2.TemplateError:
+    except MegError:
         return ""
     between = answered.removeprefix(prompt).partition(_REPLY)[0]
     return between if between.isspace() else ""
