@@ -32,9 +32,11 @@ from safetensors.torch import load_file
 from benchmarks.common import BASE, write_result
 from benchmarks.edits import load_set, measure
 from megedit import Edit, EditSet, MegModel
+from megedit.adapter.change import changing
 from megedit.adapter.folder import read_config
-from megedit.adapter.ledger import EditRecord, Entry, changing, reading
+from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.adapter.sqlite import create
+from megedit.adapter.weights import to_bytes
 from megedit.evaluate import EvaluationSettings, evaluate
 from megedit.pseudo.knowledge import text_key
 from megedit.router.index import EditVectors
@@ -142,7 +144,7 @@ def asked(
 def large_ledger() -> dict[str, float]:
     """Milliseconds of what a ledger of many made-up edits is asked for, and the size of what routes by them."""
     vectors = EditVectors.pack(F.normalize(torch.randn(LEDGER_EDITS, VECTOR_SIZE), dim=1))
-    weights = torch.randn(WEIGHT_SIZE)
+    (neuron,) = to_bytes(torch.randn(1, WEIGHT_SIZE))
     query = F.normalize(torch.randn(16, VECTOR_SIZE), dim=1)
 
     def milliseconds(call: Callable[[], Any]) -> float:
@@ -158,12 +160,12 @@ def large_ledger() -> dict[str, float]:
         create(folder, WEIGHT_SIZE)
         with changing(folder, "fit", "made up") as change:
             change.add(
-                Entry(
+                NewEdit(
                     EditRecord(
                         Edit(f"{i}", f"Where is place {i}?", f"town {i % 999}", f"place {i}"), "active", 5, 0, True
                     ),
                     row,
-                    weights,
+                    neuron,
                 )
                 for i, row in enumerate(vectors.rows())
             )

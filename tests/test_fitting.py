@@ -49,7 +49,7 @@ def assert_same_tensors(first: Path, second: Path) -> None:
     with reading(first) as one, reading(second) as other:
         assert one.records() == other.records() and one.vectors() == other.vectors()
         numbers = [record.number for record in one.records()]
-        assert torch.equal(one.neurons(numbers), other.neurons(numbers))
+        assert one.neurons(numbers) == other.neurons(numbers)
 
 
 # ---------------------------------------------------------------------------------------------------

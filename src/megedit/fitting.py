@@ -21,10 +21,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from megedit.adapter.adapter import Adapter, load_adapter, write_card
-from megedit.adapter.folder import LOG, AdapterConfig, check_replaceable, replacing_folder, save_model, write_unchanging
-from megedit.adapter.ledger import EditRecord, Entry, changing
+from megedit.adapter.adapter import Adapter, load_adapter
+from megedit.adapter.card import write_card
+from megedit.adapter.change import changing
+from megedit.adapter.config import AdapterConfig
+from megedit.adapter.folder import LOG, check_replaceable, replacing_folder
+from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.adapter.sqlite import create
+from megedit.adapter.weights import save_model, to_bytes, write_unchanging
 from megedit.collect import answer_leads_of, collect, prepare_all
 from megedit.edits.edit_set import EditSet
 from megedit.encoder import TextEncoder
@@ -143,11 +147,11 @@ def fit(
             },
         )
         rows = dict(zip(active.tolist(), vectors.rows(), strict=True))
-        entries = []
+        new, weights = [], to_bytes(neurons["weights"])
         for i, edit in enumerate(edits):
             lead, steps = round(float(neurons["leads"][i]), 3), int(neurons["steps"][i])
             found = EditRecord(edit, "active" if i in rows else "failed", lead, steps, bool(generated[i]))
-            entries.append(Entry(found, rows.get(i, b""), neurons["weights"][i]))
+            new.append(NewEdit(found, rows.get(i, b""), weights[i]))
     if processes.main:
         seen = torch.tensor(sorted({text_key(text) for text in pseudo.texts()}))
         with replacing_folder(out, overwrite) as folder:
@@ -155,10 +159,11 @@ def fit(
             write_unchanging(folder, config, encoder, seen)
             create(folder, config.weight_size)
             with changing(folder, "fit", edits.source) as change:
-                change.add(entries)
+                change.add(new)
                 change.set_model(*save_model(folder, 1, network, generator))
                 change.note(active=len(active), failed=len(edits) - len(active))
-            write_card(folder)
+            with reading(folder) as ledger:
+                write_card(folder, config, ledger)
     work.remove()
     return load_adapter(out, processes.device)
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from megedit.adapter.adapter import Adapter, check_base, copy_adapter, load_adapter
+from megedit.adapter.adapter import Adapter, check_base, load_adapter
+from megedit.adapter.folder import copy_adapter
 from megedit.adapter.ledger import Status
 from megedit.edits.edit_set import Edit
 from megedit.lm.backbone import Backbone

@@ -19,9 +19,11 @@ from huggingface_hub import constants
 from huggingface_hub.utils._paths import filter_repo_objects
 
 import megedit.adapter.folder
-from megedit.adapter.adapter import Adapter, copy_adapter, load_adapter, write_card
-from megedit.adapter.folder import CONFIG, FORMAT_VERSION, is_adapter, read_config
-from megedit.adapter.ledger import changing, reading
+from megedit.adapter.adapter import Adapter, load_adapter
+from megedit.adapter.change import changing
+from megedit.adapter.config import FORMAT_VERSION
+from megedit.adapter.folder import CONFIG, copy_adapter, describe, is_adapter, read_config
+from megedit.adapter.ledger import reading
 from megedit.errors import MegError
 from tests.adapter.test_folder import files_of
 from tests.conftest import Fitted
@@ -224,7 +226,7 @@ def test_a_file_outside_the_folder(adapter_folder: Path, name: Callable[[Path, P
     outside.write_text("secret")
     named = name(adapter_folder, outside)
     files = json.loads((adapter_folder / CONFIG).read_text())["files"]
-    change_config(adapter_folder, files={**files, named: megedit.adapter.folder._sha256(outside)})
+    change_config(adapter_folder, files={**files, named: megedit.adapter.folder.sha256_of(outside)})
     with pytest.raises(MegError, match="is outside the folder"):
         load_adapter(adapter_folder)
 
@@ -267,7 +269,7 @@ def test_the_model_card_counts(adapter_folder: Path) -> None:
     with changing(adapter_folder, "remove") as change:
         change.end([1], "failed")
         change.end([2, 3], "removed")
-    write_card(adapter_folder)
+    describe(adapter_folder)
     card = (adapter_folder / "README.md").read_text()
     assert "# 5 edits" in card and "- Edits: 5 in force, 2 removed; failed: edit-0." in card
     assert "- Revision 2;" in card
@@ -287,7 +289,7 @@ def test_the_model_card_counts(adapter_folder: Path) -> None:
 )
 def test_only_a_hub_name_is_metadata(adapter_folder: Path, base: str, metadata: str | None) -> None:
     change_config(adapter_folder, base=base)
-    write_card(adapter_folder)
+    describe(adapter_folder)
     card = (adapter_folder / "README.md").read_text()
     front = card.split("---")[1].strip().splitlines()
     assert ([f"base_model: {metadata}"] if metadata else []) == [line for line in front if "base_model" in line]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from megedit.adapter.adapter import copy_adapter
-from megedit.adapter.folder import replacing_folder
+from megedit.adapter.folder import copy_adapter, describe, replacing_folder
+from megedit.adapter.ledger import reading
 from megedit.errors import MegError
+from megedit.operations import remove
 from tests.conftest import Fitted
 
 
@@ -49,6 +51,37 @@ def test_a_place_that_cannot_be_written(fitted: Fitted, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MegError, match="could not be written"):
         copy_adapter(fitted.adapter, tmp_path / "file" / "adapter")
+
+
+def test_a_card_that_cannot_be_written_is_a_warning(
+    adapter_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    remove(adapter_folder, ["edit-0"])
+    assert "README.md could not be written anew (No space left on device)" in caplog.text
+    with reading(adapter_folder) as ledger:
+        assert ledger.counts()["removed"] == 1
+    assert not list(adapter_folder.glob("*.partial"))
+
+
+def test_the_card_is_of_the_last_revision_whoever_writes_it(adapter_folder: Path) -> None:
+    """Several write the card at once: none meets another's file, and the last state stays."""
+
+    def work(number: int) -> None:
+        remove(adapter_folder, [f"edit-{number}"])
+        for _ in range(20):
+            describe(adapter_folder)
+
+    threads = [Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    card = (adapter_folder / "README.md").read_text("utf-8")
+    assert "4 in force, 4 removed" in card and "- Revision 5;" in card
 
 
 def test_a_folder_is_as_readable_as_any_other(fitted: Fitted, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import megedit.adapter.sqlite
-from megedit.adapter.ledger import EditRecord, Entry, changing, reading
+from megedit.adapter.change import changing
+from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.adapter.sqlite import FILE, create
+from megedit.adapter.weights import from_bytes, to_bytes
 from megedit.edits.edit_set import Edit
 from megedit.errors import MegError
 from megedit.router.index import EditVectors
@@ -23,11 +25,11 @@ from megedit.router.index import EditVectors
 SIZE, LENGTH = 6, 4
 
 
-def entry(name: str, status: str = "active", neuron: float = 1.0, generated: bool = False) -> Entry:
+def entry(name: str, status: str = "active", neuron: float = 1.0, generated: bool = False) -> NewEdit:
     edit = Edit(name, f"Where is {name}?", f"in {name}", subject=name.title())
     vector = EditVectors.pack(torch.nn.functional.normalize(torch.rand(1, SIZE), dim=1)).rows()[0]
     record = EditRecord(edit, status, 2.5, 7, generated)  # type: ignore[arg-type]
-    return Entry(record, vector, torch.full((LENGTH,), neuron))
+    return NewEdit(record, vector, *to_bytes(torch.full((1, LENGTH), neuron)))
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
         assert records[0] == EditRecord(Edit("a", "Where is a?", "in a", subject="A"), "active", 2.5, 7, True, 1)
         assert ledger.counts() == {"active": 2, "failed": 1, "removed": 0}
         assert len(EditVectors.from_rows(ledger.vectors(), SIZE)) == 2  # a failed edit is not routed
-        assert ledger.neurons([2, 3, 2]).tolist() == [[1.0] * 4, [2.0] * 4, [1.0] * 4]
+        assert from_bytes(ledger.neurons([2, 3, 2]), LENGTH).tolist() == [[1.0] * 4, [2.0] * 4, [1.0] * 4]
         (operation,) = ledger.operations()
         assert (operation.kind, operation.source) == ("fit", "facts.jsonl")
         assert operation.result == {"active": 2, "failed": 1}
@@ -151,7 +153,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from tests.adapter.test_ledger import entry
-from megedit.adapter.ledger import changing
+from megedit.adapter.change import changing
 with changing(Path(sys.argv[1]), "add") as change:
     change.add([entry(f"new{i}") for i in range(2000)])
     change.end([1], "removed")
@@ -216,8 +218,9 @@ def test_neurons_fill_the_file(tmp_path: Path, numbers: int) -> None:
     count = 300
     create(tmp_path, numbers)
     empty = (tmp_path / FILE).stat().st_size
+    neurons = to_bytes(torch.arange(count)[:, None].expand(count, numbers))
     with changing(tmp_path, "fit", "facts.jsonl") as change:
-        change.add([replace(entry(str(i)), neuron=torch.full((numbers,), float(i))) for i in range(count)])
+        change.add(replace(entry(str(i)), neuron=neuron) for i, neuron in enumerate(neurons))
     with reading(tmp_path) as ledger:
         (tmp_path / "copy").mkdir()
         ledger.copy(tmp_path / "copy")
@@ -238,3 +241,28 @@ def test_a_link_is_not_changed(folder: Path, tmp_path: Path) -> None:
     assert state(tmp_path / "copy") == state(folder)
     with pytest.raises(MegError, match="copy the adapter to a folder of your own"), changing(tmp_path / "copy", "add"):
         pass
+
+
+def test_edits_by_id_and_by_number(folder: Path) -> None:
+    with changing(folder, "update") as change:
+        change.end([1], "removed")
+        change.add([entry("a"), entry("/ [bold] é")])
+    with reading(folder) as ledger:
+        assert ledger.ids() == {"b": 2, "c": 3, "a": 4, "/ [bold] é": 5}  # of two with one id, the one in force
+        found = ledger.with_id("a")
+        assert found is not None and (found.number, found.status) == (4, "active")
+        assert ledger.with_id("A") is None
+        assert [record.number for record in ledger.numbered([5, 1, 9])] == [5, 1]
+        assert ledger.statuses() == {1: "removed", 2: "active", 3: "failed", 4: "active", 5: "active"}
+        assert ledger.statuses(1) == {1: "active", 2: "active", 3: "failed"}
+
+
+def test_the_neuron_that_most_edits_of_a_target_have(folder: Path) -> None:
+    def of(target: str, neuron: float, name: str) -> NewEdit:
+        new = entry(name, neuron=neuron)
+        return replace(new, record=replace(new.record, edit=replace(new.record.edit, target=target)))
+
+    with changing(folder, "add") as change:
+        change.add([of("Rome", 3.0, "d"), of("Rome", 4.0, "e"), of("Rome", 4.0, "f"), of("Oslo", 5.0, "g")])
+    with reading(folder) as ledger:
+        assert ledger.most_used_neurons(["Rome", "Oslo", "Bern"]) == {"Rome": 5, "Oslo": 7}

@@ -18,12 +18,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import megedit.operations.operations
+import megedit.operations.adding
 from megedit.adapter.adapter import load_adapter
-from megedit.adapter.ledger import changing, reading
+from megedit.adapter.change import changing
+from megedit.adapter.ledger import reading
 from megedit.edits.edit_set import Edit
 from megedit.errors import MegError
-from megedit.operations.operations import Outcome, remove, rollback, undo
+from megedit.operations import Outcome, remove, rollback, undo
 from megedit.router.index import EditVectors
 from tests.conftest import Fitted
 from tests.operations.test_operations import collected_without_models, put
@@ -145,7 +146,7 @@ def test_any_life(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("ERROR", "megedit")
-    monkeypatch.setattr(megedit.operations.operations, "_collected", collected_without_models("active"))
+    monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("active"))
     Life.fitted, Life.root = fitted, tmp_path
     health = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
     checked = settings(max_examples=15, stateful_step_count=15, deadline=None, derandomize=True, database=None,

@@ -12,16 +12,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import megedit.operations.operations
+import megedit.operations.adding
 from megedit.adapter.adapter import load_adapter
-from megedit.adapter.ledger import EditRecord, Entry, reading
+from megedit.adapter.ledger import EditRecord, NewEdit, reading
+from megedit.adapter.weights import to_bytes
 from megedit.edits.edit_set import Edit, EditSet
 from megedit.errors import MegError
 from megedit.explain import explain
 from megedit.model import MegModel
+from megedit.operations import Outcome, add, consolidate, remove, rollback, undo, update
 from megedit.operations.conflicts import Conflict
-from megedit.operations.consolidate import consolidate
-from megedit.operations.operations import Outcome, add, remove, rollback, undo, update
 from tests.conftest import Fitted
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -49,15 +49,15 @@ def unedited(folder: Path, base: Base, queries: list[str]) -> list[str]:
         return model.answer(queries, max_new_tokens=8)
 
 
-def collected_without_models(status: str) -> Callable[..., list[Entry]]:
+def collected_without_models(status: str) -> Callable[..., list[NewEdit]]:
     """Stands for the collection: a neuron for each new edit, without a base model."""
 
-    def collected(adapter: Any, plan: Any, *args: Any) -> list[Entry]:
+    def collected(adapter: Any, plan: Any, *args: Any) -> list[NewEdit]:
         return [
-            Entry(
+            NewEdit(
                 EditRecord(edit, status, 1.0, 1, False),  # type: ignore[arg-type]
                 vector if status == "active" else b"",
-                torch.full((adapter.config.weight_size,), float(len(edit.target))),
+                *to_bytes(torch.full((1, adapter.config.weight_size), float(len(edit.target)))),
             )
             for edit, vector in zip(plan.new, plan.vectors.rows(), strict=True)
         ]
@@ -103,6 +103,33 @@ def test_an_id_that_is_taken(adapter_folder: Path) -> None:
         assert [record.edit.id for record in ledger.records()][-1] == "edit-0-2"
 
 
+def test_ids_of_new_edits_that_look_like_those_of_others(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each new edit replaces what it contradicts, whatever ids they get."""
+    monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("active"))
+    old = load_adapter(adapter_folder).active_edits
+    new = [replace(old[1], id="edit-0", target="Ma"), replace(old[2], id="edit-0-2", target="Ro")]
+    put(adapter_folder, *new, resolve=lambda conflict: "replace")
+    with reading(adapter_folder) as ledger:
+        found = {record.edit.prompt: (record.edit.id, record.edit.target) for record in ledger.records()}
+    assert found[old[0].prompt] == ("edit-0", old[0].target)
+    assert found[old[1].prompt] == ("edit-0-3", "Ma") and found[old[2].prompt] == ("edit-0-2", "Ro")
+    assert len(found) == len(old)
+
+
+STRANGE = ["a/b", "two  words", "ü é 日本", "[bold]x[/bold]", "-x", "--help", "[/]", "x\\"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_any_id_can_be_named(adapter_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("active"))
+    put(adapter_folder, new_edit(name))
+    outcome = remove(adapter_folder, [f" {' '.join(name.split())}"])  # as it is printed
+    assert [change.record.edit.id for change in outcome.changes] == [name]
+    undo(adapter_folder)
+    update(adapter_folder, name, "Ro")
+    remove(adapter_folder, [name])
+
+
 def test_another_target_of_a_query(adapter_folder: Path, base: Base) -> None:
     old = load_adapter(adapter_folder).active_edits[1]
     new = replace(old, target="Ma")
@@ -132,7 +159,7 @@ def test_an_update(adapter_folder: Path, base: Base) -> None:
 
 
 def test_an_update_that_fails_changes_nothing(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(megedit.operations.operations, "_collected", collected_without_models("failed"))
+    monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("failed"))
     with pytest.raises(MegError, match=r"No neuron was found.*edit edit-2 stays as it is"):
         update(adapter_folder, "edit-2", "Ro")
     with pytest.raises(MegError, match=r"There is no edit with the id edit-22 \(alike: edit-2"):
@@ -142,10 +169,10 @@ def test_an_update_that_fails_changes_nothing(adapter_folder: Path, monkeypatch:
 
 
 def test_a_failed_edit_is_kept_as_such(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(megedit.operations.operations, "_collected", collected_without_models("failed"))
+    monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("failed"))
     outcome = put(adapter_folder, new_edit())
     assert [edit.id for edit in outcome.failed] == ["new"]
-    monkeypatch.setattr(megedit.operations.operations, "_collected", collected_without_models("active"))
+    monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("active"))
     put(adapter_folder, new_edit())  # again, and it works
     with reading(adapter_folder) as ledger:
         assert [record.status for record in ledger.records() if record.edit.id == "new"] == ["active"]
@@ -194,7 +221,7 @@ def test_what_cannot_be_removed(adapter_folder: Path) -> None:
 
 
 def test_undo(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(megedit.operations.operations, "_collected", collected_without_models("active"))
+    monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("active"))
     with pytest.raises(MegError, match="nothing to undo"):
         undo(adapter_folder)
     put(adapter_folder, new_edit())
@@ -274,7 +301,7 @@ def test_a_consolidation_that_fails_changes_nothing(adapter_folder: Path, monkey
     def fail(*args: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("megedit.operations.consolidate._Course.check", fail)
+    monkeypatch.setattr("megedit.operations.consolidation.Consolidation.check", fail)
     with pytest.raises(ZeroDivisionError):
         consolidate(adapter_folder, dtype=torch.float32)
     monkeypatch.undo()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from megedit.adapter.folder import (
-    CONFIG,
-    AdapterConfig,
-    config_files,
-    find_adapter,
-    inside,
-    load_model,
-    read_config,
-    replacing_folder,
-)
-from megedit.adapter.ledger import EditRecord, Status, reading
+from megedit.adapter.config import AdapterConfig
+from megedit.adapter.folder import copy_adapter, find_adapter, read_config
+from megedit.adapter.ledger import EditRecord, reading
+from megedit.adapter.weights import from_bytes, load_model
 from megedit.edits.edit_set import Edit
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
@@ -38,9 +29,6 @@ from megedit.lm.loading import fingerprint, load_base
 from megedit.router.index import EditVectors
 from megedit.router.router import Enrolled, Router
 from megedit.runtime.device import first_device, hold_cast
-from megedit.runtime.files import write_whole
-
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass
@@ -99,7 +87,8 @@ class Adapter:
     def neurons(self, records: Sequence[EditRecord]) -> Tensor:
         """The collected neurons of edits, from the folder: float32 (edits, L). Raises KeyError where they are gone."""
         with reading(self.folder) as ledger:
-            return ledger.neurons([record.number for record in records]).view(-1, self.config.weight_size)
+            found = ledger.neurons([record.number for record in records])
+        return from_bytes(found, self.config.weight_size)
 
     def load_base(
         self, name: str | None, dtype: torch.dtype | None, device: str | torch.device
@@ -137,9 +126,7 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
             revision, records = ledger.revision, tuple(ledger.records())
             vectors = EditVectors.from_rows(ledger.vectors(), config.encoder_size).to(device)
             apart = [record.number for record in records if record.status == "active" and not record.generated]
-            collected = dict(zip(apart, ledger.neurons(apart), strict=True))
-            if any(weights.shape != (config.weight_size,) for weights in collected.values()):
-                raise ValueError("a neuron has not the size of this adapter's")
+            collected = dict(zip(apart, from_bytes(ledger.neurons(apart), config.weight_size), strict=True))
             seen = load_file(folder / "seen.safetensors")["keys"]
         except FileNotFoundError as error:
             raise MegError(f"{folder} is damaged: {Path(str(error.filename)).name} is missing.") from error
@@ -167,63 +154,3 @@ def check_base(model: PreTrainedModel, config: AdapterConfig) -> None:
             f"This adapter was made for the base model {config.base} and does not fit the one given; "
             "load it with that base model, or fit a new adapter on this one."
         )
-
-
-def copy_adapter(source: Path, folder: str | Path, overwrite: bool = False) -> None:
-    """Copy an adapter's folder as it is now. An adapter that is already there is only replaced with `overwrite`.
-
-    Raises MegError when the folder is there and is not an adapter or may not be replaced, or the disk is full.
-    """
-    read_config(source)
-    with replacing_folder(Path(folder), overwrite) as partial, reading(source) as ledger:
-        for name in (CONFIG, *config_files(source), ledger.model[0]):
-            (partial / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(inside(source, name), partial / name)
-        ledger.copy(partial)
-        write_card(partial)
-
-
-def write_card(folder: Path) -> None:
-    """Write the README of an adapter folder."""
-    config = read_config(folder)
-    with reading(folder) as ledger:
-        counts, log = ledger.counts(), ledger.operations()
-        failed = [record.edit.id for record in ledger.records(status="failed")]
-    card = model_card(config, counts, failed, log[0].source, log[-1].revision)
-    write_whole(folder / "README.md", card)
-
-
-def model_card(
-    config: AdapterConfig, counts: Mapping[Status, int], failed: Sequence[str], source: str, revision: int
-) -> str:
-    """The README of an adapter: how many edits have which status, which have failed, where the first came from."""
-    decision = config.calibration.decision
-    stages = "\n".join(
-        f"| {stage} | {cost['seconds']:.0f} | {cost['peak_memory_mb']:.0f} |"
-        for stage, cost in config.record.get("stages", {}).items()
-    )
-    hub_name = config.base.partition("@")[0]
-    base_model = f"base_model: {hub_name}\n" if _HUB_NAME.fullmatch(hub_name) else ""  # the Hub refuses any other
-    return f"""---
-{base_model}library_name: megedit
-tags: [knowledge-editing, megedit]
----
-# {counts["active"]} edits for {config.base}
-
-One dynamic neuron in layer {config.layer} (MeG, arXiv 2512.14395), made with MegEdit. It changes the answers to the
-queries of its edits and to their rephrases; every other query gets the base model's own answer. `meg list` prints the
-edits, `meg log` what was done with them.
-
-    from megedit import MegModel
-    model = MegModel.from_pretrained("this folder")
-
-- Edits: {counts["active"]} in force, {counts["removed"]} removed; failed: {", ".join(failed) or "none"}.
-- Revision {revision}; the first edits are from {source}.
-- Router: {config.calibration.rule}; on held-out pseudo-knowledge {decision.true_positive_rate:.1%} of
-  rephrases are recognised at {decision.false_positive_rate:.1%} of other queries.
-- Base model fingerprint: {config.base_fingerprint}.
-
-| stage of the fit | seconds | peak memory, MB |
-|---|---|---|
-{stages}
-"""

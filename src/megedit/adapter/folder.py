@@ -16,91 +16,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
-from megedit.adapter.ledger import Ledger
+from megedit.adapter.card import CARD, write_card
+from megedit.adapter.change import settled
+from megedit.adapter.config import FORMAT_VERSION, AdapterConfig
+from megedit.adapter.ledger import reading
 from megedit.adapter.sqlite import FILE as LEDGER_FILE
-from megedit.collect import CollectionSettings
-from megedit.encoder import TextEncoder
 from megedit.errors import MegError
-from megedit.generator import GeneratorSettings, WeightGenerator
-from megedit.lm.batches import Span
-from megedit.lm.loading import resolve_copy
-from megedit.lm.template import Template
-from megedit.router.familiarity import FamiliarityNetwork, FamiliaritySettings
-from megedit.router.router import Calibration
-from megedit.runtime.device import first_device
-from megedit.runtime.tensors import load_tensors, save_tensors
 
-FORMAT_VERSION = 3
+logger = logging.getLogger("megedit")
+
 CONFIG = "meg_config.json"
 LOG = "fit.log"
 _NEEDED = ("seen.safetensors", "encoder/config.json", "encoder/weights.safetensors")
-_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "*.safetensors", "README.md", "encoder/*")
-_MODEL_NAME = re.compile(r"model-\d+\.safetensors")
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """Everything about an adapter that is not a tensor or an edit."""
-
-    base: str
-    base_fingerprint: str
-    layer: int
-    hidden_size: int
-    weight_size: int
-    span: Span
-    template: Template
-    encoder_pooling: str
-    encoder_size: int
-    familiarity: FamiliaritySettings
-    generator: GeneratorSettings
-    calibration: Calibration
-    settings: dict[str, Any]  # all settings of the fit, for the record
-    record: dict[str, Any]  # seconds and peak memory of every stage, versions, source of the edits
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def collection(self) -> CollectionSettings:
-        """How the neurons were collected."""
-        values = self.settings["collection"]
-        named = {"positions": values.get("span", "answer"), **values}  # format 3 of before wrote `span`
-        return CollectionSettings(**_known(CollectionSettings, named))
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> AdapterConfig:
-        """Raises KeyError, TypeError or ValueError when a field is missing or not valid."""
-        values = _known(cls, values)
-        return cls(
-            **{
-                **values,
-                "template": Template(**values["template"]),
-                "familiarity": FamiliaritySettings(**_known(FamiliaritySettings, values["familiarity"])),
-                "generator": GeneratorSettings(**_known(GeneratorSettings, values["generator"])),
-                "calibration": Calibration.from_json(values["calibration"]),
-            }
-        )
-
-
-def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of this dataclass's fields; others may have been written by another version."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
+_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "*.safetensors", CARD, "encoder/*")
 
 
 def config_files(folder: Path) -> list[str]:
@@ -110,11 +48,16 @@ def config_files(folder: Path) -> list[str]:
 
 def find_adapter(name: str | Path) -> Path:
     """The folder of an adapter: one here, or the local copy of one on the Hugging Face Hub."""
+    path = os.path.expanduser(name)
+    if str(name) and os.path.exists(path):  # unlike Path's own method, this one never raises
+        return Path(path).resolve()
+    from megedit.lm.loading import resolve_copy  # here, since the libraries behind it take seconds to import
+
     return resolve_copy(str(name), _HUB_FILES)
 
 
-def read_config(folder: Path) -> AdapterConfig:
-    """The configuration of an adapter folder, after checking that every file is as it was written."""
+def read_config(folder: Path, *, verify: bool = True) -> AdapterConfig:
+    """The configuration of an adapter folder, after checking, with `verify`, that every file is as it was written."""
     path = folder / CONFIG
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -131,9 +74,9 @@ def read_config(folder: Path) -> AdapterConfig:
             )
         if unlisted := [name for name in _NEEDED if name not in values["files"]]:
             raise ValueError(f"{unlisted[0]} is not listed")
-        for name, expected in values["files"].items():
-            if _sha256(inside(folder, name)) != expected:
-                raise _damaged(folder, name)
+        for name, expected in values["files"].items() if verify else ():
+            if sha256_of(inside(folder, name)) != expected:
+                raise damaged(folder, name)
         return AdapterConfig.from_json(values)
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(str(error.filename)).name
@@ -182,45 +125,34 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
         raise MegError(f"{folder} already holds an adapter; choose another folder or allow overwriting it.")
 
 
-def write_unchanging(folder: Path, config: AdapterConfig, encoder: TextEncoder, seen: Tensor) -> None:
-    """Write into an empty folder what never changes again: all but ledger, model and card."""
-    save_file({"keys": seen}, folder / "seen.safetensors")
-    encoder.save(folder / "encoder")
-    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+def write_config(folder: Path, config: AdapterConfig) -> None:
+    """Write the configuration of an adapter, with the hashes of all files that are in the folder already."""
+    files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in _files(folder)}
     text = json.dumps({**config.to_json(), "files": files}, indent=1, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", "utf-8")
 
 
-def save_model(folder: Path, revision: int, network: FamiliarityNetwork, generator: WeightGenerator) -> tuple[str, str]:
-    """Write familiarity network and generator, safely on the disk; returns the file's name and sha256."""
-    tensors = {f"generator.{name}": tensor for name, tensor in generator.state_dict().items()}
-    tensors |= {f"router.{name}": tensor for name, tensor in network.state_dict().items()}
-    path = folder / f"model-{revision:04}.safetensors"
-    save_tensors(tensors, path, packed=True)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return path.name, _sha256(path)
+def copy_adapter(source: Path, folder: str | Path, overwrite: bool = False) -> None:
+    """Copy an adapter's folder as it is now. An adapter that is already there is only replaced with `overwrite`.
+
+    Raises MegError when the folder is there and is not an adapter or may not be replaced, or the disk is full.
+    """
+    config = read_config(source)
+    with replacing_folder(Path(folder), overwrite) as partial, reading(source) as ledger:
+        for name in (CONFIG, *config_files(source), ledger.model[0]):
+            (partial / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(inside(source, name), partial / name)
+        ledger.copy(partial)
+        write_card(partial, config, ledger)
 
 
-def load_model(
-    folder: Path, ledger: Ledger, config: AdapterConfig, device: str | torch.device
-) -> tuple[FamiliarityNetwork, WeightGenerator]:
-    """What `save_model` wrote for the ledger's last revision; KeyError, ValueError and the like where it is damaged."""
-    name, sha256 = ledger.model
-    if not _MODEL_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a model file")
-    if _sha256(inside(folder, name)) != sha256:
-        raise _damaged(folder, name)
-    tensors, device = load_tensors(folder / name), first_device(device)
-    network = FamiliarityNetwork(config.encoder_size, config.familiarity)
-    network.load_state_dict(_part(tensors, "router."))
-    generator = WeightGenerator(config.weight_size, config.encoder_size, config.generator)
-    generator.load_state_dict(_part(tensors, "generator."))
-    return network.to(device).eval().requires_grad_(False), generator.to(device).eval().requires_grad_(False)
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def describe(folder: Path) -> None:
+    """Write the model card of an adapter anew; where that fails, only warn: the change that it tells of is made."""
+    try:
+        with settled(folder) as ledger:
+            write_card(folder, read_config(folder, verify=False), ledger)
+    except (OSError, MegError) as error:
+        logger.warning("%s could not be written anew (%s); all else is as it should be.", folder / CARD, error)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -237,12 +169,12 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _damaged(folder: Path, name: str) -> MegError:
+def damaged(folder: Path, name: str) -> MegError:
     return MegError(
         f"The adapter {folder} is damaged: {name} is not as it was written; restore it from a copy or fit it again."
     )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

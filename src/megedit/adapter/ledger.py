@@ -14,14 +14,10 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor
-
-from megedit.adapter.sqlite import FILE, commit, opened
+from megedit.adapter.sqlite import FILE, opened
 from megedit.edits.edit_set import Edit
 from megedit.errors import MegError
 
@@ -47,15 +43,15 @@ class EditRecord:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A new edit for the ledger: its record, the vector of its query as a row of `EditVectors`, its collected neuron.
+class NewEdit:
+    """An edit for the ledger: its record, its query's vector as a row of `EditVectors`, its collected neuron.
 
-    neuron: float32 (L,), kept in half precision.
+    vector: the int8 codes and the float16 scale, empty for a failed edit. neuron: L numbers, float16.
     """
 
     record: EditRecord
     vector: bytes
-    neuron: Tensor
+    neuron: bytes
 
 
 @dataclass(frozen=True)
@@ -132,6 +128,33 @@ class Ledger:
         )
         return [_record(row) for row in rows]
 
+    def statuses(self, revision: int | None = None) -> dict[int, Status]:
+        """The status of each edit of a revision, the last by default, by its number."""
+        rows = self._connection.execute(f"SELECT edit, status FROM spans WHERE {_in_span(revision)}")
+        return dict(rows.fetchall())
+
+    def numbered(self, numbers: Iterable[int]) -> list[EditRecord]:
+        """The edits with these numbers that are in the adapter, in this order."""
+        query = f"SELECT {_RECORD} FROM edits JOIN spans ON edit = number WHERE number = ? AND until IS NULL"
+        return [_record(row) for number in numbers for row in self._connection.execute(query, (number,))]
+
+    def ids(self) -> dict[str, int]:
+        """The number of every edit that is in the adapter, by its id; of one in force where several have the id."""
+        rows = self._connection.execute(
+            "SELECT id, number FROM spans CROSS JOIN edits ON edit = number WHERE until IS NULL "
+            "ORDER BY status = 'active'"
+        )
+        return dict(rows.fetchall())
+
+    def with_id(self, name: str) -> EditRecord | None:
+        """The edit of this id, the one in force where several have it; None where there is none."""
+        row = self._connection.execute(
+            f"SELECT {_RECORD} FROM edits CROSS JOIN spans ON edit = number "
+            "WHERE id = ? AND until IS NULL ORDER BY status = 'active' DESC LIMIT 1",
+            (name,),
+        ).fetchone()
+        return None if row is None else _record(row)
+
     def counts(self) -> dict[Status, int]:
         """How many edits have each status."""
         rows = self._connection.execute("SELECT status, count(*) FROM spans WHERE until IS NULL GROUP BY status")
@@ -160,13 +183,13 @@ class Ledger:
             "SELECT content, vector, digest FROM edits CROSS JOIN spans ON spans.edit = number "
             f"JOIN vectors ON vectors.edit = number WHERE {_in_span(None)} AND status != 'failed' ORDER BY number"
         ).fetchall()
-        if any(_digest(content.encode() + vector) != digest for content, vector, digest in rows):
+        if any(digest_of(content.encode() + vector) != digest for content, vector, digest in rows):
             raise MegError(f"{self.path} is damaged: an edit is not as it was written; restore it from a copy.")
         return [vector for _, vector, _ in rows]
 
-    def neurons(self, numbers: Sequence[int]) -> Tensor:
-        """Collected weights of edits: float32 (edits, L). Raises KeyError where they were dropped."""
-        found: dict[int, Tensor] = {}
+    def neurons(self, numbers: Sequence[int]) -> list[bytes]:
+        """The collected neuron of each of these edits, L numbers in float16. Raises KeyError where one was dropped."""
+        found: dict[int, bytes] = {}
         for number in dict.fromkeys(numbers):
             row = self._connection.execute(
                 "SELECT weights, neurons.digest FROM edits JOIN neurons ON neurons.number = neuron "
@@ -175,10 +198,20 @@ class Ledger:
             ).fetchone()
             if row is None:
                 raise KeyError(number)
-            if _digest(row[0]) != row[1]:
+            if digest_of(row[0]) != row[1]:
                 raise MegError(f"{self.path} is damaged: a neuron is not as it was written; restore it from a copy.")
-            found[number] = torch.frombuffer(bytearray(row[0]), dtype=torch.float16)
-        return torch.stack([found[number] for number in numbers]).float() if numbers else torch.zeros(0, 0)
+            found[number] = row[0]
+        return [found[number] for number in numbers]
+
+    def most_used_neurons(self, targets: Iterable[str]) -> dict[str, int]:
+        """By target, an edit in force (its number) that has the neuron which most edits of this target have."""
+        rows = self._connection.execute(
+            "SELECT json_extract(content, '$.target') AS target, neuron, min(number) FROM edits "
+            "CROSS JOIN spans ON edit = number WHERE until IS NULL AND status = 'active' AND neuron IS NOT NULL "
+            "GROUP BY target, neuron ORDER BY count(*), min(number) DESC"
+        )
+        wanted = set(targets)
+        return {target: number for target, _, number in rows if target in wanted}
 
     def dropped(self, revision: int) -> list[EditRecord]:
         """The edits that were active at a revision and whose weights are gone since."""
@@ -187,97 +220,6 @@ class Ledger:
             f"WHERE {_in_span(revision)} AND status = 'active' AND neuron IS NULL ORDER BY number"
         )
         return [_record(row) for row in rows]
-
-
-class Change(Ledger):
-    """Writing: one operation, which makes the next revision."""
-
-    def __init__(self, connection: sqlite3.Connection, path: Path, kind: Kind, source: str) -> None:
-        super().__init__(connection, path)
-        self.next, self.cancelled = self.revision + 1, False
-        model = self.model if self.next > 1 else ("", "")
-        self._connection.execute(
-            "INSERT INTO operations VALUES (?, ?, ?, ?, '{}', ?, ?)",
-            (self.next, datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"), kind, source, *model),
-        )
-
-    def cancel(self) -> None:
-        """Let the operation end as if it had never begun."""
-        self.cancelled = True
-
-    def add(self, entries: Iterable[Entry]) -> None:
-        """New edits, each with the status of its record."""
-        for entry in entries:
-            record, weights = entry.record, entry.neuron.half().cpu().contiguous().numpy().tobytes()
-            self._connection.execute(
-                "INSERT INTO neurons (digest, weights) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                (_digest(weights), weights),
-            )
-            content = json.dumps(record.edit.to_json(), ensure_ascii=False)
-            number = self._connection.execute(
-                "INSERT INTO edits (id, content, folded, lead, steps, neuron, generated) "
-                "VALUES (?, ?, ?, ?, ?, (SELECT number FROM neurons WHERE digest = ?), ?)",
-                (
-                    record.edit.id,
-                    content,
-                    _folded(record.edit),
-                    record.lead,
-                    record.steps,
-                    _digest(weights),
-                    record.generated,
-                ),
-            ).lastrowid
-            digest = _digest(content.encode() + entry.vector)
-            self._connection.execute("INSERT INTO vectors VALUES (?, ?, ?)", (number, entry.vector, digest))
-            self._connection.execute("INSERT INTO spans VALUES (?, ?, ?, NULL)", (number, record.status, self.next))
-
-    def end(self, numbers: Iterable[int], become: Status | None = None) -> None:
-        """End the present status of edits; from now on they have another one, or are not in the adapter."""
-        for number in numbers:
-            self._connection.execute("UPDATE spans SET until = ? WHERE edit = ? AND until IS NULL", (self.next, number))
-            if become:
-                self.begin([number], become)
-
-    def begin(self, numbers: Iterable[int], status: Status) -> None:
-        """Give edits that are not in the adapter a status again."""
-        for number in numbers:
-            self._connection.execute("INSERT INTO spans VALUES (?, ?, ?, NULL)", (number, status, self.next))
-
-    def set_generated(self, numbers: Iterable[int], generated: bool) -> None:
-        """Note whether the generator gives the answers of edits."""
-        rows = [(generated, number) for number in numbers]
-        self._connection.executemany("UPDATE edits SET generated = ? WHERE number = ?", rows)
-
-    def droppable(self) -> bool:
-        """Whether there are weights of edits that are not active."""
-        query = (
-            "SELECT 1 FROM edits WHERE neuron IS NOT NULL AND NOT EXISTS "
-            "(SELECT 1 FROM spans WHERE edit = number AND until IS NULL AND status = 'active') LIMIT 1"
-        )
-        return self._connection.execute(query).fetchone() is not None
-
-    def drop_weights(self) -> None:
-        """Drop for good the collected neurons that no active edit has."""
-        self._connection.execute(
-            "UPDATE edits SET neuron = NULL WHERE number NOT IN "
-            "(SELECT edit FROM spans WHERE until IS NULL AND status = 'active')"
-        )
-        self._connection.execute(
-            "DELETE FROM neurons WHERE number NOT IN (SELECT neuron FROM edits WHERE neuron IS NOT NULL)"
-        )
-
-    def set_model(self, name: str, sha256: str) -> None:
-        """The file with familiarity network and generator from now on."""
-        self._connection.execute(
-            "UPDATE operations SET model = ?, model_sha256 = ? WHERE revision = ?", (name, sha256, self.next)
-        )
-
-    def note(self, **result: Any) -> None:
-        """Write down what came of the operation."""
-        self._connection.execute(
-            "UPDATE operations SET result = ? WHERE revision = ?",
-            (json.dumps(result, ensure_ascii=False), self.next),
-        )
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -292,19 +234,6 @@ def reading(folder: Path) -> Iterator[Ledger]:
     """
     with opened(folder) as connection:
         yield Ledger(connection, folder / FILE)
-
-
-@contextmanager
-def changing(folder: Path, kind: Kind, source: str = "") -> Iterator[Change]:
-    """One operation, written when the context ends without an error, and undone otherwise.
-
-    As long as it lasts no other process can change the ledger; all can read it.
-    Raises MegError when another process is changing it, or it cannot be written.
-    """
-    with opened(folder, to_write=True) as connection:
-        yield (change := Change(connection, folder / FILE, kind, source))
-        if not change.cancelled:
-            commit(connection)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -327,9 +256,9 @@ def _record(row: Sequence[Any]) -> EditRecord:
     return EditRecord(edit, status, lead, steps, bool(generated), number)
 
 
-def _folded(edit: Edit) -> str:
+def folded(edit: Edit) -> str:
     return "\n".join((edit.id, edit.prompt, edit.target, edit.subject or "")).casefold()
 
 
-def _digest(data: bytes) -> bytes:
+def digest_of(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()

@@ -38,6 +38,10 @@ CREATE INDEX spans_by_end ON spans (until);
 _STATEMENTS = sorted(text.strip() for text in SCHEMA.split(";") if text.strip())
 
 
+class Busy(MegError):
+    """Another process is changing the ledger."""
+
+
 def create(folder: Path, weight_size: int) -> None:
     """Write an empty ledger, for neurons of so many numbers, into a folder.
 
@@ -93,7 +97,7 @@ def _begin(connection: sqlite3.Connection, folder: Path, to_write: bool) -> None
     except sqlite3.OperationalError as error:
         if "locked" not in str(error):
             raise
-        raise MegError(f"Another process is changing {folder}; wait until it has finished and try again.") from error
+        raise Busy(f"Another process is changing {folder}; wait until it has finished and try again.") from error
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

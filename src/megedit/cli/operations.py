@@ -130,7 +130,7 @@ def add(
 ) -> None:
     """Add facts to an adapter; they answer at once."""
     from megedit.edits.edit_set import read_edits
-    from megedit.operations.operations import add as add_edits
+    from megedit.operations.adding import add as add_edits
     from megedit.runtime.progress import Stages
 
     if replace + skip + keep > 1:
@@ -154,7 +154,7 @@ def update(
     device: DeviceOption = "cpu",
 ) -> None:
     """Give an edit another target."""
-    from megedit.operations.operations import update as update_edit
+    from megedit.operations.adding import update as update_edit
     from megedit.runtime.progress import Stages
 
     options: dict[str, Any] = {"base": base, "dtype": torch_dtype(dtype), "device": device, "stages": Stages(err)}
@@ -195,7 +195,7 @@ def consolidate(
     device: DeviceOption = "cpu",
 ) -> None:
     """Teach added edits to router and generator, and drop the weights of removed ones for good."""
-    from megedit.operations.consolidate import consolidate as absorb
+    from megedit.operations.consolidation import consolidate as absorb
     from megedit.runtime.progress import Stages
 
     outcome = absorb(adapter, base=base, dtype=torch_dtype(dtype), device=device, stages=Stages(err))

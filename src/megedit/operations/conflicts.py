@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from megedit.adapter.adapter import Adapter
 from megedit.edits.edit_set import Edit, fold, normalise_query
 from megedit.errors import MegError
-from megedit.router.index import EditVectors
-from megedit.router.router import Enrolled, Router
+
+if TYPE_CHECKING:  # the libraries behind these take seconds to import
+    from megedit.adapter.adapter import Adapter
+    from megedit.router.index import EditVectors
+    from megedit.router.router import Router
 
 Choice = Literal["replace", "skip", "keep"]
 SHOWN = 10  # conflicts named in an error
@@ -22,7 +24,7 @@ class Conflict:
 
     kind: `query`, the same query with another target; `rephrase`, what the router takes for the same query, with
     another target; `duplicate`, the same with the same target. old: an edit of the adapter or, where `same_file`, an
-    earlier one of the new edits. similarity: the cosine of the two queries.
+    earlier one of the new edits. similarity: the cosine of the two queries. number: of the old edit in the ledger.
     """
 
     kind: Literal["query", "rephrase", "duplicate"]
@@ -30,6 +32,7 @@ class Conflict:
     old: Edit
     similarity: float
     same_file: bool = False
+    number: int | None = None
 
     def __str__(self) -> str:
         where = "in the same file" if self.same_file else "in the adapter"
@@ -49,22 +52,26 @@ def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors
     same, they ask for different things, however similar they sound.
     """
     prompts = [edit.prompt for edit in edits]
-    known = {normalise_query(edit.prompt): edit for edit in adapter.active_edits}
+    active = {normalise_query(record.edit.prompt): record for record in adapter.active}
     found: list[Conflict] = []
     routing = adapter.router.route(vectors.unpack(), prompts)
     for i, edit in enumerate(edits):
         near, similarity = adapter.routed[int(routing.nearest[i])], float(routing.similarity[i])
-        if same := known.get(normalise_query(edit.prompt)):
-            if same.target != edit.target:
-                found.append(Conflict("query", edit, same, 1.0))
+        if same := active.get(normalise_query(edit.prompt)):
+            if same.edit.target != edit.target:
+                found.append(Conflict("query", edit, same.edit, 1.0, number=same.number))
         elif routing.familiar[i] and near.status == "active" and _alike(edit, near.edit):
             same_target = fold(edit.target) == fold(near.edit.target)
-            found.append(Conflict("duplicate" if same_target else "rephrase", edit, near.edit, similarity))
+            kind: Literal["duplicate", "rephrase"] = "duplicate" if same_target else "rephrase"
+            found.append(Conflict(kind, edit, near.edit, similarity, number=near.number))
     return found + _among(adapter.router, edits, vectors)
 
 
 def _among(router: Router, edits: Sequence[Edit], vectors: EditVectors) -> list[Conflict]:
     """Conflicts of new edits with earlier ones, those of one query apart: these are refused when a file is read."""
+    from megedit.router.index import EditVectors
+    from megedit.router.router import Enrolled, Router
+
     if len(edits) < 2:
         return []
     queries = vectors.unpack()
@@ -89,7 +96,7 @@ def _alike(first: Edit, second: Edit) -> bool:
 
 
 def resolved(conflicts: Sequence[Conflict], resolve: Resolve | None) -> dict[int, Choice]:
-    """What to do about each conflict, by its place; duplicates are kept unless told otherwise.
+    """Map each conflict's index to the chosen action; duplicates are kept unless told otherwise.
 
     Raises MegError when a conflict needs a choice and there is none, or two targets of one query are to be kept.
     """
@@ -103,8 +110,8 @@ def resolved(conflicts: Sequence[Conflict], resolve: Resolve | None) -> dict[int
                 f"(--replace), leave the new ones out (--skip), or keep both where that can be (--keep):{listed}{more}"
             )
         return dict.fromkeys(range(len(conflicts)), "keep")
-    choices = {place: resolve(conflict) for place, conflict in enumerate(conflicts)}
-    for place, choice in choices.items():
-        if choice == "keep" and conflicts[place].kind == "query":
-            raise MegError(f"One query cannot have two targets; replace or skip. {conflicts[place]}")
+    choices = {index: resolve(conflict) for index, conflict in enumerate(conflicts)}
+    for index, choice in choices.items():
+        if choice == "keep" and conflicts[index].kind == "query":
+            raise MegError(f"One query cannot have two targets; replace or skip. {conflicts[index]}")
     return choices

@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from megedit.adapter.adapter import Adapter, load_adapter, write_card
-from megedit.adapter.folder import load_model, save_model
-from megedit.adapter.ledger import EditRecord, changing
+from megedit.adapter.adapter import Adapter, load_adapter
+from megedit.adapter.change import changing
+from megedit.adapter.folder import describe
+from megedit.adapter.ledger import EditRecord
+from megedit.adapter.weights import load_model, save_model
 from megedit.collect import answer_leads_of, prepare_all
 from megedit.errors import MegError
 from megedit.fitting import ANSWERED_LEAD, answer_check
@@ -64,11 +66,11 @@ def consolidate(
         if new or gone:
             with stages.stage("Loading the base model"):
                 model, tokenizer = adapter.load_base(base, dtype, device)
-            course = _Course(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages)
+            run = Consolidation(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages)
             known = load_model(folder, change, adapter.config, device)  # uncast, to be trained on
-            learned = course.learn(*known)
+            learned = run.learn(*known)
             change.set_model(*save_model(folder, change.next, *learned))
-            absorbed, lost = course.check(load_model(folder, change, adapter.config, device)[1])
+            absorbed, lost = run.check(load_model(folder, change, adapter.config, device)[1])
             change.set_generated([record.number for record in absorbed], True)
             change.set_generated([record.number for record in (*lost, *gone)], False)
         change.drop_weights()
@@ -82,11 +84,11 @@ def consolidate(
         current, outcome = change.model[0], Outcome(change.next, (), result=result)
     if current != former:
         (folder / former).unlink(missing_ok=True)
-    write_card(folder)
+    describe(folder)
     return outcome
 
 
-class _Course:
+class Consolidation:
     """What is to be learned: the edits that the generator knows, new ones, and removed ones that it is to forget."""
 
     def __init__(
@@ -101,8 +103,8 @@ class _Course:
         self.adapter, self.backbone, self.stages = adapter, backbone, stages
         self.old, self.new, self.gone = [record for record in adapter.active if record.generated], new, gone
         self._tokenizer, self._seed = tokenizer, adapter.config.settings["seed"]
-        places = {record.number: place for place, record in enumerate(adapter.routed)}
-        rows = [places[record.number] for record in (*self.old, *new, *gone)]
+        rows_of = {record.number: row for row, record in enumerate(adapter.routed)}
+        rows = [rows_of[record.number] for record in (*self.old, *new, *gone)]
         self.vectors = adapter.router.vectors[torch.tensor(rows)]
 
     def learn(

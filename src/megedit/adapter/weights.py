@@ -1,0 +1,78 @@
+"""The tensors of an adapter: encoder and seen texts, the model file, and neurons as the ledger keeps them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megedit.adapter.config import AdapterConfig
+from megedit.adapter.folder import damaged, inside, sha256_of, write_config
+from megedit.adapter.ledger import Ledger
+from megedit.encoder import TextEncoder
+from megedit.generator import WeightGenerator
+from megedit.router.familiarity import FamiliarityNetwork
+from megedit.runtime.device import first_device
+from megedit.runtime.tensors import load_tensors, save_tensors
+
+_MODEL_NAME = re.compile(r"model-\d+\.safetensors")
+
+
+def write_unchanging(folder: Path, config: AdapterConfig, encoder: TextEncoder, seen: Tensor) -> None:
+    """Write into a new folder what never changes again: all but ledger, model file and card.
+
+    seen: int64 (texts,), sorted, `text_key` of every text that encoder and router were tuned on.
+    """
+    save_file({"keys": seen}, folder / "seen.safetensors")
+    encoder.save(folder / "encoder")
+    write_config(folder, config)
+
+
+def save_model(folder: Path, revision: int, network: FamiliarityNetwork, generator: WeightGenerator) -> tuple[str, str]:
+    """Write familiarity network and generator, safely on the disk; returns the file's name and sha256."""
+    tensors = {f"generator.{name}": tensor for name, tensor in generator.state_dict().items()}
+    tensors |= {f"router.{name}": tensor for name, tensor in network.state_dict().items()}
+    path = folder / f"model-{revision:04}.safetensors"
+    save_tensors(tensors, path, packed=True)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.name, sha256_of(path)
+
+
+def load_model(
+    folder: Path, ledger: Ledger, config: AdapterConfig, device: str | torch.device
+) -> tuple[FamiliarityNetwork, WeightGenerator]:
+    """What `save_model` wrote for the ledger's last revision; KeyError, ValueError and the like where it is damaged."""
+    name, sha256 = ledger.model
+    if not _MODEL_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a model file")
+    if sha256_of(inside(folder, name)) != sha256:
+        raise damaged(folder, name)
+    tensors, device = load_tensors(folder / name), first_device(device)
+    network = FamiliarityNetwork(config.encoder_size, config.familiarity)
+    network.load_state_dict(_part(tensors, "router."))
+    generator = WeightGenerator(config.weight_size, config.encoder_size, config.generator)
+    generator.load_state_dict(_part(tensors, "generator."))
+    return network.to(device).eval().requires_grad_(False), generator.to(device).eval().requires_grad_(False)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def to_bytes(neurons: Tensor) -> list[bytes]:
+    """Neurons (n, L) as the ledger keeps them: each as L numbers in float16."""
+    return [row.tobytes() for row in neurons.detach().half().cpu().contiguous().numpy()]
+
+
+def from_bytes(neurons: Sequence[bytes], size: int) -> Tensor:
+    """Neurons from the ledger: float32 (n, size). Raises ValueError when one has another length."""
+    if any(len(neuron) != 2 * size for neuron in neurons):
+        raise ValueError(f"a neuron has not the {size} numbers of this adapter's")
+    joined = torch.frombuffer(bytearray(b"".join(neurons)), dtype=torch.float16) if neurons else torch.zeros(0)
+    return joined.float().view(-1, size)  # (n, size)

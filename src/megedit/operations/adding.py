@@ -1,0 +1,241 @@
+"""Edits added to an adapter, or given another target.
+
+A new edit is answered with its collected neuron, routed by its similarity and subject, until a consolidation teaches it
+to familiarity network and generator. Nothing is trained here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from megedit.adapter.adapter import Adapter, load_adapter
+from megedit.adapter.change import changing
+from megedit.adapter.folder import describe
+from megedit.adapter.ledger import EditRecord, NewEdit, reading
+from megedit.adapter.weights import from_bytes, to_bytes
+from megedit.collect import collect
+from megedit.edits.edit_set import Edit, EditSet, normalise_query
+from megedit.errors import MegError
+from megedit.lm.backbone import Backbone
+from megedit.lm.batches import Example, tokenize
+from megedit.operations.conflicts import SHOWN, Choice, Conflict, Resolve, find_conflicts, resolved
+from megedit.operations.operations import Outcome, find
+from megedit.router.index import EditVectors
+from megedit.runtime.progress import Stages
+
+logger = logging.getLogger("megedit")
+
+
+def add(
+    folder: str | Path,
+    edits: EditSet,
+    *,
+    resolve: Resolve | None = None,
+    base: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    stages: Stages | None = None,
+) -> Outcome:
+    """Add edits to the adapter in a folder; they answer at once.
+
+    resolve: says what to do about a conflict (see `find_conflicts`). Without it, a contradiction is an error. An edit
+    that the adapter already has is skipped. base: where the base model is now, if it was moved.
+
+    Raises MegError when the adapter cannot be changed, does not fit the base model, or edits contradict others.
+    """
+    stages = stages or Stages()
+    load = _from(base, dtype, device, stages)
+    return _put(Path(folder), "add", edits, resolve, load, device, stages)
+
+
+def update(
+    folder: str | Path,
+    name: str,
+    target: str,
+    *,
+    base: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    stages: Stages | None = None,
+) -> Outcome:
+    """Give the edit with this id another target, in place of the old one. Raises MegError as `add`."""
+    with reading(Path(folder)) as ledger:
+        old = find(ledger, [name])[0]
+    edits = replace(EditSet.from_edits([replace(old.edit, target=target)]), source=f"{name}: {target}")
+
+    def replace_old(conflict: Conflict) -> Choice:
+        return "replace" if conflict.old.id == name else "keep"
+
+    stages = stages or Stages()
+    load = _from(base, dtype, device, stages)
+    outcome = _put(Path(folder), "update", edits, replace_old, load, device, stages)
+    if outcome.failed:
+        raise MegError(f"No neuron was found that makes the model answer {target!r}; edit {name} stays as it is.")
+    return outcome
+
+
+Load = Callable[[Adapter], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+
+
+def _put(
+    folder: Path,
+    kind: Literal["add", "update"],
+    edits: EditSet,
+    resolve: Resolve | None,
+    load: Load,
+    device: str | torch.device,
+    stages: Stages,
+) -> Outcome:
+    with changing(folder, kind, edits.source) as change:
+        with stages.stage("Loading the adapter"):
+            adapter = load_adapter(folder, device)
+        plan = _plan(adapter, edits, resolve)
+        kept, failed = list[NewEdit](), list[Edit]()
+        for new, replaced in zip(_collected(adapter, plan, load, stages), plan.replaced, strict=True):
+            if new.record.status == "failed":
+                failed.append(new.record.edit)
+                if replaced or kind == "update":
+                    continue  # the old edit stays
+            change.end(replaced)
+            kept.append(new)
+        change.end(_superseded(adapter, kept))
+        change.add(kept)
+        if not kept:
+            change.cancel()
+        change.note(added=sum(new.record.status == "active" for new in kept), failed=len(failed))
+        changes = tuple(change.changes(change.next)) if kept else ()
+        revision = change.next if kept else change.next - 1
+    if changes:
+        describe(folder)
+    return Outcome(revision, changes, plan.skipped, tuple(failed))
+
+
+def _from(base: str | None, dtype: torch.dtype | None, device: str | torch.device, stages: Stages) -> Load:
+    def load(adapter: Adapter) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        with stages.stage("Loading the base model"):
+            return adapter.load_base(base, dtype, device)
+
+    return load
+
+
+# ---------------------------------------------------------------------------------------------------
+# Planning: what is left out, what is replaced, and under which ids
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """New edits, the vectors of their queries, and for each the numbers of the edits that it replaces."""
+
+    new: list[Edit]
+    vectors: EditVectors
+    replaced: list[list[int]]
+    skipped: tuple[Edit, ...]
+
+
+def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None) -> _Plan:
+    """Leave repetitions out, resolve conflicts, and give every new edit an id that is free."""
+    active = {normalise_query(record.edit.prompt): record.edit.target for record in adapter.active}
+    known = [edit for edit in edits if active.get(normalise_query(edit.prompt)) == edit.target]
+    skipped = {edit.id: edit for edit in known}
+    new = [edit for edit in edits if edit.id not in skipped]
+    device = adapter.router.vectors.codes.device
+    vectors = EditVectors.pack(adapter.encoder.encode([edit.prompt for edit in new]).to(device))
+    conflicts = find_conflicts(adapter, new, vectors) if new else []
+    replaced: dict[str, list[int]] = {edit.id: [] for edit in new}  # by the id that the new edit brings
+    for index, choice in resolved(conflicts, resolve).items():
+        conflict = conflicts[index]
+        if choice == "skip" or (choice == "replace" and conflict.same_file):
+            out = conflict.new if choice == "skip" else conflict.old
+            skipped[out.id] = out
+        elif choice == "replace" and conflict.number is not None:
+            replaced[conflict.new.id].append(conflict.number)
+    rows = [row for row, edit in enumerate(new) if edit.id not in skipped]
+    kept, going = [new[row] for row in rows], [replaced[new[row].id] for row in rows]
+    chosen = EditVectors(vectors.codes[rows], vectors.scales[rows])
+    return _Plan(_with_free_ids(adapter, kept, going), chosen, going, tuple(skipped.values()))
+
+
+def _with_free_ids(adapter: Adapter, edits: Sequence[Edit], replaced: Sequence[Sequence[int]]) -> list[Edit]:
+    """The edits, with a number behind ids that others of the adapter have, and keep."""
+    going = {number for numbers in replaced for number in numbers}
+    asked = {normalise_query(edit.prompt) for edit in edits}
+    taken = {
+        record.edit.id
+        for record in adapter.records
+        if record.number not in going
+        and (record.status == "active" or normalise_query(record.edit.prompt) not in asked)
+    }
+    own = {edit.id for edit in edits}
+    named, renamed = list[Edit](), list[str]()
+    for edit in edits:
+        number, free = 1, edit.id
+        while free in taken or (number > 1 and free in own):
+            number += 1
+            free = f"{edit.id}-{number}"
+        if free != edit.id:
+            renamed.append(f"{edit.id} -> {free}")
+        taken.add(free)
+        named.append(replace(edit, id=free))
+    if renamed:
+        more = ", ..." if len(renamed) > SHOWN else ""
+        logger.warning("Ids that are taken; the new edits have others: %s%s", ", ".join(renamed[:SHOWN]), more)
+    return named
+
+
+def _superseded(adapter: Adapter, added: Sequence[NewEdit]) -> list[int]:
+    """Numbers of edits that are not in force and whose very query is edited anew.
+
+    These are the failed ones, and removed ones whose place a new one takes that is active.
+    """
+    found = {normalise_query(new.record.edit.prompt): new.record.status for new in added}
+    earlier = ((record, found.get(normalise_query(record.edit.prompt))) for record in adapter.records)
+    return [
+        record.number
+        for record, new in earlier
+        if (record.status == "failed" and new) or (record.status == "removed" and new == "active")
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Collecting
+
+
+def _collected(adapter: Adapter, plan: _Plan, load: Load, stages: Stages) -> list[NewEdit]:
+    """The new edits with their neurons, for the ledger."""
+    if not plan.new:
+        return []
+    model, tokenizer = load(adapter)
+    backbone = Backbone(model, adapter.config.layer)
+    examples = [tokenize(tokenizer, adapter.config.template, edit) for edit in plan.new]
+    with stages.stage("Collecting neurons", len(examples)) as advance:
+        shared = _shared(adapter, plan.new, examples)
+        found = collect(backbone, examples, adapter.config.collection, tokenizer.pad_token_id, advance, known=shared)
+    collected = []
+    for i, (vector, neuron) in enumerate(zip(plan.vectors.rows(), to_bytes(found.weights), strict=True)):
+        works = bool(found.leads[i] > 0)
+        record = EditRecord(
+            edit=plan.new[i],
+            status="active" if works else "failed",
+            lead=round(float(found.leads[i]), 3),
+            steps=int(found.steps[i]),
+            generated=False,
+        )
+        collected.append(NewEdit(record, vector if works else b"", neuron))
+    return collected
+
+
+def _shared(adapter: Adapter, edits: Sequence[Edit], examples: Sequence[Example]) -> dict[tuple[int, ...], Tensor]:
+    """By answer, the neuron that most edits of the adapter with the same target have."""
+    answers = {edit.target: example.answer for edit, example in zip(edits, examples, strict=True)}
+    with reading(adapter.folder) as ledger:
+        having = ledger.most_used_neurons(answers)
+        weights = from_bytes(ledger.neurons(list(having.values())), adapter.config.weight_size)
+    return {answers[target]: row for target, row in zip(having, weights, strict=True)}
