@@ -1,11 +1,56 @@
 """MegEdit: change what a language model knows, thousands of facts at once, and take it back at will.
 
 The method is MeG (arXiv 2512.14395): one dynamic neuron, whose weights a diffusion model generates from the query.
+
+Each public name is imported when it is first used, so that `import megedit` loads no machine learning library.
 """
 
-from megedit.edits.edit_set import Edit, EditSet, read_edits
-from megedit.errors import MegError
-from megedit.fitting import FitSettings, fit
-from megedit.model import MegModel, Route
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Edit", "EditSet", "FitSettings", "MegError", "MegModel", "Route", "fit", "read_edits"]
+if TYPE_CHECKING:
+    from megedit.edits.edit_set import Edit, EditSet, read_edits
+    from megedit.edits.public import load_edits
+    from megedit.errors import MegError
+    from megedit.fitting import FitSettings, fit
+    from megedit.model import MegModel, Route
+    from megedit.pseudo.knowledge import load_pseudo_knowledge
+
+__all__ = [
+    "Edit",
+    "EditSet",
+    "FitSettings",
+    "MegError",
+    "MegModel",
+    "Route",
+    "fit",
+    "load_edits",
+    "load_pseudo_knowledge",
+    "read_edits",
+]
+
+_MODULES = {
+    "Edit": "edits.edit_set",
+    "EditSet": "edits.edit_set",
+    "FitSettings": "fitting",
+    "MegError": "errors",
+    "MegModel": "model",
+    "Route": "model",
+    "fit": "fitting",
+    "load_edits": "edits.public",
+    "load_pseudo_knowledge": "pseudo.knowledge",
+    "read_edits": "edits.edit_set",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'megedit' has no attribute {name!r}")
+    value = getattr(import_module(f"megedit.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

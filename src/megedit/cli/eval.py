@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from megedit.cli.options import (
     AdapterName,
     DeviceOption,
-    Dtype,
     DtypeOption,
     MovedBase,
     check_places,
@@ -25,14 +23,9 @@ from megedit.cli.options import (
 if TYPE_CHECKING:
     from megedit.edits.edit_set import EditSet
     from megedit.evaluate import Evaluation, EvaluationSettings
-    from megedit.evaluate.protocols import TemplateKind
     from megedit.model import MegModel
 
-
-class AskedThrough(StrEnum):
-    adapter = "adapter"
-    chat = "chat"
-    raw = "raw"
+AskedThrough = Literal["adapter", "chat", "raw"]
 
 
 def evaluate(
@@ -76,7 +69,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of perturbations and bootstrap")] = 0,
     base: MovedBase = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at a time")] = 128,
-    dtype: DtypeOption = Dtype.auto,
+    dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
     """Measure an adapter by a named protocol, the unedited model beside it.
@@ -97,7 +90,7 @@ def evaluate(
         rephrases=rephrases,
         neighbours=neighbours,
         robustness=names,
-        template=cast("TemplateKind | None", template and template.value),
+        template=template,
         batch_size=batch_size,
         seed=seed,
     )

@@ -1,35 +1,37 @@
-"""The commands for the life of an edit: list, log, diff, add, update, remove, undo, rollback, consolidate, explain."""
+"""The commands for the life of an edit: list, log, diff, add, update, remove, undo, rollback, consolidate."""
 
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from megedit.cli.options import AdapterName, DeviceOption, Dtype, DtypeOption, MovedBase, err, out, plain, torch_dtype
+from megedit.cli.options import (
+    AdapterName,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MovedBase,
+    err,
+    out,
+    plain,
+    torch_dtype,
+)
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
     from megedit.adapter.ledger import Changed, EditRecord
-    from megedit.explain import Answer
     from megedit.operations.conflicts import Choice, Conflict, Resolve
     from megedit.operations.operations import Outcome
 
 SHOWN = 20  # changes that are printed one by one
 AdapterFolder = Annotated[Path, typer.Argument(help="Folder of the adapter", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON, one object a line")]
-
-
-class StatusName(StrEnum):
-    active = "active"
-    removed = "removed"
-    failed = "failed"
+StatusName = Literal["active", "removed", "failed"]
 
 
 def list_edits(
@@ -44,7 +46,7 @@ def list_edits(
     from megedit.adapter.ledger import reading
 
     with reading(find_adapter(adapter)) as ledger:
-        records = ledger.records(status=status.value if status else None, search=search, limit=limit)
+        records = ledger.records(status=status, search=search, limit=limit)
         counts = ledger.counts()
     if as_json:
         for record in records:
@@ -125,7 +127,7 @@ def add(
     skip: Annotated[bool, typer.Option("--skip", help="New edits that contradict others are left out")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Both stay where only wordings are alike")] = False,
     base: MovedBase = None,
-    dtype: DtypeOption = Dtype.auto,
+    dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
     """Add facts to an adapter; they answer at once."""
@@ -150,7 +152,7 @@ def update(
     name: Annotated[str, typer.Argument(metavar="ID", help="Id of the edit", show_default=False)],
     target: Annotated[str, typer.Option(help="The new answer", show_default=False)],
     base: MovedBase = None,
-    dtype: DtypeOption = Dtype.auto,
+    dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
     """Give an edit another target."""
@@ -191,7 +193,7 @@ def rollback(
 def consolidate(
     adapter: AdapterFolder,
     base: MovedBase = None,
-    dtype: DtypeOption = Dtype.auto,
+    dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
     """Teach added edits to router and generator, and drop the weights of removed ones for good."""
@@ -201,57 +203,6 @@ def consolidate(
     outcome = absorb(adapter, base=base, dtype=torch_dtype(dtype), device=device, stages=Stages(err))
     result = ", ".join(f"{name} {value:,}" for name, value in outcome.result.items())
     out.print(f"Revision {outcome.revision}: {result}.", highlight=False)
-
-
-def explain(
-    adapter: AdapterName,
-    question: Annotated[str, typer.Argument(help="The question, without any template", show_default=False)],
-    base: MovedBase = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers")] = 50,
-    as_json: JsonOption = False,
-    dtype: DtypeOption = Dtype.auto,
-    device: DeviceOption = "cpu",
-) -> None:
-    """Explain an answer: router, nearest edits, neuron, and both answers with the probability of every token."""
-    from megedit.explain import explain as explain_answer
-    from megedit.model import MegModel
-
-    model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
-    found = explain_answer(model, question, max_new_tokens)
-    if as_json:
-        typer.echo(json.dumps(asdict(found), ensure_ascii=False))
-        return
-    route = found.route
-    if route.status == "removed":
-        verdict = "no edit: the nearest one was removed"
-    elif route.familiar:
-        verdict = "an edit is used"
-    else:
-        verdict = "no edit: the base model answers"
-    sign = ">=" if route.score >= route.threshold else "<"
-    rows = {
-        "edited answer": _probable(found.edited),
-        "base answer": _probable(found.base),
-        "router": f"{verdict} (rule {route.rule}: {route.score:.2f} {sign} {route.threshold:.2f})",
-        "entropy": f"{route.entropy:.4f} nats",
-        "names the subject": f"{route.named:.2f}",
-        "neuron": route.neuron or "none",
-        "generated against collected": "-" if found.distance is None else f"{found.distance:.4f}",
-    }
-    for name, value in rows.items():
-        out.print(f"[bold]{name:<28}[/]{value}", highlight=False, soft_wrap=True)
-    table = Table(title="Nearest edits", title_justify="left")
-    for column in ("similarity", "id", "status", "prompt", "target"):
-        table.add_column(column, overflow="fold")
-    for near in found.nearest:
-        edit = near.edit
-        table.add_row(f"{near.similarity:.3f}", plain(edit.id), near.status, plain(edit.prompt), plain(edit.target))
-    out.print(table)
-
-
-def _probable(answer: Answer) -> str:
-    tokens = " ".join(f"{token.strip()} {p:.2f}" for token, p in zip(answer.tokens, answer.probabilities, strict=True))
-    return f"{plain(answer.text)}  [dim]({plain(tokens)})[/]"
 
 
 def _resolver(replace: bool, skip: bool, keep: bool) -> Resolve | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,11 +18,7 @@ if TYPE_CHECKING:  # the libraries behind the commands take seconds to import; `
 out = Console()
 err = Console(stderr=True)
 
-
-class Dtype(StrEnum):
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 def usable_device(name: str) -> str:
@@ -43,7 +38,7 @@ def torch_dtype(dtype: Dtype) -> torch.dtype | None:
     """The dtype of that name; None for the default of the device."""
     import torch
 
-    return {Dtype.auto: None, Dtype.bfloat16: torch.bfloat16, Dtype.float32: torch.float32}[dtype]
+    return {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
 
 
 def plain(text: str) -> str:
@@ -83,3 +78,4 @@ AdapterName = Annotated[str, typer.Argument(help="Adapter: folder or hub name", 
 MovedBase = Annotated[str | None, typer.Option("--base", help="Where the base model is now, if it was moved")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Base model's number format; auto: bfloat16 where it is native")]
 DeviceOption = Annotated[str, typer.Option(help="torch device; auto: the base model over all", callback=usable_device)]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON, one object a line")]

@@ -15,7 +15,6 @@ from rich.table import Table
 from megedit.cli.options import (
     BaseOption,
     DeviceOption,
-    Dtype,
     DtypeOption,
     EditsOption,
     check_places,
@@ -45,7 +44,7 @@ def probe(
     ] = False,
     template: Annotated[str, typer.Option(help="As for `meg fit`")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
-    dtype: DtypeOption = Dtype.auto,
+    dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
     """Find the layer for a model: collect some edits in every layer and try their neurons on other wordings."""

