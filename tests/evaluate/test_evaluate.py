@@ -21,16 +21,17 @@ from megedit.evaluate import (
     Case,
     Evaluation,
     EvaluationSettings,
-    FunctionSubject,
-    Judged,
-    ModelSubject,
+    FunctionSystem,
+    Judgement,
+    ModelSystem,
     Verdict,
     evaluate,
     find_protocol,
 )
 from megedit.evaluate.protocols import Metric
-from megedit.evaluate.run import run, summarise
-from megedit.evaluate.systems import MegSubject
+from megedit.evaluate.result import summarise
+from megedit.evaluate.run import run
+from megedit.evaluate.systems import MegSystem
 from megedit.lm.batches import tokenize
 from megedit.lm.template import Template
 from megedit.model import MegModel
@@ -55,7 +56,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def verdict(group: str, kind: str, **values: float) -> Verdict:
-    return Verdict(Case(group, group, kind, "q"), Judged("answer", values), None, None)
+    return Verdict(Case(group, group, kind, "q"), Judgement("answer", values), None, None)
 
 
 def test_the_summary() -> None:
@@ -129,7 +130,7 @@ def test_a_model_without_edits_in_force(model: MegModel, monkeypatch: pytest.Mon
 def test_asking_unfamiliar_batches_once_changes_nothing(oracle: MegModel) -> None:
     """The short cut of `evaluate` against asking the edited model everything."""
     short = evaluate(oracle, oracle.edits, settings=SETTINGS)
-    edited = MegSubject(oracle, "adapter")
+    edited = MegSystem(oracle, "adapter")
     long = run(find_protocol("paper"), edited, edited.unedited(), edit_set(*oracle.edits), SETTINGS)
     assert long.verdicts == short.verdicts and long.metrics == short.metrics
 
@@ -167,9 +168,9 @@ def test_teacher_forcing_is_left_out_only_where_it_is_known(
     }
     force_routing(model, monkeypatch, texts)
     short = evaluate(model, model.edits, settings=SETTINGS)
-    agreement = ModelSubject.agreement
+    agreement = ModelSystem.agreement
     monkeypatch.setattr(
-        ModelSubject, "agreement", lambda self, queries, wanted, said=None: agreement(self, queries, wanted)
+        ModelSystem, "agreement", lambda self, queries, wanted, said=None: agreement(self, queries, wanted)
     )
     assert evaluate(model, model.edits, settings=SETTINGS).verdicts == short.verdicts
 
@@ -179,7 +180,7 @@ def test_a_target_of_several_tokens_in_part(oracle: MegModel) -> None:
     edit = replace(oracle.edits[0], target="Par capital", rephrases=(), neighbours=())
     assert len(oracle.tokenizer("Par capital").input_ids) == 2
     (verdict,) = evaluate(oracle, [edit], settings=SETTINGS).verdicts
-    assert verdict.edited == Judged("Par.", {"ag": 0.0, "tf": 0.5})
+    assert verdict.edited == Judgement("Par.", {"ag": 0.0, "tf": 0.5})
 
 
 def test_edits_without_rephrases_or_neighbours(oracle: MegModel) -> None:
@@ -225,14 +226,14 @@ def test_probabilities_compared(oracle: MegModel) -> None:
 
 
 def test_log_probabilities_by_hand(oracle: MegModel) -> None:
-    subject = MegSubject(oracle, "adapter").unedited()
+    system = MegSystem(oracle, "adapter").unedited()
     query = oracle.edits[0].prompt
-    (found,) = subject.log_probs([query], ["Par"])
+    (found,) = system.log_probs([query], ["Par"])
     ids = oracle.tokenizer(oracle.format(query) + "Par", return_tensors="pt").input_ids
     with oracle.disable_edits(), torch.no_grad():
         expected = oracle.base(ids).logits[0, -2].log_softmax(-1)[ids[0, -1]]
     assert found == pytest.approx([float(expected)], abs=1e-4)  # the shared prefix is summed in another order
-    assert subject.log_probs([query], [""]) == [[]]
+    assert system.log_probs([query], [""]) == [[]]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -243,15 +244,15 @@ def test_a_hugging_face_model(base: tuple[PreTrainedModel, PreTrainedTokenizerBa
     """A model of other software is measured as our own unedited model is."""
     template = model.adapter.config.template
     plain = evaluate(
-        ModelSubject(*base, template),
+        ModelSystem(*base, template),
         model.edits,
         settings=SETTINGS,
-        unedited=ModelSubject(*base, template, name="before"),
+        unedited=ModelSystem(*base, template, name="before"),
     )
     ours = evaluate(model, model.edits, settings=SETTINGS)
     assert plain.unedited == ours.unedited and plain.edited == plain.unedited
-    assert plain.verdicts[0].route is None and plain.subject["name"] == "model"
-    alone = evaluate(ModelSubject(*base, template), model.edits, settings=SETTINGS)
+    assert plain.verdicts[0].route is None and plain.system["name"] == "model"
+    alone = evaluate(ModelSystem(*base, template), model.edits, settings=SETTINGS)
     assert alone.edited["locality_ag"] is None and alone.edited["score"] is None
     assert alone.edited["reliability_tf"] == plain.edited["reliability_tf"]
 
@@ -274,7 +275,7 @@ def test_a_function() -> None:
 def test_long_answers() -> None:
     text = "He was a politician. He served two terms."
     edits = [Edit("1", "Q", text, rephrases=("R",))]
-    result = evaluate(FunctionSubject(lambda queries: [text] * len(queries)), edits, "long")
+    result = evaluate(FunctionSystem(lambda queries: [text] * len(queries)), edits, "long")
     assert result.edited["reliability_rouge_l"] == result.edited["score"] == 100.0
     assert result.edited["reliability_bleu"] == pytest.approx(100.0)
 
@@ -322,13 +323,13 @@ def test_an_interrupted_evaluation_goes_on(oracle: MegModel, cache: Path, monkey
     with journal.open("a") as file:
         file.write('[3, [{"half')  # as if killed while writing
     asked: list[str] = []
-    answers = MegSubject.answers
+    answers = MegSystem.answers
 
-    def remember(subject: MegSubject, queries: Sequence[str], *rest: int) -> list[Answer]:
+    def remember(system: MegSystem, queries: Sequence[str], *rest: int) -> list[Answer]:
         asked.extend(queries)
-        return answers(subject, queries, *rest)
+        return answers(system, queries, *rest)
 
-    monkeypatch.setattr(MegSubject, "answers", remember)
+    monkeypatch.setattr(MegSystem, "answers", remember)
     again = evaluate(oracle, oracle.edits, settings=SETTINGS)
     assert again.verdicts == whole.verdicts and again.metrics == whole.metrics
     assert not journal.exists()
@@ -358,7 +359,7 @@ def test_the_result_as_json(oracle: MegModel) -> None:
             "batch_size": 5, "seed": 0, "top_k": 1,
         },
     }  # fmt: skip
-    assert values["subject"]["name"] == "adapters/x" and values["subject"]["edits"] == 8
+    assert values["system"]["name"] == "adapters/x" and values["system"]["edits"] == 8
     assert [metric["name"] for metric in values["metrics"]] == [*SIX, "score"]
     assert values["metrics"][0]["edited"] == {"value": 100.0, "low": 100.0, "high": 100.0, "count": 8}
     assert set(values["fit"]) == {"stages", "calibration"} and len(values["verdicts"]) == 24
@@ -368,10 +369,10 @@ def test_the_result_as_json(oracle: MegModel) -> None:
 
 
 def test_targets_are_encoded_as_the_fit_encodes_them(model: MegModel) -> None:
-    template, subject = model.adapter.config.template, MegSubject(model, "adapter")
+    template, system = model.adapter.config.template, MegSystem(model, "adapter")
     for edit in model.edits:
         example = tokenize(model.tokenizer, template, edit)
-        ids = subject._tokens(edit.prompt, edit.target)
+        ids = system._tokens(edit.prompt, edit.target)
         assert tuple(ids) == example.answer[: len(ids)] and len(ids) == len(example.answer) - 2  # "." and the end
 
 
@@ -380,16 +381,16 @@ def test_targets_are_encoded_as_the_fit_encodes_them(model: MegModel) -> None:
 def test_targets_behind_a_space(text: str, add_bos: bool) -> None:
     """The space belongs to the target's first token; a token before the prompt is there once; any script is exact."""
     tokenizer, template = tiny_tokenizer(add_bos=add_bos), Template(text, answer_prefix=" ")
-    subject = ModelSubject(tiny_model("gpt2"), tokenizer, template)
+    system = ModelSystem(tiny_model("gpt2"), tokenizer, template)
     prompt, targets = template.format("Where?"), ["Par", "Par capital", "東京", "Санкт-Петербург", "दिल्ली"]
     for target in targets:
-        ids = subject._tokens("Where?", target)
+        ids = system._tokens("Where?", target)
         assert tokenizer(prompt).input_ids + ids == tokenizer(f"{prompt} {target}").input_ids
         assert tokenizer.decode(ids) == f" {target}"
-    together = subject.log_probs(["Where?"] * 5, targets)
+    together = system.log_probs(["Where?"] * 5, targets)
     for target, expected in zip(targets, together, strict=True):
-        (alone,) = subject.log_probs(["Where?"], [target])
+        (alone,) = system.log_probs(["Where?"], [target])
         assert alone == pytest.approx(expected, abs=1e-4)  # other padding, summed in another order
         whole = torch.tensor([tokenizer(f"{prompt} {target}").input_ids])
-        by_hand = subject.model(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])[-len(alone) :, 0]
+        by_hand = system.model(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])[-len(alone) :, 0]
         assert alone == pytest.approx(by_hand.tolist(), abs=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def test_machine_and_versions() -> None:
 
 
 def test_equal_names_are_numbered() -> None:
-    named = [result(subject={"name": name}) for name in ("a", "b", "a")]
+    named = [result(system={"name": name}) for name in ("a", "b", "a")]
     assert labels_of(named) == ["a", "b", "a (2)"]
 
 
@@ -260,7 +261,7 @@ def test_several_results_stand_side_by_side() -> None:
 
 
 def with_protocol(name: str = "b", **changes: Any) -> Json:
-    given = result(subject={"name": name})
+    given = result(system={"name": name})
     given["protocol"] = {**given["protocol"], **changes}
     return given
 
@@ -304,6 +305,21 @@ def test_a_result_is_loaded_as_it_was_written(tmp_path: Path) -> None:
     assert load_result(path) == full_result()
 
 
+def test_a_result_of_format_1_is_still_read(tmp_path: Path) -> None:
+    """It called the system the subject."""
+    values = full_result()
+    (tmp_path / "old.json").write_text(json.dumps({**values, "format": 1, "subject": values.pop("system")}), "utf-8")
+    assert load_result(tmp_path / "old.json") == {**full_result(), "format": 1}
+    assert "adapters/facts" in render_report([load_result(tmp_path / "old.json"), full_result()])
+
+
+def test_every_style_of_a_figure_is_in_the_style_sheet() -> None:
+    page = render_report([full_result(), full_result("other", 2000)])
+    used = {name for names in re.findall(r'class="([^"]*)"', "".join(re.findall(r"<svg.*?</svg>", page, re.S)))
+            for name in names.split()}  # fmt: skip
+    assert used and not {name for name in used - {"label"} if f".{name}" not in page}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -312,7 +328,7 @@ def test_a_result_is_loaded_as_it_was_written(tmp_path: Path) -> None:
         (b"[1]", "is not the result of an evaluation"),
         (b'{"edited": {}}', "is not the result of an evaluation"),
         (b'{"format": "1"}', "is not the result of an evaluation"),
-        (json.dumps({**result(), "format": 2}).encode(), "has format 2, and this MegEdit reads format 1"),
+        (json.dumps({**result(), "format": 3}).encode(), "has format 3, and this MegEdit reads format 2"),
         (json.dumps({**result(), "metrics": {}}).encode(), "the field `metrics` is missing or not valid"),
         (json.dumps({**result(), "protocol": {"name": "paper", "version": 2}}).encode(), "`protocol.settings`"),
         (

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from megedit.adapter.folder import find_adapter, read_config
 from megedit.adapter.ledger import reading
-from megedit.evaluate import Evaluation, Measured, Verdict
 from megedit.evaluate.metrics import answer_text
-from megedit.evaluate.statistics import Estimate
 
-if TYPE_CHECKING:  # lm-evaluation-harness takes seconds to import
-    from megedit.evaluate.lm_eval.general import GeneralResult
+if TYPE_CHECKING:  # the libraries behind these take seconds to import
+    from megedit.evaluate import Evaluation, Measured, Verdict
+    from megedit.evaluate.lm_eval import GeneralResult
+    from megedit.evaluate.statistics import Estimate
 
 ROLES = {"reliability": "the edit", "generality": "a rephrase, never seen", "locality": "a neighbour"}
 

@@ -12,8 +12,9 @@ from megedit.adapter.adapter import Adapter
 from megedit.edits.edit_set import Edit, EditSet, normalise_query
 from megedit.errors import MegError
 from megedit.evaluate.protocols import Case, EvaluationSettings, TemplateKind, find_protocol
-from megedit.evaluate.run import Evaluation, Progress, run
-from megedit.evaluate.systems import FunctionSubject, MegSubject, Subject
+from megedit.evaluate.result import Evaluation
+from megedit.evaluate.run import Progress, run
+from megedit.evaluate.systems import FunctionSystem, MegSystem, System
 from megedit.lm.loading import cache_folder
 from megedit.lm.template import Template
 from megedit.model import MegModel
@@ -23,22 +24,22 @@ Function = Callable[[list[str]], list[str]]
 
 
 def evaluate(
-    edited: MegModel | Subject | Function,
+    edited: MegModel | System | Function,
     edits: EditSet | Sequence[Edit],
     protocol: str = "paper",
     settings: EvaluationSettings | None = None,
     *,
-    unedited: Subject | Function | None = None,
+    unedited: System | Function | None = None,
     name: str = "",
     resume: bool = True,
     progress: Progress = lambda done: None,
 ) -> Evaluation:
     """Evaluate an edited model by a named protocol (`PROTOCOLS`).
 
-    edited: a `MegModel`; a `ModelSubject` around any Hugging Face model; any other `Subject`; or a function from a
+    edited: a `MegModel`; a `ModelSystem` around any Hugging Face model; any other `System`; or a function from a
     list of queries to their answers. unedited: what it is compared with; for a `MegModel`, itself without edits.
     Without it, Locality cannot be measured. name: what the result calls it. resume: go on with an evaluation of the
-    same subject and questions that was interrupted. progress: called with the number of questions just done.
+    same system and questions that was interrupted. progress: called with the number of questions just done.
 
     Raises MegError for an unknown protocol, data without what the protocol needs, or questions on which the adapter's
     encoder or router was tuned.
@@ -46,25 +47,25 @@ def evaluate(
     chosen, settings = find_protocol(protocol), settings or EvaluationSettings()
     edit_set = edits if isinstance(edits, EditSet) else EditSet(tuple(edits), "Python", "python")
     if not isinstance(edited, MegModel):
-        subject, standard = _as_subject(edited, name), _as_subject(unedited, "unedited") if unedited else None
-        journal = _journal(subject, standard, protocol) if resume and subject.identity else None
-        return run(chosen, subject, standard, edit_set, settings, journal=journal, progress=progress)
+        system, standard = _as_system(edited, name), _as_system(unedited, "unedited") if unedited else None
+        journal = _journal(system, standard, protocol) if resume and system.identity else None
+        return run(chosen, system, standard, edit_set, settings, journal=journal, progress=progress)
     adapter, template = edited.adapter, template_of(settings.template or chosen.template, edited.tokenizer)
     _check_edits(adapter, edit_set)
-    subject = MegSubject(edited, name or "adapter", template)
-    standard = subject.unedited()
+    system = MegSystem(edited, name or "adapter", template)
+    standard = system.unedited()
     config = adapter.config
     calibration = config.calibration.to_json()
     return run(
         chosen,
-        subject,
+        system,
         standard,
         edit_set,
         settings,
         unfamiliar_is_unedited=True,
-        subject={"base": config.base, "edits": len(edited.edits)},
+        system={"base": config.base, "edits": len(edited.edits)},
         fit={"stages": config.record.get("stages", {}), "calibration": calibration},
-        journal=_journal(subject, standard, protocol) if resume else None,
+        journal=_journal(system, standard, protocol) if resume else None,
         progress=progress,
         check=lambda cases: refuse_overlap(adapter, cases),
     )
@@ -99,13 +100,13 @@ def _check_edits(adapter: Adapter, edits: EditSet) -> None:
         )
 
 
-def _as_subject(given: Any, name: str) -> Subject:
+def _as_system(given: Any, name: str) -> System:
     if hasattr(given, "answers"):
-        subject: Subject = given
-        return subject
-    return FunctionSubject(given, name or getattr(given, "__name__", "function"))
+        system: System = given
+        return system
+    return FunctionSystem(given, name or getattr(given, "__name__", "function"))
 
 
-def _journal(edited: Subject, unedited: Subject | None, protocol: str) -> Any:
+def _journal(edited: System, unedited: System | None, protocol: str) -> Any:
     identity = f"{edited.identity} {unedited.identity if unedited else None}"
     return cache_folder() / "evaluations" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{protocol}.jsonl"

@@ -1,6 +1,6 @@
 """What can be evaluated: an edited model of ours, any Hugging Face model, any function from questions to answers.
 
-A subject answers bare queries and, where it is a language model, tells what it makes of given answers. Every subject
+A system answers bare queries and, where it is a language model, tells what it makes of given answers. Every system
 is asked in the same way, so that the same rules hold for every editor.
 """
 
@@ -26,13 +26,13 @@ from megedit.model import GREEDY, MegModel, Route, cut_answers, end_tokens
 
 @dataclass(frozen=True)
 class Answer:
-    """What a subject said, without any normalisation. tokens: up to its end; None from a subject without tokens."""
+    """What a system said, without any normalisation. tokens: up to its end; None from a system without tokens."""
 
     text: str
     tokens: tuple[int, ...] | None = None
 
 
-class Subject(Protocol):
+class System(Protocol):
     """A model under test."""
 
     @property
@@ -42,7 +42,7 @@ class Subject(Protocol):
 
     @property
     def identity(self) -> str | None:
-        """Equal for subjects that answer alike; None where that cannot be known."""
+        """Equal for systems that answer alike; None where that cannot be known."""
         ...
 
     def answers(self, queries: Sequence[str], max_new_tokens: int, top_k: int = 1, seed: int = 0) -> list[Answer]:
@@ -54,20 +54,20 @@ class Subject(Protocol):
     ) -> list[float] | None:
         """Share of each wanted answer's tokens that are the first choice after the ones before them.
 
-        said: the greedy answers to these queries, where they are known. None from a subject that cannot tell.
+        said: the greedy answers to these queries, where they are known. None from a system that cannot tell.
         """
         ...
 
     def log_probs(self, queries: Sequence[str], wanted: Sequence[str | Answer]) -> list[list[float]] | None:
-        """Log-probability (nats) of each token of the wanted answers; None from a subject that cannot tell."""
+        """Log-probability (nats) of each token of the wanted answers; None from a system that cannot tell."""
         ...
 
     def routes(self, queries: Sequence[str]) -> list[Route] | None:
-        """The router's decisions; None for a subject without a router."""
+        """The router's decisions; None for a system without a router."""
         ...
 
 
-class FunctionSubject:
+class FunctionSystem:
     """A function from a list of queries to a list of answers. Only what needs no probabilities can be measured."""
 
     identity = None
@@ -94,7 +94,7 @@ class FunctionSubject:
         return None
 
 
-class ModelSubject:
+class ModelSystem:
     """A Hugging Face causal language model, asked through a template."""
 
     def __init__(
@@ -179,7 +179,7 @@ class ModelSubject:
         return logits
 
 
-class MegSubject(ModelSubject):
+class MegSystem(ModelSystem):
     """An edited model, asked through a template; `unedited` is its base model, asked through the very same prompts."""
 
     def __init__(self, model: MegModel, name: str, template: Template | None = None) -> None:
@@ -187,7 +187,7 @@ class MegSubject(ModelSubject):
         self.edited_model, self.edited = model, True
         self._shared = _Prompts(model, self.template)
 
-    def unedited(self) -> MegSubject:
+    def unedited(self) -> MegSystem:
         """The model without its edits."""
         other = copy(self)
         other.name, other.edited = "unedited", False

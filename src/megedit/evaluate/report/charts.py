@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 SERIES = 6
-Estimate = Mapping[str, float]
+EstimateJson = Mapping[str, float]
 _WIDTH, _HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 410, 10, 246
 _PERCENT_TICKS = tuple((float(value), str(value)) for value in (0, 25, 50, 75, 100))
@@ -49,7 +49,7 @@ class Curve:
     chosen: tuple[float, float] | None = None
 
 
-def bar_chart(groups: Sequence[tuple[str, Sequence[Estimate | None]]], description: str) -> Markup:
+def bar_chart(groups: Sequence[tuple[str, Sequence[EstimateJson | None]]], description: str) -> Markup:
     """Horizontal bars from 0 to 100, whiskers from `low` to `high`; a group for each metric, a bar for each series."""
     x = Axis(0, 100, 8, _WIDTH - 46, _PERCENT_TICKS)
     parts, y = [], 0.0
@@ -77,8 +77,8 @@ def roc_chart(curves: Sequence[Curve], description: str) -> Markup:
     ticks[0] = (ticks[0][0], "0")
     x = Axis(10.0**lowest, 1, _LEFT, _RIGHT, tuple(ticks), "False positive rate, % (log scale)", log=True)
     y = Axis(0, 1, _BOTTOM, _TOP, tuple((value / 100, text) for value, text in _PERCENT_TICKS), "True positive rate, %")
-    rng = [(10 ** (lowest * (1 - i / 40)),) * 2 for i in range(41)]
-    parts = [*_frame(x, y), _polyline(x, y, rng, "rng")]
+    chance = [(10 ** (lowest * (1 - i / 40)),) * 2 for i in range(41)]
+    parts = [*_frame(x, y), _polyline(x, y, chance, "chance")]
     for i, curve in enumerate(curves):
         parts.append(_polyline(x, y, sorted(curve.points), f"curve s{i % SERIES}"))
     for i, curve in enumerate(curves):
@@ -105,7 +105,7 @@ def histogram(classes: Sequence[Sequence[float]], x_label: str, description: str
     return _svg(parts, _HEIGHT, description)
 
 
-def scaling_chart(points: Sequence[tuple[float, Estimate] | None], joined: bool, description: str) -> Markup:
+def scaling_chart(points: Sequence[tuple[float, EstimateJson] | None], joined: bool, description: str) -> Markup:
     """Estimates (percent) with whiskers against a count on a logarithmic axis, point i in the colour of series i.
 
     joined: whether a line goes through the points, from the smallest count to the largest.
@@ -145,7 +145,7 @@ def _frame(x: Axis, y: Axis) -> list[Markup]:
     return [*parts, _tag("text", y.label, x=12, y=middle, text_anchor="middle", transform=turn)]
 
 
-def _bar(x: Axis, y: float, series: int, estimate: Estimate) -> list[Markup]:
+def _bar(x: Axis, y: float, series: int, estimate: EstimateJson) -> list[Markup]:
     value, low, high = estimate["value"], x.at(estimate["low"]), x.at(estimate["high"])
     return [
         _box(x.start, y, x.at(value), y + 12, f"bar s{series % SERIES}"),

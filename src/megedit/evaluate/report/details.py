@@ -13,18 +13,18 @@ from megedit.evaluate.report.failures import (
     MEANINGS,
     NO_EDIT_KINDS,
     Failure,
-    Verdict,
+    VerdictJson,
     classify,
     deciding_measure,
     deciding_value,
 )
-from megedit.evaluate.report.overview import DASH, Result, Table
+from megedit.evaluate.report.overview import DASH, ResultJson, Table
 
 RELATION_ROWS = 40
 _LONGEST_TEXT = 300
 
 
-def router(result: Result) -> dict[str, Any] | None:
+def router(result: ResultJson) -> dict[str, Any] | None:
     """Rates and figures of the router: on these questions and on the held-out ones it was calibrated with."""
     routed = [verdict for verdict in result["verdicts"] if verdict.get("route") and verdict["kind"] != "generation"]
     asks = [verdict["route"] for verdict in routed if verdict["kind"] not in NO_EDIT_KINDS]
@@ -74,12 +74,12 @@ def _rule_row(name: str, rule: Mapping[str, float], chosen: str) -> list[str]:
     return [f"Held out, {name}{' (in use)' if name == chosen else ''}", f"{rule['auc']:.4f}", *map(_percent, rates)]
 
 
-def relations(result: Result) -> Table | None:
+def relations(result: ResultJson) -> Table | None:
     """Share of right answers to each kind of question, by relation: the worst first, the best in one row together."""
     decided = [verdict for verdict in result["verdicts"] if deciding_measure(verdict)]
     if not any(verdict.get("relation") for verdict in decided):
         return None
-    groups: dict[str, list[Verdict]] = defaultdict(list)
+    groups: dict[str, list[VerdictJson]] = defaultdict(list)
     for verdict in decided:
         groups[verdict.get("relation") or "none given"].append(verdict)
     kinds = {
@@ -98,13 +98,13 @@ def relations(result: Result) -> Table | None:
     return Table(["Relation", "Edits", *kinds.values()], rows)
 
 
-def failures(result: Result, examples: int) -> list[dict[str, Any]] | None:
+def failures(result: ResultJson, examples: int) -> list[dict[str, Any]] | None:
     """Each kind of failure that was possible: how often it happened, of how many questions, and some examples."""
     decided = [verdict for verdict in result["verdicts"] if deciding_measure(verdict)]
     members: dict[str, set[str]] = defaultdict(set)
     for verdict in result["verdicts"]:
         members[verdict["group"]].add(verdict["edit"])
-    found: dict[Failure, list[Verdict]] = {failure: [] for failure in Failure}
+    found: dict[Failure, list[VerdictJson]] = {failure: [] for failure in Failure}
     for verdict in decided:
         if failure := classify(verdict, members[verdict["group"]]):
             found[failure].append(verdict)
@@ -128,7 +128,7 @@ def kind_label(kind: str) -> str:
     return kind.replace("_", " ").replace(":", ", ").capitalize()
 
 
-def _possible(verdict: Verdict) -> tuple[Failure, ...]:
+def _possible(verdict: VerdictJson) -> tuple[Failure, ...]:
     if verdict["kind"] in NO_EDIT_KINDS:
         return (Failure.DISTURBED,)
     if verdict.get("route") is None:
@@ -136,14 +136,14 @@ def _possible(verdict: Verdict) -> tuple[Failure, ...]:
     return (Failure.NOT_ROUTED, Failure.WRONG_NEURON, Failure.WRONG_WORDS)
 
 
-def _spread(verdicts: Sequence[Verdict], count: int) -> Sequence[Verdict]:
+def _spread(verdicts: Sequence[VerdictJson], count: int) -> Sequence[VerdictJson]:
     """So many of them, from the whole list and not from its beginning only."""
     if count >= len(verdicts):
         return verdicts
     return [verdicts[i * len(verdicts) // count] for i in range(count)]
 
 
-def _example(verdict: Verdict) -> dict[str, Any]:
+def _example(verdict: VerdictJson) -> dict[str, Any]:
     unedited = (verdict.get("unedited") or {}).get("answer")
     route = verdict.get("route")
     return {
@@ -169,11 +169,11 @@ def _short(text: str | None) -> str | None:
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
-def _mean(verdicts: Sequence[Verdict]) -> float:
+def _mean(verdicts: Sequence[VerdictJson]) -> float:
     return fmean(value for verdict in verdicts if (value := deciding_value(verdict)) is not None)
 
 
-def _mean_text(verdicts: Sequence[Verdict]) -> str:
+def _mean_text(verdicts: Sequence[VerdictJson]) -> str:
     return f"{100 * _mean(verdicts):.1f}" if verdicts else DASH
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Any
 
-Verdict = Mapping[str, Any]
+VerdictJson = Mapping[str, Any]
 NO_EDIT_KINDS = frozenset({"locality", "neighbourhood"})  # what must not be routed
 DECIDING = {"ag": "AG", "exact": "exact match", "success": "success", "begins": "begins with target"}
 
@@ -30,7 +30,7 @@ MEANINGS = {
 }
 
 
-def classify(verdict: Verdict, own: Collection[str] = ()) -> Failure | None:
+def classify(verdict: VerdictJson, own: Collection[str] = ()) -> Failure | None:
     """Why the edited model failed on a question; None when it did not, or when no yes-or-no measure was taken.
 
     own: ids of edits that are right for the question beside the one it belongs to (questions over several edits).
@@ -49,13 +49,13 @@ def classify(verdict: Verdict, own: Collection[str] = ()) -> Failure | None:
     return Failure.WRONG_WORDS if is_own else Failure.WRONG_NEURON
 
 
-def deciding_measure(verdict: Verdict) -> str | None:
+def deciding_measure(verdict: VerdictJson) -> str | None:
     """The first yes-or-no measure of `DECIDING` that was taken; shares of tokens decide nothing."""
     values = verdict["edited"]["values"]
     return next((name for name in DECIDING if values.get(name) is not None), None)
 
 
-def deciding_value(verdict: Verdict) -> float | None:
+def deciding_value(verdict: VerdictJson) -> float | None:
     """What the deciding measure gives the edited model: 1 for right, 0 for wrong."""
     name = deciding_measure(verdict)
     return None if name is None else float(verdict["edited"]["values"][name])

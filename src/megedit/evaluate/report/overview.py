@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from megedit.evaluate.report.charts import bar_chart, scaling_chart
 
-Result = Mapping[str, Any]
+ResultJson = Mapping[str, Any]
 DASH = "\N{EN DASH}"
 
 
@@ -28,40 +28,40 @@ class Table:
     numbers: bool = True
 
 
-def labels_of(results: Sequence[Result]) -> list[str]:
-    """The subjects' names; one that occurs again gets a number."""
+def labels_of(results: Sequence[ResultJson]) -> list[str]:
+    """The systems' names; one that occurs again gets a number."""
     seen: Counter[str] = Counter()
     labels = []
     for result in results:
-        name = str(result["subject"]["name"])
+        name = str(result["system"]["name"])
         seen[name] += 1
         labels.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return labels
 
 
-def measured(results: Sequence[Result], labels: Sequence[str]) -> Table:
+def measured(results: Sequence[ResultJson], labels: Sequence[str]) -> Table:
     """What was measured, and how."""
     rows = {
-        "Base model": [result["subject"].get("base") for result in results],
-        "Edits in the model": [result["subject"].get("edits") for result in results],
+        "Base model": [result["system"].get("base") for result in results],
+        "Edits in the model": [result["system"].get("edits") for result in results],
         "Data": [result["data"]["source"] for result in results],
         "Edits asked": [result["data"]["edits"] for result in results],
         "Protocol": [f"{result['protocol']['name']}, version {result['protocol']['version']}" for result in results],
         "Settings": [_settings(result["protocol"]["settings"]) for result in results],
         "Date": [result.get("made") for result in results],
-        "Identity": [str(result["subject"].get("identity") or "")[:16] for result in results],
+        "Identity": [str(result["system"].get("identity") or "")[:16] for result in results],
     }
     return _by_result(rows, labels)
 
 
-def metrics(results: Sequence[Result], labels: Sequence[str]) -> Table | None:
+def metrics(results: Sequence[ResultJson], labels: Sequence[str]) -> Table | None:
     """Every metric with its interval, edited beside unedited."""
     rows = [[label, *(cell for metric in found for cell in _metric_cells(metric))] for label, found in _found(results)]
     header = ["Metric", *("Edited", "Unedited", "n") * len(labels)]
     return Table(header, rows, _groups(labels)) if rows else None
 
 
-def bars(results: Sequence[Result], description: str) -> Markup | None:
+def bars(results: Sequence[ResultJson], description: str) -> Markup | None:
     """Bars of the percentages: of edited and unedited model, or of the edited models if there are several."""
     groups = []
     for label, found in _found(results):
@@ -73,14 +73,14 @@ def bars(results: Sequence[Result], description: str) -> Markup | None:
     return bar_chart(groups, description) if groups else None
 
 
-def scaling(results: Sequence[Result], description: str) -> Markup | None:
+def scaling(results: Sequence[ResultJson], description: str) -> Markup | None:
     """Score against the number of edits, where that number differs.
 
     One line joins the results only if no number occurs twice: otherwise they are different methods.
     """
     points: list[tuple[float, Mapping[str, float]] | None] = []
     for result in results:
-        count = result["subject"].get("edits") or result["data"]["edits"]
+        count = result["system"].get("edits") or result["data"]["edits"]
         score = next((metric["edited"] for metric in result["metrics"] if metric["name"] == "score"), None)
         points.append((float(count), score) if count and score else None)
     counts = [point[0] for point in points if point]
@@ -88,7 +88,7 @@ def scaling(results: Sequence[Result], description: str) -> Markup | None:
     return scaling_chart(points, different == len(counts), description) if different > 1 else None
 
 
-def costs(results: Sequence[Result], labels: Sequence[str]) -> Table | None:
+def costs(results: Sequence[ResultJson], labels: Sequence[str]) -> Table | None:
     """Time and memory of each stage of the fit, and time of the evaluation."""
     stages = [_stages(result) for result in results]
     rows = []
@@ -99,7 +99,7 @@ def costs(results: Sequence[Result], labels: Sequence[str]) -> Table | None:
     return Table(header, rows, _groups(labels)) if rows else None
 
 
-def environment(results: Sequence[Result], labels: Sequence[str]) -> Table | None:
+def environment(results: Sequence[ResultJson], labels: Sequence[str]) -> Table | None:
     """The machine, the versions, the commit."""
     found = [
         {name.replace("_", " ").capitalize(): value for name, value in (result.get("machine") or {}).items()}
@@ -112,7 +112,7 @@ def environment(results: Sequence[Result], labels: Sequence[str]) -> Table | Non
     return table if table.rows else None
 
 
-def _found(results: Sequence[Result]) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
+def _found(results: Sequence[ResultJson]) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
     """Label of each metric that anyone has, and the metric in each result; the Score last."""
     named = [
         {each["name"]: each for each in result["metrics"] if each["edited"] or each["unedited"]} for result in results
@@ -128,7 +128,7 @@ def _metric_cells(metric: Mapping[str, Any] | None) -> list[str]:
     if metric is None:
         return [DASH] * 3
     counts = [each["count"] for each in (metric["edited"], metric["unedited"]) if each]
-    return [*(_estimate(metric[subject], metric["unit"]) for subject in ("edited", "unedited")), f"{counts[0]:,}"]
+    return [*(_estimate(metric[model], metric["unit"]) for model in ("edited", "unedited")), f"{counts[0]:,}"]
 
 
 def _estimate(estimate: Mapping[str, float] | None, unit: str) -> str:
@@ -139,7 +139,7 @@ def _estimate(estimate: Mapping[str, float] | None, unit: str) -> str:
     return Markup("<b>{}{}</b> <small>{}{}{}</small>").format(value, shown_unit, low, DASH, high)
 
 
-def _stages(result: Result) -> dict[str, Mapping[str, float]]:
+def _stages(result: ResultJson) -> dict[str, Mapping[str, float]]:
     stages = dict((result.get("fit") or {}).get("stages") or {})
     if len(stages) > 1:
         stages["Fit in all"] = {"seconds": sum(each.get("seconds", 0.0) for each in stages.values())}

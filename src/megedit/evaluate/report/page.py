@@ -15,21 +15,21 @@ from jinja2 import Environment, StrictUndefined
 
 from megedit.errors import MegError
 from megedit.evaluate.report import details, overview
-from megedit.evaluate.run import FORMAT
+from megedit.evaluate.result import FORMAT
 from megedit.runtime.files import write_whole
 
-Result = Mapping[str, Any]
+ResultJson = Mapping[str, Any]
 _NO_RULE = {"batch_size"}  # a setting of the machine; says nothing about what a number means
 _FIELDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "protocol": (dict, ("name", "version", "settings")),
-    "subject": (dict, ("name",)),
+    "system": (dict, ("name",)),
     "data": (dict, ("source", "edits")),
     "metrics": (list, ("name", "label", "unit", "edited", "unedited")),
     "verdicts": (list, ("edit", "group", "kind", "query", "answers", "edited")),
 }
 
 
-def compare_check(results: Sequence[Result]) -> None:
+def compare_check(results: Sequence[ResultJson]) -> None:
     """Raise MegError if there are no results, or two whose protocol, its version or its settings differ."""
     if not results:
         raise MegError("There is no result to report; name at least one file that `meg eval --out` wrote.")
@@ -37,7 +37,7 @@ def compare_check(results: Sequence[Result]) -> None:
     for other in results[1:]:
         if difference := _difference(first["protocol"], other["protocol"]):
             raise MegError(
-                f"{first['subject']['name']} and {other['subject']['name']} cannot be compared: they were evaluated "
+                f"{first['system']['name']} and {other['system']['name']} cannot be compared: they were evaluated "
                 f"with {difference}; evaluate both in the same way."
             )
 
@@ -54,6 +54,8 @@ def load_result(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise MegError(f"{path} is not a JSON file ({error}); name a file that `meg eval --out` wrote.") from error
     number = result.get("format") if isinstance(result, dict) else None
+    if isinstance(result, dict) and number == 1 and "subject" in result:  # format 1 called the system so
+        result["system"] = result.pop("subject")
     if not isinstance(number, int):
         raise MegError(f"{path} is not the result of an evaluation; name a file that `meg eval --out` wrote.")
     if number > FORMAT:
@@ -63,7 +65,7 @@ def load_result(path: Path) -> dict[str, Any]:
     return dict(result)
 
 
-def render_report(results: Sequence[Result], examples: int = 5) -> str:
+def render_report(results: Sequence[ResultJson], examples: int = 5) -> str:
     """The page, with up to `examples` examples of each kind of failure. Raises MegError as `compare_check` does."""
     compare_check(results)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -91,7 +93,7 @@ def render_report(results: Sequence[Result], examples: int = 5) -> str:
     )
 
 
-def write_report(results: Sequence[Result], folder: Path, examples: int = 5) -> Path:
+def write_report(results: Sequence[ResultJson], folder: Path, examples: int = 5) -> Path:
     """Write `index.html` to the folder, which is made if it is not there; its path.
 
     Raises MegError if that fails, or as `compare_check` does.
