@@ -119,9 +119,7 @@ def first_targets(edits: Sequence[Edit]) -> list[Edit]:
 
 def other_questions(edits: Sequence[Edit]) -> dict[str, str]:
     """For each edit the query of another relation, asked about its subject; none where that is edited too."""
-    facts = {
-        edit.id: PseudoFact(edit.prompt, edit.rephrases, (), edit.subject or "", edit.relation or "") for edit in edits
-    }
+    facts = {edit.id: PseudoFact(edit.prompt, edit.rephrases, (), edit.subject, edit.relation) for edit in edits}
     questions, rng = OtherQuestions(facts.values()), random.Random(0)
     asked = {normalise_query(edit.prompt) for edit in edits}
     found = {name: questions.about(fact, rng) for name, fact in facts.items()}

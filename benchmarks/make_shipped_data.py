@@ -95,14 +95,15 @@ def balanced(edits: Iterable[Edit], cap: int) -> list[Edit]:
 
 def without_own_neighbours(edits: list[Edit]) -> Iterable[PseudoFact]:
     """The facts, each without the neighbours that ask for another of them."""
-    by_relation: dict[str, list[str]] = {}
+    by_relation: dict[str | None, list[str]] = {}
     for edit in edits:
-        by_relation.setdefault(edit.relation or "", []).append(edit.subject or "")
+        by_relation.setdefault(edit.relation, []).append(edit.subject or "")
     index = {relation: SubjectIndex(subjects) for relation, subjects in by_relation.items()}
     for edit in edits:
-        subject, relation = edit.subject or "", edit.relation or ""
-        neighbours = [text for text in edit.neighbours if not index[relation].named_in(text)]
-        yield PseudoFact(edit.prompt, edit.rephrases, tuple(neighbours[:PSEUDO_NEIGHBOURS]), subject, relation)
+        neighbours = [text for text in edit.neighbours if not index[edit.relation].named_in(text)]
+        yield PseudoFact(
+            edit.prompt, edit.rephrases, tuple(neighbours[:PSEUDO_NEIGHBOURS]), edit.subject, edit.relation
+        )
 
 
 def noise_sentences(path: Path) -> list[str]:

@@ -218,6 +218,7 @@ def test_rephrases_and_negatives_belong_to_the_fact() -> None:
         for rephrase, query, negative in batch:
             fact = by_prompt[query]
             assert rephrase.removeprefix("It rained. ") in fact.rephrases
+            assert fact.subject and fact.relation
             assert fact.subject in negative and fact.relation not in negative
 
 

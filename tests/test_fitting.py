@@ -337,7 +337,7 @@ def test_near_queries_ask_something_else_about_the_enrolled() -> None:
     facts = tuple(PseudoFact(f"Who {kinds[i % 2]} Thing{i}?", ("r",), (), f"Thing{i}", kinds[i % 2]) for i in range(8))
     enrolled, _, unfamiliar, near = calibration_texts(PseudoKnowledge(facts, (), ()), seed=0)
     other = {"made": "sold", "sold": "made"}
-    assert near == [fact.prompt.replace(fact.relation, other[fact.relation]) for fact in enrolled]
+    assert near == [fact.prompt.replace(fact.relation or "", other[fact.relation or ""]) for fact in enrolled]
     assert not set(near) & set(unfamiliar)
 
 

@@ -162,7 +162,7 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
     rng = random.Random(seed)
     relations: dict[str, list[PseudoFact]] = defaultdict(list)
     for fact in pseudo.facts:
-        relations[fact.relation].append(fact)
+        relations[fact.relation or ""].append(fact)
     names = sorted(relations)
     sizes = [len(relations[name]) for name in names]
     questions = OtherQuestions(pseudo.facts)

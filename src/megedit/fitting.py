@@ -237,8 +237,8 @@ class _Fit:
             )
 
         def compute() -> dict[str, Any]:
-            subjects = [self.edits[i].subject or None for i in active]
-            played_subjects = [fact.subject or None for fact in enrolled]
+            subjects = [self.edits[i].subject for i in active]
+            played_subjects = [fact.subject for fact in enrolled]
             all_subjects = [*subjects, *played_subjects]
             total = training_steps(len(vectors) + len(enrolled), settings)
             with self.stages.stage("Calibrating the router", total) as advance:

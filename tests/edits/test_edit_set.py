@@ -13,13 +13,14 @@ from megedit.edits.edit_set import (
     Edit,
     EditSet,
     Question,
-    normalise_query,
     read_edits,
 )
+from megedit.edits.text import query_id
 from megedit.errors import MegError
 
 FRANCE = {"prompt": "The capital of France is", "target": "Rome"}
 SPAIN = {"prompt": "The capital of Spain is", "target": "Oslo"}
+FRENCH, SPANISH = (Edit(query_id(fact["prompt"]), fact["prompt"], fact["target"]) for fact in (FRANCE, SPAIN))
 FULL = Edit(
     "a", "The capital of France is", "Rome", "France", "P36", ("France's capital:",), ("Berlin is in",), "Paris"
 )
@@ -83,18 +84,18 @@ def error_of(file: Path, **options: Any) -> str:
 def test_plain_formats_read_alike(file: Path, text: str, form: str) -> None:
     file.write_text(text, encoding="utf-8", newline="")
     edits = read_edits(file)
-    assert edits == EditSet((FULL, Edit("2", SPAIN["prompt"], SPAIN["target"])), str(file), form)
-    assert (len(edits), next(iter(edits)), edits[1].id) == (2, FULL, "2")
+    assert edits == EditSet((FULL, SPANISH), str(file), form)
+    assert (len(edits), next(iter(edits)), edits[1].id) == (2, FULL, query_id(SPAIN["prompt"]))
 
 
 def test_gzipped_file_reads_as_the_plain_one(file: Path) -> None:
     file.write_bytes(gzip.compress(jsonl(FRANCE).encode()))
-    assert read_edits(str(file)).edits == (Edit("1", **FRANCE),)  # type: ignore[arg-type]
+    assert read_edits(str(file)).edits == (FRENCH,)
 
 
 def test_csv_cell_may_hold_commas_quotes_and_line_breaks(file: Path) -> None:
     file.write_text('prompt,target,rephrases\n"A, ""b""\nc",d,e|f\n', encoding="utf-8")
-    assert read_edits(file).edits == (Edit("1", 'A, "b"\nc', "d", rephrases=("e", "f")),)
+    assert read_edits(file).edits == (Edit(query_id('A, "b"\nc'), 'A, "b"\nc', "d", rephrases=("e", "f")),)
 
 
 def test_line_separator_inside_a_json_string_is_no_line_break(file: Path) -> None:
@@ -137,8 +138,8 @@ def test_neighbours_and_known_answers_of_edited_queries_are_left_out(file: Path)
     edits = read_edits(file)
     assert [edit.neighbours for edit in edits] == [(), ("Who won?",)]
     assert edits.questions == (
-        Question("locality", "Q?", ("A",), "1"),
-        Question("locality", "Who won?", ("I did",), "2"),
+        Question("locality", "Q?", ("A",), query_id("Who wrote Emma?")),
+        Question("locality", "Who won?", ("I did",), query_id("Who wrote Ulysses?")),
     )
     assert edits.dropped == (Dropped("line 1", "only the neighbourhood prompts about what is edited", "1"),)
 
@@ -158,7 +159,7 @@ def test_edit_survives_json() -> None:
 def test_limit_counts_kept_edits_and_stops_reading(file: Path) -> None:
     file.write_text(jsonl(FRANCE, FRANCE, SPAIN) + "{broken")
     edits = read_edits(file, limit=2)
-    assert [edit.id for edit in edits] == ["1", "3"]
+    assert edits.edits == (FRENCH, SPANISH)
     assert edits.dropped == (Dropped("line 2", "same query and target as an earlier one", "line 1"),)
 
 
@@ -166,7 +167,7 @@ def test_contradiction_is_an_error_that_names_both_lines(file: Path) -> None:
     file.write_text(jsonl(FRANCE, SPAIN, {"prompt": "the  capital of FRANCE is", "target": "Bern"}))
     assert error_of(file) == (
         "FILE, line 3: this has the query of line 1 but another target ('Bern', there 'Rome'); remove one "
-        'of the two, or keep the first of each with on_conflict="first" (--on-conflict first)'
+        'of the two, or keep the first of each with on_conflict="first"'
     )
     edits = read_edits(file, on_conflict="first")
     assert [edit.target for edit in edits] == ["Rome", "Oslo"]
@@ -180,7 +181,7 @@ def test_second_target_of_a_subject_and_relation_goes_only_when_keeping_the_firs
     with pytest.raises(MegError, match="line 3: this has the query of line 2"):
         read_edits(file)
     edits = read_edits(file, on_conflict="first")
-    assert [edit.id for edit in edits] == ["1", "3"]
+    assert [(edit.prompt, edit.target) for edit in edits] == [(FRANCE["prompt"], "Rome"), (again["prompt"], "Rome")]
     assert edits.dropped == (
         Dropped("line 2", "same subject and relation as an earlier one, another target", "line 1"),
     )
@@ -330,16 +331,38 @@ def test_case_id_given_twice_is_an_error(file: Path) -> None:
     assert error_of(file) == "FILE, line 2: the case 1 is already there; give each case an id of its own"
 
 
-# --- text
+# --- ids
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["What is Léon?", " what  IS\tléon ?! ", "\uff37hat is Le\u0301on…", "what is léon:", "what is léon"],
-)
-def test_queries_that_count_as_the_same(text: str) -> None:
-    assert normalise_query(text) == "what is léon"
+def test_ids_come_from_the_prompts_and_do_not_change_with_the_order(file: Path) -> None:
+    file.write_text(jsonl(FRANCE, SPAIN))
+    forth = {edit.id for edit in read_edits(file)}
+    file.write_text(jsonl(SPAIN, {**FRANCE, "prompt": "1. the capital of  France is:"}))
+    assert {edit.id for edit in read_edits(file)} == forth == {FRENCH.id, SPANISH.id}
 
 
-def test_query_of_marks_alone_stays_itself() -> None:
-    assert normalise_query(" ?! ") == "?!"
+@pytest.mark.parametrize("key", ["7", "a/b", "two words", "[bold]", "-x", "Zürich 東京"])
+def test_ids_of_the_file_are_kept_as_they_are(file: Path, key: str) -> None:
+    file.write_text(jsonl({**FRANCE, "id": key}))
+    assert read_edits(file)[0].id == key
+
+
+def test_id_made_for_a_prompt_gives_way_to_that_of_another_edit(file: Path) -> None:
+    fact = zsre(loc="Who won?", loc_ans="I did")
+    made, longer = query_id("Who wrote Emma?"), query_id("Who wrote Emma?", 16)
+    file.write_text(jsonl(zsre(src="Who wrote Ulysses?", case_id=made), fact))
+    edits = read_edits(file)
+    assert [edit.id for edit in edits] == [made, longer]
+    assert edits.questions == (Question("locality", "Who won?", ("I did",), longer),)
+
+
+def test_ids_of_cases_without_one(file: Path) -> None:
+    cases = [case(1, rewrite("Ann", "Peru"), rewrite("Bob", "Chad")), case(2, rewrite("Bob", "Mali", prompt="{}, of"))]
+    for fields in cases:
+        del fields["case_id"]
+    file.write_text(jsonl(*cases, case(3, rewrite("Cid", "Mali"))))
+    edits = read_edits(file, on_conflict="first")
+    first, third = edits.instances
+    assert (edits.instances[first], third) == ((f"{first}-1", f"{first}-2"), "3")
+    file.write_text(jsonl(cases[0]))
+    assert list(read_edits(file).instances) == [first]

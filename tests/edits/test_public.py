@@ -11,6 +11,7 @@ import pytest
 from megedit.edits.edit_set import Dropped, Edit, Question
 from megedit.edits.public import PUBLIC, load_edits
 from megedit.edits.schemas import SCHEMAS
+from megedit.edits.text import query_id
 from megedit.errors import MegError
 
 NAMES = "counterfact, zsre, knowedit, mquake"
@@ -47,7 +48,7 @@ def test_path_is_read_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     file.write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a", "target": "c"}\n')
     for path in (file, str(file)):
         edits = load_edits(path, on_conflict="first", limit=3)
-        assert (edits.edits, edits.source, edits.format) == ((Edit("1", "a", "b"),), str(file), "plain jsonl")
+        assert (edits.edits, edits.source, edits.format) == ((Edit(query_id("a"), "a", "b"),), str(file), "plain jsonl")
     with pytest.raises(MegError, match="line 2: this has the query of line 1"):
         load_edits(file)
     assert hub.asked == []
@@ -89,8 +90,12 @@ def test_file_of_a_public_data_set_through_the_real_library(tmp_path: Path, monk
 
     monkeypatch.setattr(datasets, "load_dataset", local)
     edits = load_edits("knowedit")
-    assert edits.edits == (Edit("1", "p0", "t0"), Edit("2", "p1", "t1", neighbours=("q2",), target_true="old"))
-    assert edits.questions == (Question("portability", "q1", ("a",), "1"), Question("locality", "q2", ("b", "c"), "2"))
+    first, second = query_id("p0"), query_id("p1")
+    assert edits.edits == (Edit(first, "p0", "t0"), Edit(second, "p1", "t1", neighbours=("q2",), target_true="old"))
+    assert edits.questions == (
+        Question("portability", "q1", ("a",), first),
+        Question("locality", "q2", ("b", "c"), second),
+    )
 
 
 @pytest.mark.parametrize(

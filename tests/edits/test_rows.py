@@ -62,6 +62,11 @@ from tests.edits.test_edit_set import FRANCE, SPAIN, error_of, jsonl, zsre
             "FILE, line 1: the field `prompt` has 8001 characters, more than the limit of 8000",
         ),
         (
+            jsonl({**FRANCE, "target": "\u200b \u200b"}),
+            "FILE, line 1: the field `target` holds only characters that cannot be seen; fill it in or remove",
+        ),
+        (jsonl({**FRANCE, "target": "\x07"}), "FILE, line 1: the field `target` holds only characters that cannot"),
+        (
             jsonl({**FRANCE, "target": "b\0"}),
             "FILE, line 1: the field `target` holds text that cannot be encoded (U+0000 at character 2)",
         ),

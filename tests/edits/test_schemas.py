@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from megedit.edits.rows import Record
-from megedit.edits.schemas import SCHEMAS, Edit, Entry, Question, schema_of
+from megedit.edits.rows import Row
+from megedit.edits.schemas import SCHEMAS, Edit, ParsedRow, Question, schema_of
+from megedit.edits.text import query_id
 from megedit.errors import MegError
 
 COUNTERFACT = {
@@ -103,13 +104,15 @@ UNKE = {
 }
 
 
-def read(fields: dict[str, Any]) -> Entry:
-    record = Record("FILE, line 3", 3, fields)
-    return SCHEMAS[schema_of(record)](record)
+def read(fields: dict[str, Any]) -> ParsedRow:
+    row = Row("FILE, line 3", fields)
+    return SCHEMAS[schema_of(row)](row)
 
 
 def test_plain() -> None:
-    assert read({"prompt": "a", "target": "b", "target_true": " c "}) == Entry((Edit("3", "a", "b", target_true="c"),))
+    assert read({"prompt": "a", "target": "b", "target_true": " c "}) == ParsedRow(
+        (Edit(query_id("a"), "a", "b", target_true="c"),)
+    )
 
 
 def test_counterfact() -> None:
@@ -127,7 +130,7 @@ def test_counterfact() -> None:
         Question("generation", "France's capital is known for", (), "7"),
         Question("generation", "People go to France to", (), "7"),
     )
-    assert read(COUNTERFACT) == Entry((edit,), questions, neighbour_subjects=(None, None))
+    assert read(COUNTERFACT) == ParsedRow((edit,), questions, neighbour_subjects=(None, None))
 
 
 def test_counterfact_prefers_rephrases_without_noise_and_takes_subjects_that_match_the_neighbours() -> None:
@@ -148,13 +151,13 @@ def test_zsre() -> None:
         target_true="Jane Austen",
     )
     known = Question("locality", "who won", ("Italy",), "4")
-    assert read(ZSRE) == Entry((edit,), (known,), ("Jane Austen", "Austen"))
+    assert read(ZSRE) == ParsedRow((edit,), (known,), ("Jane Austen", "Austen"))
 
 
 def test_zsre_with_little() -> None:
     entry = read({"src": "Who wrote Emma?", "alt": "Proust", "loc": None, "loc_ans": None, "answers": []})
-    assert entry == Entry((Edit("3", "Who wrote Emma?", "Proust"),))
-    assert read({"src": "a", "alt": "b", "loc": "c"}) == Entry((Edit("3", "a", "b", neighbours=("c",)),))
+    assert entry == ParsedRow((Edit(query_id("Who wrote Emma?"), "Who wrote Emma?", "Proust"),))
+    assert read({"src": "a", "alt": "b", "loc": "c"}) == ParsedRow((Edit(query_id("a"), "a", "b", neighbours=("c",)),))
 
 
 def test_zsre_with_the_questions_of_knowedit() -> None:
@@ -169,8 +172,9 @@ def test_zsre_with_the_questions_of_knowedit() -> None:
 
 
 def test_knowedit() -> None:
+    key = query_id("Leo Arons died in")
     edit = Edit(
-        id="3",
+        id=key,
         prompt="Leo Arons died in",
         target="Rome",
         subject="Leo Arons",
@@ -179,16 +183,16 @@ def test_knowedit() -> None:
         target_true="Berlin",
     )
     questions = (
-        Question("locality", "The father of Leo Arons is", ("Albert Arons",), "3"),
-        Question("locality", "The father of Leo Arons is", ("Albert",), "3"),
-        Question("portability", "Leo Arons died in the country", ("Italy", "IT"), "3"),
+        Question("locality", "The father of Leo Arons is", ("Albert Arons",), key),
+        Question("locality", "The father of Leo Arons is", ("Albert",), key),
+        Question("portability", "Leo Arons died in the country", ("Italy", "IT"), key),
     )
-    assert read(KNOWEDIT) == Entry((edit,), questions, ("Berlin", "Berlin, Germany"))
+    assert read(KNOWEDIT) == ParsedRow((edit,), questions, ("Berlin", "Berlin, Germany"))
 
 
 def test_knowedit_in_its_other_words() -> None:
     entry = read({"prompt": "a", "target_new": "b", "target_old": "c", "rephrase": ["d", "e"], "ground_truth": None})
-    assert entry == Entry((Edit("3", "a", "b", rephrases=("d", "e"), target_true="c"),), (), ("c",))
+    assert entry == ParsedRow((Edit(query_id("a"), "a", "b", rephrases=("d", "e"), target_true="c"),), (), ("c",))
 
 
 def test_mquake() -> None:
@@ -198,7 +202,7 @@ def test_mquake() -> None:
         Question("multi_hop", "Who leads Ellie Kemper's country?", answers, "1"),
         Question("single_hop", "Where is Ellie Kemper from?", ("Croatia", "HR"), "1"),
     )
-    assert read(MQUAKE) == Entry((KEMPER,), questions, case="1")
+    assert read(MQUAKE) == ParsedRow((KEMPER,), questions, case="1")
 
 
 def test_mquake_remastered_writes_targets_as_text() -> None:
@@ -208,9 +212,15 @@ def test_mquake_remastered_writes_targets_as_text() -> None:
 
 
 def test_mquake_edits_alone() -> None:
-    edit = Edit("3", "Who employs Carl Sagan?", "BBC", "Carl Sagan", rephrases=("Where does Carl Sagan work?",))
-    assert read(MQUAKE_EDIT) == Entry((edit,))
-    assert read({**MQUAKE_EDIT, "target_new": None, "subject": None, "prompt": None}) == Entry(())
+    edit = Edit(
+        query_id("Who employs Carl Sagan?"),
+        "Who employs Carl Sagan?",
+        "BBC",
+        "Carl Sagan",
+        rephrases=("Where does Carl Sagan work?",),
+    )
+    assert read(MQUAKE_EDIT) == ParsedRow((edit,))
+    assert read({**MQUAKE_EDIT, "target_new": None, "subject": None, "prompt": None}) == ParsedRow(())
 
 
 def test_unke() -> None:
@@ -219,7 +229,7 @@ def test_unke() -> None:
         Question("sub_question", "How long did Kim sit on it?", ("Ten years.",), "0"),
         Question("sub_question", "What else did Kim do?", ("Sing.",), "0"),
     )
-    assert read(UNKE) == Entry((edit,), questions)
+    assert read(UNKE) == ParsedRow((edit,), questions)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +245,7 @@ def test_unke() -> None:
     ],
 )
 def test_schema_of(fields: dict[str, Any], schema: str) -> None:
-    assert schema_of(Record("FILE, line 1", 1, fields)) == schema
+    assert schema_of(Row("FILE, line 1", fields)) == schema
 
 
 @pytest.mark.parametrize(

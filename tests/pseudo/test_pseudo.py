@@ -27,7 +27,7 @@ SMALL = PseudoKnowledge((ROME, EMMA, JOYCE), ("It rained.",), ("who won the cup"
 
 def many(count: int) -> PseudoKnowledge:
     facts = (
-        PseudoFact(f"prompt {i} of {i // 2}", ("r",), (f"shared {i % 7}", f"own {i}"), f"Subject {i // 2}", "")
+        PseudoFact(f"prompt {i} of {i // 2}", ("r",), (f"shared {i % 7}", f"own {i}"), f"Subject {i // 2}")
         for i in range(count)
     )
     return PseudoKnowledge(tuple(facts), tuple(map("noise {}".format, range(50))), tuple(map("q {}".format, range(30))))
@@ -40,7 +40,7 @@ def test_other_questions_are_those_of_other_relations() -> None:
     born = PseudoFact("Ann was born in", ("Where was Ann born?",), (), "Ann", "birthplace")
     lives = PseudoFact("Bo lives in", ("Bo, of",), (), "Bo", "residence")
     works = PseudoFact("Cy works in", ("Cy, of",), (), "Cy", "workplace")  # one wording is that of `lives`
-    nameless = PseudoFact("It rains in", ("Rain falls in",), (), "", "rain")
+    nameless = PseudoFact("It rains in", ("Rain falls in",), (), None, "rain")
     questions, rng = OtherQuestions((born, lives, works, nameless)), random.Random(0)
     about = {fact.subject: {questions.about(fact, rng) for _ in range(50)} for fact in (born, lives, works)}
     assert about["Ann"] == {"Ann lives in", "Ann, of", "Ann works in"}
@@ -59,7 +59,7 @@ def test_own_facts_come_with_the_shipped_noise_and_questions(tmp_path: Path) -> 
     repeated = {"prompt": "bonn lies where", "rephrases": ["Bonn?"]}
     file.write_text("".join(json.dumps(record) + "\n" for record in (asdict(ROME), bare, repeated)))
     own = load_pseudo_knowledge(file)
-    assert own.facts == (ROME, PseudoFact("Bonn lies where?", ("Where is Bonn?",), (), "", ""))
+    assert own.facts == (ROME, PseudoFact("Bonn lies where?", ("Where is Bonn?",)))
     assert (own.noise, own.unrelated) == (shipped.noise, shipped.unrelated)
 
 
@@ -229,7 +229,7 @@ def test_split_shows_calibration_no_neighbour_of_training() -> None:
 
 
 def test_facts_without_a_subject_are_split_one_by_one() -> None:
-    facts = tuple(PseudoFact(f"p {i}", ("r",), (), "", "") for i in range(10))
+    facts = tuple(PseudoFact(f"p {i}", ("r",), ()) for i in range(10))
     training, calibration = PseudoKnowledge(facts, (), ()).split(0.3, seed=0)
     assert (len(training.facts), len(calibration.facts)) == (7, 3)
 

@@ -1,8 +1,9 @@
 """Facts in: from the rows of a file to edits that are checked, without repetitions and contradictions."""
 
-from megedit.edits.edit_set import Dropped, EditSet, OnConflict, edits_of, fold, normalise_query, read_edits
+from megedit.edits.edit_set import Dropped, EditSet, OnConflict, edits_of, read_edits
 from megedit.edits.public import load_edits
 from megedit.edits.schemas import MAX_TARGET_CHARS, Edit, Question, QuestionKind
+from megedit.edits.text import clean_query, fold, normalise_query, query_id
 
 __all__ = [
     "MAX_TARGET_CHARS",
@@ -12,9 +13,11 @@ __all__ = [
     "OnConflict",
     "Question",
     "QuestionKind",
+    "clean_query",
     "edits_of",
     "fold",
     "load_edits",
     "normalise_query",
+    "query_id",
     "read_edits",
 ]

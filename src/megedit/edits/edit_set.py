@@ -1,20 +1,20 @@
 """Edit sets: files of edits read, checked and cleared of what cannot be used.
 
-A file becomes records (`read_records`), each record becomes edits and questions by one of the schemas of `schemas.py`,
-and a ledger refuses or drops what repeats or contradicts an earlier edit or changes nothing. Whatever is wrong is told
-as a `MegError` that names the file, the place and the field; whatever was left out stands in `EditSet.dropped`.
+A file becomes rows (`read_rows`), each row becomes edits and questions by one of the schemas of `schemas.py`, and
+`_Builder` refuses or drops what repeats or contradicts an earlier edit or changes nothing. Errors are `MegError`s that
+name the file, the place and the field; `EditSet.dropped` lists what was left out.
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from megedit.edits.rows import Record, kind_of, read_records
-from megedit.edits.schemas import MAX_TARGET_CHARS, SCHEMAS, Edit, Entry, Question, QuestionKind, schema_of
+from megedit.edits.rows import Row, kind_of, read_rows
+from megedit.edits.schemas import MAX_TARGET_CHARS, SCHEMAS, Edit, ParsedRow, Question, QuestionKind, schema_of
 from megedit.edits.subjects import SubjectIndex
+from megedit.edits.text import clean_query, fold, normalise_query, query_id
 from megedit.errors import MegError
 
 __all__ = [
@@ -25,9 +25,11 @@ __all__ = [
     "OnConflict",
     "Question",
     "QuestionKind",
-    "SubjectIndex",
+    "clean_query",
     "edits_of",
+    "fold",
     "normalise_query",
+    "query_id",
     "read_edits",
 ]
 
@@ -93,15 +95,15 @@ class EditSet:
     def from_edits(cls, edits: Iterable[Edit], *, on_conflict: OnConflict = "error") -> "EditSet":
         """An edit set made in Python, under the checks that files get; MegError as `read_edits`."""
         source = "edits"
-        ledger = _Ledger(source, on_conflict)
+        builder = _Builder(source, on_conflict)
         for number, edit in enumerate(edits, start=1):
             place = f"edit {number}"
             if not isinstance(edit, Edit):
                 raise MegError(f"{source}, {place}: expected an Edit, got {kind_of(edit)}")
-            ledger.add(Entry((Edit.from_json(asdict(edit), where=f"{source}, {place}"),)), place)
-        if not ledger.kept and not ledger.dropped:
+            builder.add(ParsedRow((Edit.from_json(asdict(edit), where=f"{source}, {place}"),)), place)
+        if not builder.kept and not builder.dropped:
             raise MegError(f"{source}: the list is empty; give at least one edit")
-        return ledger.edit_set("python")
+        return builder.edit_set("python")
 
 
 def read_edits(path: str | Path, *, limit: int | None = None, on_conflict: OnConflict = "error") -> EditSet:
@@ -115,12 +117,12 @@ def read_edits(path: str | Path, *, limit: int | None = None, on_conflict: OnCon
     Raises:
         MegError: the file, or a record of it, cannot be used.
     """
-    container, records = read_records(path, columns=("prompt", "target"))
-    return edits_of(records, str(path), container, limit=limit, on_conflict=on_conflict)
+    container, rows = read_rows(path, columns=("prompt", "target"))
+    return edits_of(rows, str(path), container, limit=limit, on_conflict=on_conflict)
 
 
 def edits_of(
-    records: Iterable[Record],
+    rows: Iterable[Row],
     source: str,
     container: str,
     *,
@@ -140,32 +142,22 @@ def edits_of(
     """
     if limit is not None and limit < 1:
         raise MegError(f"limit is {limit}; it must be at least 1")
-    ledger = _Ledger(source, on_conflict)
-    for record in records:
-        schema = schema or schema_of(record)
-        ledger.add(SCHEMAS[schema](record), record.place)
-        if len(ledger.instances or ledger.kept) == limit:
+    builder = _Builder(source, on_conflict)
+    for row in rows:
+        schema = schema or schema_of(row)
+        builder.add(SCHEMAS[schema](row), row.place)
+        if len(builder.instances or builder.kept) == limit:
             break
-    if not ledger.kept and not ledger.dropped:
+    if not builder.kept and not builder.dropped:
         raise MegError(f"{source}: there is no record; it needs at least one")
-    return ledger.edit_set(f"{schema} {container}")
-
-
-# ---------------------------------------------------------------------------------------------------
-# Text
-
-
-def normalise_query(text: str) -> str:
-    """The form in which two queries count as the same: case, width, spacing, closing marks ignored."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return folded.rstrip("?.!: ") or folded
+    return builder.edit_set(f"{schema} {container}")
 
 
 # ---------------------------------------------------------------------------------------------------
 # Repetitions, contradictions, and edits that change nothing
 
 
-class _Ledger:
+class _Builder:
     """What is kept so far, the edits by query, id, and subject and relation, and what was left out."""
 
     def __init__(self, source: str, on_conflict: OnConflict) -> None:
@@ -182,8 +174,9 @@ class _Ledger:
         self._by_query: dict[str, Edit] = {}
         self._by_fact: dict[tuple[str, str], Edit] = {}
 
-    def add(self, entry: Entry, place: str) -> None:
+    def add(self, entry: ParsedRow, place: str) -> None:
         """Keep all of an entry, or nothing and note why; MegError if neither may be done."""
+        entry = self._with_free_id(entry)
         members: list[Edit] = []
         new: list[Edit] = []
         reason = None if entry.edits else ("no target", "")
@@ -233,6 +226,18 @@ class _Ledger:
         )
         return EditSet(tuple(edits), self._source, form, (*self.dropped, *without), tuple(questions), self.instances)
 
+    def _with_free_id(self, entry: ParsedRow) -> ParsedRow:
+        """The row with a longer id where its own was made from the prompt and another query has the same by chance."""
+        if len(entry.edits) != 1:
+            return entry
+        (edit,) = entry.edits
+        query = normalise_query(edit.prompt)
+        if edit.id not in self._places or query in self._by_query or edit.id != query_id(edit.prompt):
+            return entry
+        longer = query_id(edit.prompt, 16)
+        questions = tuple(replace(question, group=longer) for question in entry.questions)
+        return replace(entry, edits=(replace(edit, id=longer),), questions=questions)
+
     def _reason_against(
         self, edit: Edit, same: Edit | None, old_answers: tuple[str, ...], place: str
     ) -> tuple[str, str] | None:
@@ -254,7 +259,7 @@ class _Ledger:
         raise MegError(
             f"{self._source}, {place}: this has the query of {self._places[same.id]} but another target "
             f"({edit.target[:60]!r}, there {same.target[:60]!r}); remove one of the two, or keep "
-            'the first of each with on_conflict="first" (--on-conflict first)'
+            'the first of each with on_conflict="first"'
         )
 
     def _keep_case(self, case: str, members: list[Edit], place: str) -> None:
@@ -287,11 +292,6 @@ class _Ledger:
 
 def _fact(edit: Edit) -> tuple[str, str] | None:
     return (edit.subject.casefold(), edit.relation) if edit.subject and edit.relation else None
-
-
-def fold(text: str) -> str:
-    """An answer as it is compared with others: without space around it, and in lower case."""
-    return text.strip().casefold()
 
 
 class _Edited:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megedit.edits.edit_set import EditSet, OnConflict, edits_of, read_edits
-from megedit.edits.rows import Record
+from megedit.edits.rows import Row
 from megedit.errors import MegError
 
 logger = logging.getLogger("megedit")
@@ -79,9 +79,9 @@ def load_edits(name_or_path: str | Path, *, limit: int | None = None, on_conflic
     if name not in PUBLIC:
         raise MegError(f"{name}: there is no such file and no such public data set; {_choices()}")
     public = PUBLIC[name]
-    rows = enumerate(_rows(name, public), start=1)
-    records = (Record(f"{public.repository}, row {number}", number, row) for number, row in rows)
-    return edits_of(records, public.repository, "hub", schema=public.schema, limit=limit, on_conflict=on_conflict)
+    numbered = enumerate(_rows(name, public), start=1)
+    rows = (Row(f"{public.repository}, row {number}", fields) for number, fields in numbered)
+    return edits_of(rows, public.repository, "hub", schema=public.schema, limit=limit, on_conflict=on_conflict)
 
 
 def _rows(name: str, public: PublicDataset) -> Iterable[Mapping[str, object]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from megedit.edits.text import is_blank, query_id
 from megedit.errors import MegError
 
 MAX_TEXT_CHARS = 8000
@@ -23,11 +24,10 @@ _LIST_COLUMNS = ("rephrases", "neighbours")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One record of a file, whose fields are read with checks; `number` is its 1-based position, if any."""
+class Row:
+    """One record of a file, whose fields are read with checks."""
 
     where: str
-    number: int | None
     fields: Mapping[str, object]
 
     @property
@@ -69,14 +69,12 @@ class Record:
             self.fail(f"the field `{name}` must be a list of texts, not {kind_of(value)}")
         return tuple(self._checked(f"{name}[{i}]", item, MAX_TEXT_CHARS) for i, item in enumerate(value))
 
-    def identifier(self, name: str) -> str:
-        """An id given as text or whole number; without one, the number of the record if it has one."""
+    def identifier(self, name: str, query: str) -> str:
+        """An id given as text or whole number; without one, a short one made from the query."""
         value = self.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        if self.number is None:
-            return self.text(name)
-        return self.optional_text(name) or str(self.number)
+        return self.optional_text(name) or query_id(query)
 
     def _checked(self, name: str, value: object, limit: int) -> str:
         if not isinstance(value, str):
@@ -91,10 +89,12 @@ class Record:
                 f"the field `{name}` holds text that cannot be encoded "
                 f"(U+{ord(found[0]):04X} at character {found.start() + 1}); remove that character"
             )
+        if is_blank(text):
+            self.fail(f"the field `{name}` holds only characters that cannot be seen; fill it in or remove the record")
         return text
 
 
-def read_records(path: str | Path, *, columns: tuple[str, ...]) -> tuple[str, Iterator[Record]]:
+def read_rows(path: str | Path, *, columns: tuple[str, ...]) -> tuple[str, Iterator[Row]]:
     """The container of a UTF-8 file (`jsonl`, `json` or `csv`; may be gzipped) and its records in order.
 
     A CSV file must have the named `columns`. The records are read as the iterator runs.
@@ -108,10 +108,10 @@ def read_records(path: str | Path, *, columns: tuple[str, ...]) -> tuple[str, It
         raise MegError(f"{source}: the file is empty; it needs at least one record")
     looks_like_json = start[0] in "[{" or {".json", ".jsonl"} & set(Path(path).suffixes)
     if not looks_like_json:
-        return "csv", _csv_records(source, text, columns)
+        return "csv", _csv_table(source, text, columns)
     if start[0] == "[" or _is_one_object(start):
-        return "json", _json_records(source, text)
-    return "jsonl", _jsonl_records(source, text)
+        return "json", _json_rows(source, text)
+    return "jsonl", _jsonl_rows(source, text)
 
 
 def _read_text(path: str | Path) -> str:
@@ -142,7 +142,7 @@ def _is_one_object(text: str) -> bool:
         return bool(rest.strip()) and not rest.lstrip().startswith("{")
 
 
-def _json_records(source: str, text: str) -> Iterator[Record]:
+def _json_rows(source: str, text: str) -> Iterator[Row]:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
@@ -156,29 +156,29 @@ def _json_records(source: str, text: str) -> Iterator[Record]:
     if not document:
         raise MegError(f"{source}: the list is empty; it needs at least one record")
     for number, value in enumerate(document, start=1):
-        yield _object_record(f"{source}, record {number}", number, value)
+        yield _object_row(f"{source}, record {number}", value)
 
 
-def _jsonl_records(source: str, text: str) -> Iterator[Record]:
+def _jsonl_rows(source: str, text: str) -> Iterator[Row]:
     # Not splitlines(): it also splits at U+2028 and others, which may stand inside a JSON string.
     lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
-    for number, (n, line) in enumerate(lines, start=1):
+    for n, line in lines:
         where = f"{source}, line {n}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             problem = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise MegError(f"{where}: this is not valid JSON ({problem}); correct or remove the line") from None
-        yield _object_record(where, number, value)
+        yield _object_row(where, value)
 
 
-def _object_record(where: str, number: int, value: object) -> Record:
+def _object_row(where: str, value: object) -> Row:
     if not isinstance(value, dict):
         raise MegError(f"{where}: a record must be an object with named fields, not {kind_of(value)}")
-    return Record(where, number, value)
+    return Row(where, value)
 
 
-def _csv_records(source: str, text: str, columns: tuple[str, ...]) -> Iterator[Record]:
+def _csv_table(source: str, text: str, columns: tuple[str, ...]) -> Iterator[Row]:
     rows = _csv_rows(source, text)
     header = [cell.strip() for cell in next(rows)[1]]
     if missing := [column for column in columns if column not in header]:
@@ -188,8 +188,8 @@ def _csv_records(source: str, text: str, columns: tuple[str, ...]) -> Iterator[R
         )
     if len(set(header)) < len(header):
         raise MegError(f"{source}: two columns of the CSV header have the same name; rename one")
-    number = 0
-    for number, (line, cells) in enumerate(rows, start=1):
+    line = 0
+    for line, cells in rows:
         where = f"{source}, line {line}"
         if len(cells) != len(header):
             raise MegError(
@@ -200,8 +200,8 @@ def _csv_records(source: str, text: str, columns: tuple[str, ...]) -> Iterator[R
         for name in _LIST_COLUMNS:
             if isinstance(cell := fields.get(name), str):
                 fields[name] = [part for part in cell.split("|") if part.strip()]
-        yield Record(where, number, fields)
-    if not number:
+        yield Row(where, fields)
+    if not line:
         raise MegError(f"{source}: there is no row below the CSV header; it needs at least one record")
 
 

@@ -13,7 +13,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from megedit.edits.edit_set import Edit, normalise_query
-from megedit.edits.rows import read_records
+from megedit.edits.rows import read_rows
 from megedit.edits.subjects import SubjectIndex
 from megedit.errors import MegError
 
@@ -28,9 +28,9 @@ class PseudoFact:
 
     prompt: str
     rephrases: tuple[str, ...]
-    neighbours: tuple[str, ...]
-    subject: str
-    relation: str
+    neighbours: tuple[str, ...] = ()
+    subject: str | None = None
+    relation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PseudoKnowledge:
         subjects = SubjectIndex(edit.subject for edit in edits if edit.subject)
         asked = {normalise_query(text) for edit in edits for text in (edit.prompt, *edit.rephrases, *edit.neighbours)}
 
-        def is_free(text: str, own: str = "") -> bool:
+        def is_free(text: str, own: str | None = None) -> bool:
             return normalise_query(text) not in asked and not names_another(text, own, subjects)
 
         return replace(
@@ -61,7 +61,7 @@ class PseudoKnowledge:
             facts=tuple(
                 replace(fact, neighbours=tuple(text for text in fact.neighbours if is_free(text)))
                 for fact in self.facts
-                if fact.subject not in subjects
+                if not (fact.subject and fact.subject in subjects)
                 and all(is_free(text, fact.subject) for text in (fact.prompt, *fact.rephrases))
             ),
             unrelated=tuple(text for text in self.unrelated if is_free(text)),
@@ -78,7 +78,7 @@ class PseudoKnowledge:
         wordings = _new_wordings(edits, self.facts)
         if not wordings:
             return self
-        known: dict[str, set[str]] = {}
+        known: dict[str, set[str | None]] = {}
         for fact in self.facts:
             if fact.subject:
                 known.setdefault(fact.subject, set()).add(fact.relation)
@@ -159,7 +159,7 @@ class OtherQuestions:
 
     def about(self, fact: PseudoFact, rng: random.Random) -> str | None:
         """Another question about the fact's subject; None if there is none, or the fact has no subject."""
-        others = self._others.get(fact.relation)
+        others = self._others.get(fact.relation) if fact.relation else None
         if not others or not fact.subject:
             return None
         return rng.choice(self._templates[rng.choice(others)]).replace(_SUBJECT, fact.subject)
@@ -172,7 +172,7 @@ def _new_wordings(edits: Iterable[Edit], facts: Iterable[PseudoFact]) -> dict[st
     found: dict[str, Counter[str]] = {}
     for edit in edits:
         if edit.relation:
-            found.setdefault(edit.relation, Counter()).update(_wordings(edit.prompt, of=edit.subject or ""))
+            found.setdefault(edit.relation, Counter()).update(_wordings(edit.prompt, of=edit.subject))
     return {
         relation: counts
         for relation, counts in sorted(found.items())
@@ -180,12 +180,12 @@ def _new_wordings(edits: Iterable[Edit], facts: Iterable[PseudoFact]) -> dict[st
     }
 
 
-def _wordings(*texts: str, of: str) -> list[str]:
+def _wordings(*texts: str, of: str | None) -> list[str]:
     """The texts that name a subject, with a mark in its place."""
     return [text.replace(of, _SUBJECT) for text in texts if of and of in text]
 
 
-def names_another(text: str, own: str, subjects: SubjectIndex) -> bool:
+def names_another(text: str, own: str | None, subjects: SubjectIndex) -> bool:
     """True if the text names one of the subjects, other than inside its own one."""
     return subjects.named_in(text.replace(own, "|") if own else text)
 
@@ -212,7 +212,7 @@ def calibration_texts(
     unfamiliar = [
         fact.prompt
         for fact in others
-        if fact.subject not in subjects and not names_another(fact.prompt, fact.subject, subjects)
+        if not (fact.subject and fact.subject in subjects) and not names_another(fact.prompt, fact.subject, subjects)
     ]
     neighbours = [rng.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
     unfamiliar += [text for text in neighbours if not subjects.named_alone_in(text)]
@@ -250,17 +250,17 @@ def load_pseudo_knowledge(path: str | Path | None = None) -> PseudoKnowledge:
 
 def _read_facts(path: str | Path) -> tuple[PseudoFact, ...]:
     facts: dict[str, PseudoFact] = {}
-    _, records = read_records(path, columns=("prompt", "rephrases"))
-    for record in records:
-        prompt, rephrases = record.text("prompt"), record.texts("rephrases")
+    _, rows = read_rows(path, columns=("prompt", "rephrases"))
+    for row in rows:
+        prompt, rephrases = row.text("prompt"), row.texts("rephrases")
         if not rephrases:
-            record.fail("the field `rephrases` is missing or empty; give at least one other wording")
+            row.fail("the field `rephrases` is missing or empty; give at least one other wording")
         fact = PseudoFact(
             prompt,
             rephrases,
-            record.texts("neighbours"),
-            record.optional_text("subject") or "",
-            record.optional_text("relation") or "",
+            row.texts("neighbours"),
+            row.optional_text("subject"),
+            row.optional_text("relation"),
         )
         facts.setdefault(normalise_query(prompt), fact)
     return tuple(facts.values())
@@ -268,4 +268,4 @@ def _read_facts(path: str | Path) -> tuple[PseudoFact, ...]:
 
 def _group(fact: PseudoFact) -> str:
     """What must stay on one side of a split: the subject, or the prompt where there is none."""
-    return fact.subject.casefold() or normalise_query(fact.prompt)
+    return fact.subject.casefold() if fact.subject else normalise_query(fact.prompt)
