@@ -133,7 +133,7 @@ def test_an_error_in_generate_leaves_no_neuron_behind(model: MegModel) -> None:
     unedited = model.base(**inputs).logits
     with model.disable_edits():
         assert torch.equal(model.base(**inputs).logits, unedited)
-    assert model._neuron._active is None
+    assert model._neuron.idle
 
 
 def test_the_neuron_acts_from_the_last_prompt_token_on(model: MegModel) -> None:

@@ -6,9 +6,11 @@ familiar: sample the neuron's weights and generate with them. One batch may mix 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -32,6 +34,8 @@ from megedit.router.router import Routing, read
 REMEMBERED = 4096  # queries
 # the most likely token each time, whatever a base model's own generation settings say
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
+_switched_off: ContextVar[frozenset[int]] = ContextVar("switched_off", default=frozenset())  # `id` of the models
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,17 @@ class Route:
     neuron: Literal["generated", "collected"] | None
 
 
+class _LastBatch(threading.local):
+    """What a thread has asked last."""
+
+    routes: Sequence[Route] = ()
+
+
 class MegModel:
-    """An edited model: `generate` answers edited queries with their edits and all others as the base model does."""
+    """An edited model: `generate` answers edited queries with their edits and all others as the base model does.
+
+    Several threads may call one model at a time. `routes` and `disable_edits` belong to the thread that calls.
+    """
 
     def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Adapter) -> None:
         """Put an adapter on a loaded base model. Raises MegError when it was made for another base model."""
@@ -67,9 +80,10 @@ class MegModel:
         self.base, self.tokenizer, self.adapter = base, tokenizer, adapter
         self.backbone = Backbone(base, adapter.config.layer)
         self._neuron = DynamicNeuron(self.backbone.place, self.backbone.activation)
-        self._enabled = True
+        self._last_batch = _LastBatch()
         self._remembered: OrderedDict[str, tuple[Route, Tensor | None]] = OrderedDict()  # by query
-        self.routes: list[Route] = []  # of the rows of the last batch that was answered with edits
+        self._routing = threading.RLock()  # held while encoder, tokenizer, generator or `_remembered` are used
+        self._turn: AbstractContextManager[Any] = threading.RLock() if _changes_itself(base) else nullcontext()
 
     @classmethod
     def from_pretrained(
@@ -101,6 +115,11 @@ class MegModel:
         """The edits that are in force."""
         return self.adapter.active_edits
 
+    @property
+    def routes(self) -> list[Route]:
+        """The routes of the rows of the last batch that this thread has had answered with edits."""
+        return list(self._last_batch.routes)
+
     def format(self, query: str) -> str:
         """The query in the adapter's template, as text for the tokenizer."""
         return self.adapter.config.template.format(query)
@@ -110,7 +129,8 @@ class MegModel:
         """The router's answer for one bare query (`Route`) or several (list of `Route`)."""
         if isinstance(queries, str):
             return self.route([queries])[0]
-        return self._routes(queries, self.adapter.router.route(self.encode(queries), queries))
+        with self._routing:
+            return self._routes(queries, self.adapter.router.route(self.encode(queries), queries))
 
     def neurons(self, queries: Sequence[str]) -> tuple[Tensor, NeuronWeights]:
         """The familiar rows among the queries (int64 (n,)) and a neuron for each of them.
@@ -118,15 +138,8 @@ class MegModel:
         It is generated from the query or, where the generator does not give the edit's answer, the collected one.
         What was found for a query is remembered, for the `REMEMBERED` queries asked last, and its route in `routes`.
         """
-        new = [query for query in dict.fromkeys(queries) if query not in self._remembered]
-        found = {query: self._remembered[query] for query in queries if query in self._remembered}
-        found |= zip(new, self._generated(new), strict=True)
-        for query in queries:
-            self._remembered[query] = found[query]
-            self._remembered.move_to_end(query)
-        while len(self._remembered) > REMEMBERED:
-            self._remembered.popitem(last=False)
-        self.routes = [found[query][0] for query in queries]
+        found = self._found(queries)
+        self._last_batch.routes = [found[query][0] for query in queries]
         rows = [row for row, query in enumerate(queries) if found[query][1] is not None]
         weights = [weight for query in queries if (weight := found[query][1]) is not None]
         stacked = torch.stack(weights) if weights else torch.zeros(0, self.backbone.weight_size)
@@ -134,6 +147,19 @@ class MegModel:
             torch.tensor(rows, dtype=torch.long, device=self.backbone.device),
             NeuronWeights.from_vectors(stacked.to(self.backbone.device), self.backbone.hidden_size),
         )
+
+    def _found(self, queries: Sequence[str]) -> dict[str, tuple[Route, Tensor | None]]:
+        """The route and the weight vector of each query, from memory where it has been asked before."""
+        with self._routing:
+            new = [query for query in dict.fromkeys(queries) if query not in self._remembered]
+            found = {query: self._remembered[query] for query in queries if query in self._remembered}
+            found |= zip(new, self._generated(new), strict=True)
+            for query in queries:
+                self._remembered[query] = found[query]
+                self._remembered.move_to_end(query)
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        return found
 
     @torch.no_grad()
     def _generated(self, queries: Sequence[str]) -> list[tuple[Route, Tensor | None]]:
@@ -144,8 +170,9 @@ class MegModel:
         routing = self.adapter.router.route(vectors, queries)
         routes = self._routes(queries, routing)
         rows = [row for row, route in enumerate(routes) if route.neuron == "generated"]
-        generated = self.adapter.generate(vectors[rows], routing.nearest[rows])
-        found: dict[int, Tensor] = dict(zip(rows, generated, strict=True))
+        generated = self.adapter.generate(vectors[rows], routing.nearest[rows]) if rows else vectors[:0]
+        # copies, so that one remembered row does not keep its whole batch in memory
+        found = {row: weights.clone() for row, weights in zip(rows, generated, strict=True)}
         for row, route in enumerate(routes):
             if route.neuron == "collected":
                 nearest = self.adapter.routed[int(routing.nearest[row])]
@@ -175,12 +202,12 @@ class MegModel:
 
     @contextmanager
     def disable_edits(self) -> Iterator[None]:
-        """Within the context the model is the base model."""
-        previous, self._enabled = self._enabled, False
+        """Within the context, this thread is answered by the base model; other threads keep the edits."""
+        before = _switched_off.set(_switched_off.get() | {id(self)})
         try:
             yield
         finally:
-            self._enabled = previous
+            _switched_off.reset(before)
 
     @torch.no_grad()
     def generate(
@@ -200,13 +227,14 @@ class MegModel:
         start = torch.full((len(input_ids),), input_ids.shape[1] - 1, device=input_ids.device)
         cache = options.get("past_key_values")
         column = cache.get_seq_length() if cache is not None else 0
-        with self._edited(input_ids, attention_mask, start, queries, column):
+        with self._turn, self._edited(input_ids, attention_mask, start, queries, column):
             return cast(Any, self.base).generate(input_ids=input_ids, attention_mask=attention_mask, **options)
 
     def answer(self, queries: Sequence[str], max_new_tokens: int = 50) -> list[str]:
         """Greedy answers to bare queries, each asked through the adapter's template."""
         answers = self.answer_tokens(queries, max_new_tokens)
-        return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        with self._routing:
+            return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def answer_tokens(self, queries: Sequence[str], max_new_tokens: int) -> list[list[int]]:
         """Greedy answers as token ids, cut before the end-of-text token."""
@@ -224,7 +252,8 @@ class MegModel:
         run as one row, and the padding stands behind it, unless attention is local.
         """
         template = template or self.adapter.config.template
-        rows = [self.tokenizer(template.format(query)).input_ids for query in queries]
+        with self._routing:
+            rows = [self.tokenizer(template.format(query)).input_ids for query in queries]
         shared = shared_columns(self.backbone, rows, self.adapter.config.span)
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
@@ -245,11 +274,12 @@ class MegModel:
                 "attention_mask": mask[:count, :last],
             }
 
-        if shared:
-            cache = self.backbone.context(columns(1, 0, shared))
-            cache.batch_repeat_interleave(len(rows))
-        if shared < width - 1:
-            cache = self.backbone.context(columns(len(rows), shared, width - 1), cache)
+        with self._turn:
+            if shared:
+                cache = self.backbone.context(columns(1, 0, shared))
+                cache.batch_repeat_interleave(len(rows))
+            if shared < width - 1:
+                cache = self.backbone.context(columns(len(rows), shared, width - 1), cache)
         return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
 
     @torch.no_grad()
@@ -270,7 +300,7 @@ class MegModel:
         cache = options.get("past_key_values")
         column = cache.get_seq_length() if cache is not None else 0
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        with self._edited(input_ids, attention_mask, answer_start - 1, queries, column):
+        with self._turn, self._edited(input_ids, attention_mask, answer_start - 1, queries, column):
             output = self.base(
                 input_ids=input_ids[:, column:],
                 attention_mask=attention_mask,
@@ -289,16 +319,17 @@ class MegModel:
         queries: Sequence[str] | None,
         column: int = 0,
     ) -> Iterator[None]:
-        if not self._enabled:
+        if id(self) in _switched_off.get():
             yield
             return
         if queries is None:
             if attention_mask is None:  # only what stands before a prompt is padding; the same token may end a turn
                 attention_mask = (input_ids != self.tokenizer.pad_token_id).long().cummax(1).values
-            queries = [
-                self.adapter.config.template.query_of(str(self.tokenizer.decode(ids[mask.bool()])))
-                for ids, mask in zip(input_ids, attention_mask, strict=True)
-            ]
+            with self._routing:
+                queries = [
+                    self.adapter.config.template.query_of(str(self.tokenizer.decode(ids[mask.bool()])))
+                    for ids, mask in zip(input_ids, attention_mask, strict=True)
+                ]
         if len(queries) != len(input_ids):
             raise ValueError(f"{len(queries)} queries were given for {len(input_ids)} rows")
         rows, weights = self.neurons(queries)
@@ -310,6 +341,13 @@ class MegModel:
         """The vectors by which bare queries are routed, and from which neurons are generated: float32 (queries, C)."""
         router = self.adapter.router
         return read(self.adapter.encoder, queries, router.vectors, router.subjects)
+
+
+def _changes_itself(base: PreTrainedModel) -> bool:
+    """True for a model whose positions depend on the longest text seen so far: its calls must follow one another."""
+    kinds = [kind for module in base.modules() if (kind := getattr(module, "rope_type", None))]
+    names = [name for kind in kinds for name in (kind.values() if isinstance(kind, dict) else [kind])]
+    return any("dynamic" in name or name == "longrope" for name in names)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

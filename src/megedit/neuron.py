@@ -7,6 +7,7 @@ output untouched, bit for bit.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,20 +65,32 @@ def neuron_output(hidden: Tensor, weights: NeuronWeights, activation: Activation
 
 @dataclass
 class _Active:
-    weights: NeuronWeights
-    rows: Tensor  # int64 (familiar rows,): which rows of the batch have a neuron
-    start: Tensor  # int64 (familiar rows,): first column of the sequence each neuron acts on
+    """The neurons of one batch, and how far its sequences have been computed."""
+
+    weights: NeuronWeights  # (n, d): one for each familiar row
+    rows: Tensor  # int64 (n,): which rows of the batch are familiar
+    start: Tensor  # int64 (n,): the first column of the sequence on which each neuron acts
     batch_size: int
-    column: int  # the column of the sequence at which the next forward call begins
+    column: Tensor  # int64 (): the column at which the next forward call begins; as a number it would be compiled in
+
+
+class _Call(threading.local):
+    """What a thread is computing. Several threads may run one model at a time, each with its own neurons."""
+
+    active: _Active | None = None
+    shape = torch.Size()  # (rows, positions, d) of the layer's input in the forward call that is under way
+    hidden: Tensor | None = None  # the FFN's input in that call
 
 
 class DynamicNeuron:
-    """The place of the neuron in a model: hooks the FFN of one layer, idle until `active` gives it weights."""
+    """The place of the neuron in a model: hooks the FFN of one layer, idle until `active` gives it weights.
+
+    Weights are active in the thread that entered the context, and in no other.
+    """
 
     def __init__(self, place: FeedForward, activation: Activation) -> None:
         self._activation = activation
-        self._active: _Active | None = None
-        self._shape, self._hidden = torch.Size(), torch.empty(0)  # of the forward call that is under way
+        self._call = _Call()
         self._hooks = [
             place.layer.register_forward_pre_hook(self._keep_shape, with_kwargs=True),
             place.entry.register_forward_pre_hook(self._keep_input, with_kwargs=True),
@@ -89,47 +102,56 @@ class DynamicNeuron:
         for hook in self._hooks:
             hook.remove()
 
-    def _keep_shape(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._shape = first_input(args, kwargs).shape
-
-    def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._active is not None:
-            self._hidden = first_input(args, kwargs).reshape(self._shape)
+    @property
+    def idle(self) -> bool:
+        """True where no row of this thread's next forward call has a neuron."""
+        return self._call.active is None
 
     @contextmanager
     def active(
         self, weights: NeuronWeights, rows: Tensor, start: Tensor, batch_size: int, column: int = 0
     ) -> Iterator[None]:
-        """Within the context, row `rows[i]` of every batch is computed with neuron `weights[i]`.
+        """Within the context, compute row `rows[i]` of every batch with neuron `weights[i]`.
 
         rows: int64 (n,), indices into a batch of `batch_size` rows. When a forward call has m times as many
         rows (beams or several samples a prompt), each row stands m times in a row, as in `generate`.
         start: int64 (n,), the first column of the padded sequence on which the neuron acts.
-        column: how many columns are already in the KV cache when the context is entered.
+        column: the number of columns that are in the KV cache already when the context is entered.
         """
-        previous = self._active
-        self._active = _Active(weights, rows, start, batch_size, column) if len(rows) else None
+        call, previous = self._call, self._call.active
+        first = torch.tensor(column, device=start.device)
+        call.active = _Active(weights, rows, start, batch_size, first) if len(rows) else None
         try:
             yield
         finally:
-            self._active = previous
+            call.active = previous
+
+    def _keep_shape(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._call.shape = first_input(args, kwargs).shape
+
+    def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._call.active is not None:
+            self._call.hidden = first_input(args, kwargs).reshape(self._call.shape)
 
     def _add_neuron(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        state = self._active
-        if state is None:
+        """Return the FFN's output with the neurons' outputs added to their rows, or None to leave it as it is."""
+        active, hidden = self._call.active, self._call.hidden  # hidden: (batch rows * copies, positions, d)
+        if active is None or hidden is None:
             return None
-        hidden, self._hidden = self._hidden, torch.empty(0)  # (rows * copies, positions, d)
-        copies = hidden.shape[0] // state.batch_size
-        rows, start, weights = state.rows, state.start, state.weights
+        self._call.hidden = None
+        # beams and samples: m copies of a row stand one after the other
+        copies = hidden.shape[0] // active.batch_size
+        rows, start, weights = active.rows, active.start, active.weights
         if copies > 1:
-            rows = (rows[:, None] * copies + torch.arange(copies, device=rows.device)).flatten()
+            rows = (rows[:, None] * copies + torch.arange(copies, device=rows.device)).flatten()  # (n * copies,)
             index = torch.arange(len(weights), device=rows.device).repeat_interleave(copies)
             start, weights = start[index], weights[index]
-        columns = state.column + torch.arange(hidden.shape[1], device=hidden.device)
-        state.column += hidden.shape[1]
+        # columns of the sequence that this call computes
+        columns = active.column + torch.arange(hidden.shape[1], device=hidden.device)  # (positions,)
+        active.column = active.column + hidden.shape[1]
 
         ffn_output: Tensor = output[0] if isinstance(output, tuple) else output
-        added = neuron_output(hidden[rows], weights, self._activation)
+        added = neuron_output(hidden[rows], weights, self._activation)  # (n * copies, positions, d)
         added = added * (columns[None, :] >= start[:, None])[..., None]
         edited = ffn_output.clone().view(hidden.shape)
         edited[rows] = (edited[rows].float() + added).to(ffn_output.dtype)
