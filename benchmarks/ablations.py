@@ -42,7 +42,7 @@ from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, tokenize
 from megedit.lm.loading import load_base
 from megedit.lm.template import Template
-from megedit.router.router import read
+from megedit.router.router import encode_queries
 
 COLLECTION: dict[str, dict[str, Any]] = {
     "default": {},
@@ -123,7 +123,7 @@ class Check:
         }
         known, subjects = adapter.router.vectors, adapter.router.subjects
         self.vectors = {
-            kind: read(adapter.encoder, [queries[i] for i in rows], known, subjects)
+            kind: encode_queries(adapter.encoder, [queries[i] for i in rows], known, subjects)
             for kind, queries in bench.queries.items()
         }
         self.nearest = {kind: known[known.nearest(vectors)[1][:, 0]] for kind, vectors in self.vectors.items()}

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from megedit.model import MegModel, Route
+from megedit.router.decision import Enrolled
 from megedit.router.index import EditVectors
-from megedit.router.router import Enrolled, Router
+from megedit.router.router import Router
 from tests.test_model import OTHERS
 
 

@@ -41,9 +41,10 @@ from megedit.lm.loading import fingerprint, load_base, resolve_folder
 from megedit.lm.template import Template
 from megedit.pseudo.knowledge import PseudoKnowledge, calibration_texts, load_pseudo_knowledge, text_key
 from megedit.router.calibration import CalibrationSet, calibrate
+from megedit.router.decision import Calibration
 from megedit.router.familiarity import FamiliarityNetwork, train_familiarity, training_steps
 from megedit.router.index import EditVectors
-from megedit.router.router import Calibration, read
+from megedit.router.router import encode_queries
 from megedit.runtime.device import SPREAD
 from megedit.runtime.processes import Processes, launched
 from megedit.runtime.progress import Stages, log_file, run_logger
@@ -247,8 +248,8 @@ class _Fit:
                 texts = CalibrationSet(
                     played,
                     played_subjects,
-                    read(encoder, familiar, known, all_subjects),
-                    read(encoder, [*unfamiliar, *near], known, all_subjects),
+                    encode_queries(encoder, familiar, known, all_subjects),
+                    encode_queries(encoder, [*unfamiliar, *near], known, all_subjects),
                     [*familiar, *unfamiliar, *near],
                     len(near),
                 )

@@ -28,8 +28,8 @@ from megedit.lm.batches import shared_columns
 from megedit.lm.loading import load_base
 from megedit.lm.template import Template
 from megedit.neuron import DynamicNeuron, NeuronWeights
-from megedit.router.familiarity import Rule
-from megedit.router.router import Routing, read
+from megedit.router.router import Routing, encode_queries
+from megedit.settings import Rule
 
 REMEMBERED = 4096  # queries
 # the most likely token each time, whatever a base model's own generation settings say
@@ -340,7 +340,7 @@ class MegModel:
     def encode(self, queries: Sequence[str]) -> Tensor:
         """The vectors by which bare queries are routed, and from which neurons are generated: float32 (queries, C)."""
         router = self.adapter.router
-        return read(self.adapter.encoder, queries, router.vectors, router.subjects)
+        return encode_queries(self.adapter.encoder, queries, router.vectors, router.subjects)
 
 
 def _changes_itself(base: PreTrainedModel) -> bool:

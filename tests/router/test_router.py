@@ -13,17 +13,17 @@ from torch.nn.functional import normalize
 
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
-from megedit.router.calibration import CalibrationSet, _decision, calibrate
+from megedit.router.calibration import CalibrationSet, calibrate, calibrate_rule
+from megedit.router.decision import RULES, Calibration, Decision, Enrolled, Features
 from megedit.router.familiarity import (
-    RULES,
     FamiliarityNetwork,
     FamiliaritySettings,
-    Rule,
     train_familiarity,
     training_steps,
 )
 from megedit.router.index import EditVectors
-from megedit.router.router import Calibration, Decision, Enrolled, Router, last_sentence, log_entropy, read
+from megedit.router.router import Router, encode_queries, last_sentence, log_entropy
+from megedit.settings import Rule
 
 SIZE, EDITS = 32, 24
 SETTINGS = FamiliaritySettings(classes=10, blocks=2, steps=120, batch_size=EDITS, lr=3e-3)
@@ -85,11 +85,11 @@ def test_the_reading_nearer_to_an_edit_counts(edits: Tensor) -> None:
         {behind: strange[0], alone: edits[4], belongs: near(edits[:1], 5)[0], question: strange[1], "Plain": edits[2]}
     )
     known, subjects = EditVectors.pack(edits), [None] * EDITS
-    vectors = read(cast(TextEncoder, encoder), [behind, "Plain", belongs], known, subjects)
+    vectors = encode_queries(cast(TextEncoder, encoder), [behind, "Plain", belongs], known, subjects)
     torch.testing.assert_close(vectors, torch.stack([edits[4], edits[2], encoder.vectors[belongs]]))
     assert encoder.asked == [behind, "Plain", belongs, alone, question]
     encoder.asked.clear()
-    read(cast(TextEncoder, encoder), ["Plain"], known, subjects)
+    encode_queries(cast(TextEncoder, encoder), ["Plain"], known, subjects)
     assert encoder.asked == ["Plain"]
 
 
@@ -97,7 +97,7 @@ def test_the_reading_nearer_to_an_edit_counts(edits: Tensor) -> None:
 def test_a_short_last_sentence_must_name_the_subject(edits: Tensor, subject: str | None, counts: bool) -> None:
     query, alone = "It rained. Michael Jordan, the", "Michael Jordan, the"
     encoder = Encoder({query: unit_vectors(1, 3)[0], alone: edits[4]})
-    vectors = read(cast(TextEncoder, encoder), [query], EditVectors.pack(edits), [subject] * EDITS)
+    vectors = encode_queries(cast(TextEncoder, encoder), [query], EditVectors.pack(edits), [subject] * EDITS)
     torch.testing.assert_close(vectors[0], edits[4] if counts else encoder.vectors[query])
 
 
@@ -174,11 +174,11 @@ def test_near_queries_count_little_for_the_threshold(edits: Tensor) -> None:
 def test_the_threshold_weighs_near_queries_against_rephrases() -> None:
     """Eight rephrases at 0.9 and two at 0.5; ten near queries at 0.6; ten strange ones at 0.1."""
     similarity = np.array([0.9] * 8 + [0.5] * 2 + [0.1] * 10 + [0.6] * 10)
-    features = np.stack([np.zeros(30), similarity, np.ones(30)], axis=1)
+    features = Features(np.zeros(30), similarity, np.ones(30))
     truth, counted = np.arange(30) < 10, np.arange(30) < 20
     for cost, recognised in ((0.0, 1.0), (0.19, 1.0), (0.21, 0.8)):
         settings = FamiliaritySettings(near_cost=cost)
-        decision, _ = _decision(features, truth, counted, np.array([False, True, False]), settings)
+        decision, _ = calibrate_rule("similarity", features, truth, counted, settings)
         assert decision.true_positive_rate == recognised and decision.false_positive_rate == 0
 
 
@@ -197,8 +197,8 @@ def test_an_easy_set_is_separated(edits: Tensor, rule: Rule) -> None:
     assert auc["entropy"] > 0.97
     chosen = calibration.decision
     assert chosen.true_positive_rate > 0.9 and chosen.false_positive_rate < 0.1
-    for weight, used, sign in zip(chosen.weights, RULES[rule], (-1, 1, 1), strict=True):
-        assert sign * weight > 0 if used else weight == 0
+    for name, weight, sign in zip(Features._fields, chosen.weights, (-1, 1, 1), strict=True):
+        assert sign * weight > 0 if name in RULES[rule] else weight == 0
     # the rates are those of the threshold on the very same queries
     network = train_familiarity(torch.cat([EditVectors.pack(edits).unpack(), held_out().enrolled]), settings, 0)
     texts = held_out().queries
@@ -229,14 +229,14 @@ def test_what_does_not_name_the_subject_must_be_surer() -> None:
     similarity = np.concatenate([np.linspace(0.4, 1, 50), np.linspace(0, 0.95, 50), np.linspace(0, 0.95, 200)])
     named = np.concatenate([np.ones(50), np.zeros(50), np.ones(200)])  # rephrases, strange ones, others about a subject
     named[20] = 0  # a rephrase too
-    features = np.stack([np.zeros(300), similarity, named], axis=1)
+    features = Features(np.zeros(300), similarity, named)
     truth, counted = np.arange(300) < 50, np.arange(300) < 100
     lenient = FamiliaritySettings(false_positives=0.5, near_cost=0.0)
-    decision, _ = _decision(features, truth, counted, np.array([False, True, True]), lenient)
-    strange = decision.weights[1] * similarity[50:100]
+    decision, _ = calibrate_rule("named", features, truth, counted, lenient)
+    strange = decision.weights.similarity * similarity[50:100]
     assert (strange >= decision.threshold).any() and not (strange >= decision.unnamed_threshold).any()
     assert decision.false_positive_rate == 0 and decision.true_positive_rate == 0.98
-    plain, _ = _decision(features, truth, counted, np.array([False, True, False]), lenient)
+    plain, _ = calibrate_rule("similarity", features, truth, counted, lenient)
     assert plain.unnamed_threshold == plain.threshold and plain.false_positive_rate > 0.1
 
 
@@ -252,8 +252,8 @@ def test_too_few_queries_to_calibrate(edits: Tensor) -> None:
 
 
 def some_calibration(rule: Rule = "combined", threshold: float = 9.5) -> Calibration:
-    decision = Decision((-2.0, 10.0, 0.0), threshold, threshold, 0.99, 0.97, 0.01)
-    subject = Decision((-2.0, 10.0, 4.0), threshold + 3, threshold + 5, 0.999, 0.99, 0.01)
+    decision = Decision(Features(-2.0, 10.0, 0.0), threshold, threshold, 0.99, 0.97, 0.01)
+    subject = Decision(Features(-2.0, 10.0, 4.0), threshold + 3, threshold + 5, 0.999, 0.99, 0.01)
     return Calibration(rule, {"combined": decision, "subject": subject}, [(1.25, 0.0, 0.5), (-0.1, 1.0, 1.0)])
 
 
@@ -321,8 +321,8 @@ def test_the_network_does_not_decide_on_what_it_was_not_trained_on() -> None:
     chosen = {rule: replace(calibration, rule=rule) for rule in RULES}
     assert {rule: made.rule_for(known[True]) for rule, made in chosen.items()} == {rule: rule for rule in RULES}
     for made in chosen.values():
-        assert not RULES[made.rule_for(known[False])][0] and not RULES[made.rule_for(nobody[False])][0]
-        assert not RULES[made.rule_for(nobody[True])][2] and not RULES[made.rule_for(nobody[False])][2]
+        assert all("entropy" not in RULES[made.rule_for(edit)] for edit in (known[False], nobody[False]))
+        assert all("subject" not in RULES[made.rule_for(edit)] for edit in (nobody[True], nobody[False]))
     assert chosen["subject"].rule_for(known[False]) == "named"
     without = replace(calibration, rules={"similarity": calibration.decision, "combined": calibration.decision})
     assert replace(without, rule="combined").rule_for(known[False]) == "similarity"

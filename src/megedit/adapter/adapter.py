@@ -26,8 +26,9 @@ from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.generator import WeightGenerator, anchored
 from megedit.lm.loading import fingerprint, load_base
+from megedit.router.decision import Enrolled
 from megedit.router.index import EditVectors
-from megedit.router.router import Enrolled, Router
+from megedit.router.router import Router
 from megedit.runtime.device import first_device, hold_cast
 
 

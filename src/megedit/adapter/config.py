@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from megedit.lm.template import Template
-from megedit.router.router import Calibration
+from megedit.router.decision import Calibration
 from megedit.settings import CollectionSettings, FamiliaritySettings, GeneratorSettings, Positions
 
 FORMAT_VERSION = 3

@@ -69,8 +69,9 @@ def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors
 
 def _among(router: Router, edits: Sequence[Edit], vectors: EditVectors) -> list[Conflict]:
     """Conflicts of new edits with earlier ones, those of one query apart: these are refused when a file is read."""
+    from megedit.router.decision import Enrolled
     from megedit.router.index import EditVectors
-    from megedit.router.router import Enrolled, Router
+    from megedit.router.router import Router
 
     if len(edits) < 2:
         return []

@@ -6,22 +6,29 @@ Pseudo-facts play edits: their rephrases should be recognised, neighbouring and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score, roc_curve
+from numpy.typing import NDArray
 from torch import Tensor
 
 from megedit.errors import MegError
-from megedit.router.familiarity import RULES, FamiliaritySettings, Rule, train_familiarity
+from megedit.router.decision import RULES, Calibration, Decision, Features, without
+from megedit.router.familiarity import train_familiarity
 from megedit.router.index import EditVectors
-from megedit.router.router import WITHOUT_SUBJECT, Calibration, Decision, log_entropy, shares_of_names
+from megedit.router.router import log_entropy, shares_of_names
 from megedit.runtime.callbacks import Advance, no_progress
+from megedit.settings import FamiliaritySettings, Rule
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Curve = list[tuple[float, float, float]]
 
 FEWEST = 2  # familiar and unfamiliar queries from which a rule can be calibrated
+INVERSE_REGULARISATION = 100.0  # C of the logistic regression
+CURVE_POINTS = 200  # of the ROC, that are kept
+MARGIN = 1e-3  # by which a threshold stands above the highest score that it is to refuse
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class CalibrationSet:
     enrolled: Tensor  # float32 (facts, size)
     subjects: Sequence[str | None]  # of the enrolled
     familiar: Tensor  # float32 (queries, size)
-    unfamiliar: Tensor
+    unfamiliar: Tensor  # float32 (queries, size)
     queries: Sequence[str]  # the familiar, then the unfamiliar
     near: int = 0
 
@@ -53,67 +60,95 @@ def calibrate(
 
     The held-out queries are enrolled beside the edits in a network of the same kind, trained for this purpose only,
     so that the threshold fits the density of this edit set. Rules that look at the subject are calibrated where the
-    nearest edit has one; when that leaves too few queries, another rule takes their place (`WITHOUT_SUBJECT`).
+    nearest edit has one; when that leaves too few queries, the rule without the subject takes their place.
+
+    Raises MegError when there are too few queries for any rule.
     """
-    enrolled = torch.cat([edits.unpack(), held_out.enrolled])
+    enrolled = torch.cat([edits.unpack(), held_out.enrolled])  # (edits + facts, size)
     network = train_familiarity(enrolled, settings, seed, progress)
+    # features of every held-out query, each (queries,)
     vectors = torch.cat([held_out.familiar, held_out.unfamiliar])
     similarity, nearest = (found[:, 0] for found in EditVectors.pack(enrolled).nearest(vectors))
     all_subjects = [*subjects, *held_out.subjects]
     nearest_subjects = [all_subjects[i] for i in nearest.tolist()]
-    named = shares_of_names(held_out.queries, nearest_subjects).numpy()
-    entropies = log_entropy(network.entropy(vectors)).cpu().numpy()
-    features = np.stack([entropies, similarity.cpu().numpy(), named], axis=1)  # (queries, 3)
+    named = shares_of_names(held_out.queries, nearest_subjects)
+    tensors = (log_entropy(network.entropy(vectors)), similarity, named)
+    features = Features(*(values.cpu().double().numpy() for values in tensors))
+    # what each query is: a rephrase, an unfamiliar one or, not counted, another question about an enrolled subject
     truth = np.arange(len(vectors)) < len(held_out.familiar)
     counted = np.arange(len(vectors)) < len(vectors) - held_out.near
-    known = np.array([subject is not None for subject in nearest_subjects])
+    with_subject = np.array([subject is not None for subject in nearest_subjects])
     rules: dict[Rule, Decision] = {}
-    curves: dict[Rule, list[tuple[float, float, float]]] = {}
-    for rule, used in RULES.items():
-        rows = known if used[2] else np.full(len(truth), True)
+    curves: dict[Rule, Curve] = {}
+    for rule, looks_at in RULES.items():
+        rows = with_subject if "subject" in looks_at else np.full(len(truth), True)
         if min(truth[rows & counted].sum(), (~truth[rows & counted]).sum()) >= FEWEST:
-            rules[rule], curves[rule] = _decision(features[rows], truth[rows], counted[rows], np.array(used), settings)
+            of_rows = Features(*(values[rows] for values in features))
+            rules[rule], curves[rule] = calibrate_rule(rule, of_rows, truth[rows], counted[rows], settings)
     if "combined" not in rules:
         raise MegError(f"Fewer than {FEWEST} held-out queries of a kind are too few to calibrate the router.")
-    chosen: Rule = settings.rule if settings.rule in rules else WITHOUT_SUBJECT[settings.rule]
+    chosen = settings.rule if settings.rule in rules else without(settings.rule, "subject")
     return Calibration(chosen, rules, curves[chosen])
 
 
-def _decision(
-    features: np.ndarray[Any, Any],
-    truth: np.ndarray[Any, Any],
-    counted: np.ndarray[Any, Any],
-    used: np.ndarray[Any, Any],
-    settings: FamiliaritySettings,
-) -> tuple[Decision, list[tuple[float, float, float]]]:
-    """Weights by logistic regression on the features in use; the threshold from the ROC curve, which is returned.
+def calibrate_rule(
+    rule: Rule, features: Features, truth: Bools, counted: Bools, settings: FamiliaritySettings
+) -> tuple[Decision, Curve]:
+    """Calibrate one rule on these queries; returned with points of its ROC curve.
 
     truth, counted: bool (queries,); what is neither true nor counted is another question about an edited subject.
     """
-    weights = np.zeros(len(used))
-    weights[used] = LogisticRegression(class_weight="balanced", C=100.0).fit(features[:, used], truth).coef_[0]
-    scores, near = features @ weights, (features @ weights)[~counted]
-    scores, truth, named = scores[counted], truth[counted], features[counted, 2]
+    from sklearn.metrics import roc_auc_score
+
+    weights = fit_weights(rule, features, truth)
+    scores = weights.dot(features)  # (queries,)
+    threshold, curve = choose_threshold(scores[counted], truth[counted], scores[~counted], settings)
+    # all that follows is of the counted ones alone
+    features, scores, truth = Features(*(values[counted] for values in features)), scores[counted], truth[counted]
+    unnamed = threshold
+    if "subject" in RULES[rule]:
+        unnamed = threshold_without_subject(threshold, scores[~truth & (features.subject == 0)])
+    decision = Decision(weights, threshold, unnamed, float(roc_auc_score(truth, scores)), 0.0, 0.0)
+    accepted = decision.accepts(features)
+    rates = float(accepted[truth].mean()), float(accepted[~truth].mean())
+    return replace(decision, true_positive_rate=rates[0], false_positive_rate=rates[1]), curve
+
+
+def fit_weights(rule: Rule, features: Features, truth: Bools) -> Features:
+    """Weights of the features that the rule looks at, by logistic regression; 0 for the others."""
+    from sklearn.linear_model import LogisticRegression
+
+    used = [name for name in Features._fields if name in RULES[rule]]
+    table = np.stack([getattr(features, name) for name in used], axis=1)  # (queries, used)
+    fitted = LogisticRegression(class_weight="balanced", C=INVERSE_REGULARISATION).fit(table, truth).coef_[0]
+    weights: dict[str, float] = dict(zip(used, map(float, fitted), strict=True))
+    return Features(*(weights.get(name, 0.0) for name in Features._fields))
+
+
+def choose_threshold(scores: Floats, truth: Bools, near: Floats, settings: FamiliaritySettings) -> tuple[float, Curve]:
+    """The threshold that recognises most rephrases (`truth`) at the false positives allowed, from the ROC curve.
+
+    near: scores of other questions about enrolled subjects; each let through counts as `near_cost` lost rephrases.
+    """
+    from sklearn.metrics import roc_curve
+
     false_positive, true_positive, thresholds = roc_curve(truth, scores, drop_intermediate=False)
     # among the thresholds that let through no more than allowed (but one at least), the highest that is worth most
     allowed = max(2, int((false_positive <= settings.false_positives).sum()))
-    let_through = (near[:, None] >= thresholds[:allowed]).mean(0) if len(near) else 0.0
+    let_through = (near[:, None] >= thresholds[:allowed]).mean(0) if len(near) else 0.0  # (allowed,)
     best = max(1, int(np.argmax(true_positive[:allowed] - settings.near_cost * let_through)))
+    # halfway to the highest score that it refuses
     lowest_accepted = float(thresholds[best])
     refused = scores[scores < lowest_accepted]
     threshold = (lowest_accepted + float(refused.max())) / 2 if len(refused) else lowest_accepted
-    # the subject, where a rule looks at it, is what tells rephrases from questions about another one: a query that does
-    # not name it must score higher than every held-out query that should be refused
-    strange = scores[~truth & (named == 0)] if used[2] else scores[:0]
-    unnamed = max(threshold, float(strange.max(initial=-np.inf)) + 1e-3)
-    accepted = scores >= np.where(used[2] & (named == 0), unnamed, threshold)
-    points = np.unique(np.linspace(1, len(thresholds) - 1, min(200, len(thresholds) - 1)).round().astype(int))
-    decision = Decision(
-        weights=(float(weights[0]), float(weights[1]), float(weights[2])),
-        threshold=threshold,
-        unnamed_threshold=unnamed,
-        auc=float(roc_auc_score(truth, scores)),
-        true_positive_rate=float(accepted[truth].mean()),
-        false_positive_rate=float(accepted[~truth].mean()),
-    )
-    return decision, [(float(thresholds[i]), float(false_positive[i]), float(true_positive[i])) for i in points]
+    count = len(thresholds) - 1  # the first, above all scores, is infinite
+    points = np.unique(np.linspace(1, count, min(CURVE_POINTS, count)).round().astype(int))
+    return threshold, [(float(thresholds[i]), float(false_positive[i]), float(true_positive[i])) for i in points]
+
+
+def threshold_without_subject(threshold: float, strange: Floats) -> float:
+    """The threshold for queries that do not name the subject: above every unfamiliar one's score (`strange`).
+
+    The subject, where a rule looks at it, is what tells rephrases from questions about another one.
+    """
+    return max(threshold, float(strange.max(initial=-np.inf)) + MARGIN)

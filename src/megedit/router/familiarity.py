@@ -16,15 +16,6 @@ from torch import Tensor, nn
 from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.device import mixed_precision
 from megedit.settings import FamiliaritySettings as FamiliaritySettings
-from megedit.settings import Rule as Rule
-
-RULES: dict[Rule, tuple[bool, bool, bool]] = {  # which features a rule looks at: log entropy, similarity, subject
-    "entropy": (True, False, False),
-    "similarity": (False, True, False),
-    "combined": (True, True, False),
-    "named": (False, True, True),
-    "subject": (True, True, True),
-}
 
 
 class ResidualBlock(nn.Module):

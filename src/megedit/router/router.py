@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,16 +17,18 @@ from torch import Tensor
 from megedit.edits.edit_set import normalise_query
 from megedit.edits.subjects import share_of_name
 from megedit.encoder import TextEncoder
-from megedit.router.familiarity import RULES, FamiliarityNetwork, Rule
+from megedit.router.decision import Calibration, Enrolled, Features
+from megedit.router.familiarity import FamiliarityNetwork
 from megedit.router.index import EditVectors
+from megedit.settings import Rule
 
 SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
 QUESTION_WORDS = 4  # of which a sentence has at least as many to be a question of its own
-WITHOUT_SUBJECT: dict[Rule, Rule] = {"subject": "combined", "named": "similarity"}  # what decides where there is none
-WITHOUT_NETWORK: dict[Rule, Rule] = {"subject": "named", "combined": "similarity", "entropy": "similarity"}
 
 
-def read(encoder: TextEncoder, queries: Sequence[str], edits: EditVectors, subjects: Sequence[str | None]) -> Tensor:
+def encode_queries(
+    encoder: TextEncoder, queries: Sequence[str], edits: EditVectors, subjects: Sequence[str | None]
+) -> Tensor:
     """The vectors of queries (float32 (queries, size), unit length), given those of the edits, and their subjects.
 
     A query of several sentences is read whole and by its last sentence alone; the reading nearer to an edit counts. A
@@ -73,75 +74,6 @@ class Routing:
     rule: Sequence[Rule]
 
 
-@dataclass(frozen=True)
-class Enrolled:
-    """What the router knows of an edit beside its vector.
-
-    learned: the network was trained on it; if not, the entropy says nothing of queries near it. removed: the edit was
-    taken back; queries nearest to it are for the base model. prompt: a query in the same words is nearest to this edit,
-    whatever the vectors say.
-    """
-
-    subject: str | None = None
-    learned: bool = True
-    removed: bool = False
-    prompt: str = ""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A calibrated rule: familiar when weights . (log entropy, similarity, subject named) >= threshold.
-
-    unnamed_threshold: the one for queries that do not name the subject of the nearest edit at all. The rates and the
-    area under the ROC curve are those on the held-out queries.
-    """
-
-    weights: tuple[float, float, float]
-    threshold: float
-    unnamed_threshold: float
-    auc: float
-    true_positive_rate: float
-    false_positive_rate: float
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Decision:
-        return cls(**{**fields, "weights": tuple(fields["weights"])})
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Every rule that could be calibrated, which of them decides, and its held-out curve.
-
-    curve: points of the held-out ROC as (threshold, false positive rate, true positive rate).
-    """
-
-    rule: Rule
-    rules: dict[Rule, Decision]
-    curve: list[tuple[float, float, float]]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Calibration:
-        rules = {name: Decision.from_json(decision) for name, decision in fields["rules"].items()}
-        return cls(fields["rule"], rules, [tuple(point) for point in fields["curve"]])
-
-    @property
-    def decision(self) -> Decision:
-        """The rule that decides on edits with a subject."""
-        return self.rules[self.rule]
-
-    def rule_for(self, edit: Enrolled) -> Rule:
-        """The rule that decides on queries nearest to this edit."""
-        rule: Rule = self.rule
-        if not edit.learned:
-            rule = WITHOUT_NETWORK.get(rule, rule)
-        if edit.subject is None or rule not in self.rules:
-            rule = WITHOUT_SUBJECT.get(rule, rule)
-        return rule
-
-
 def log_entropy(entropy: Tensor) -> Tensor:
     """Natural logarithm of the entropy, bounded below where float32 rounds to 0."""
     return entropy.clamp(min=1e-6).log()
@@ -167,18 +99,18 @@ class Router:
             if (own := self._prompts.get(normalise_query(query))) is not None:
                 nearest[i], similarity[i] = own, vectors[i] @ self.vectors[nearest.new_tensor([own])][0]
         edits = [self._edits[i] for i in nearest.tolist()]
-        rules = [self.calibration.rule_for(edit) for edit in edits]
-        decisions = [self.calibration.rules[rule] for rule in rules]
         named = shares_of_names(queries, [edit.subject for edit in edits]).to(vectors.device)
-        features = torch.stack([log_entropy(entropy), similarity, named], 1)  # (queries, 3)
-        weights = torch.tensor([decision.weights for decision in decisions], device=vectors.device).view(-1, 3)
-        threshold = torch.tensor([decision.threshold for decision in decisions], device=vectors.device)
-        unnamed = torch.tensor([decision.unnamed_threshold for decision in decisions], device=vectors.device)
-        looked = torch.tensor([RULES[rule][2] for rule in rules], dtype=torch.bool, device=vectors.device)
-        threshold = torch.where(looked & (named == 0), unnamed, threshold)
+        features = Features(log_entropy(entropy), similarity, named)  # each (queries,)
+        rules = [self.calibration.rule_for(edit) for edit in edits]
+        familiar = torch.zeros_like(nearest, dtype=torch.bool)
+        score, threshold = torch.zeros_like(similarity), torch.zeros_like(similarity)
+        for rule in dict.fromkeys(rules):
+            rows = torch.tensor([other == rule for other in rules], device=vectors.device)
+            decision, of_rule = self.calibration.rules[rule], Features(*(values[rows] for values in features))
+            familiar[rows] = decision.accepts(of_rule)
+            score[rows], threshold[rows] = decision.score(of_rule), decision.threshold_for(of_rule)
         removed = torch.tensor([edit.removed for edit in edits], dtype=torch.bool, device=vectors.device)
-        score = (weights * features).sum(1)
-        return Routing((score >= threshold) & ~removed, score, threshold, entropy, nearest, similarity, named, rules)
+        return Routing(familiar & ~removed, score, threshold, entropy, nearest, similarity, named, rules)
 
 
 def shares_of_names(queries: Sequence[str], subjects: Sequence[str | None]) -> Tensor:
