@@ -43,7 +43,8 @@ from megedit.edits.edit_set import Edit, EditSet, normalise_query
 from megedit.edits.subjects import SubjectIndex
 from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
 from megedit.evaluate.result import summarise
-from megedit.pseudo.knowledge import OtherQuestions, PseudoFact, PseudoKnowledge, load_pseudo_knowledge
+from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge, load_pseudo_knowledge
+from megedit.pseudo.wordings import OtherQuestions
 from megedit.runtime.device import default_dtype
 from megedit.runtime.progress import Stages, peak_memory
 

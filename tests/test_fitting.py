@@ -27,7 +27,8 @@ from megedit.errors import MegError
 from megedit.fitting import FitSettings
 from megedit.lm.batches import encode_answer, tokenize
 from megedit.lm.template import Template
-from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge, calibration_texts
+from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
+from megedit.pseudo.wordings import calibration_texts
 from tests.conftest import Fitted
 from tests.tiny import LLAMA_2, tiny_tokenizer
 

@@ -28,7 +28,8 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from megedit.errors import MegError
-from megedit.pseudo.knowledge import OtherQuestions, PseudoFact, PseudoKnowledge
+from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
+from megedit.pseudo.wordings import OtherQuestions
 from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, set_rate
 from megedit.runtime.device import mixed_precision

@@ -39,7 +39,8 @@ from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, Prepared, tokenize
 from megedit.lm.loading import fingerprint, load_base, resolve_folder
 from megedit.lm.template import Template
-from megedit.pseudo.knowledge import PseudoKnowledge, calibration_texts, load_pseudo_knowledge, text_key
+from megedit.pseudo.knowledge import PseudoKnowledge, load_pseudo_knowledge, text_key
+from megedit.pseudo.wordings import calibration_texts, in_words_of
 from megedit.router.calibration import CalibrationSet, calibrate
 from megedit.router.decision import Calibration
 from megedit.router.familiarity import FamiliarityNetwork, train_familiarity, training_steps
@@ -90,7 +91,7 @@ def fit(
     examples = [tokenize(tokenizer, template, edit) for edit in edits]
     pseudo = (pseudo or load_pseudo_knowledge()).without(edits)
     if settings.own_words:
-        pseudo = pseudo.in_words_of(edits.edits, settings.seed)
+        pseudo = in_words_of(pseudo, edits.edits, settings.seed)
     training, held_out = pseudo.split(settings.held_out, settings.seed)
     inputs: dict[str, Any] = {
         "base": fingerprint(model),

@@ -153,6 +153,21 @@ def test_edit_survives_json() -> None:
         Edit.from_json(FRANCE, where="shard 2")
 
 
+def test_digest_is_that_of_the_content(file: Path) -> None:
+    edits = EditSet.from_edits([FULL, SPANISH])
+    file.write_text(CSV)
+    assert read_edits(file).digest == edits.digest == replace(edits, source="x", dropped=(Dropped("a", "b"),)).digest
+    assert len(edits.digest) == 64
+    question = Question("locality", "Q?", ("A",), "a")
+    for other in (
+        replace(edits, edits=edits.edits[::-1]),
+        replace(edits, edits=(replace(FULL, target="Bern"), SPANISH)),
+        replace(edits, questions=(question,)),
+        replace(edits, instances={"1": ("a",)}),
+    ):
+        assert other.digest != edits.digest
+
+
 # --- limit, repetitions, contradictions
 
 

@@ -55,6 +55,16 @@ def test_subjects_named_alone() -> None:
         ("The capital of Iraq is", "Iran", 0.0),
         ("Who is Karl?", "Carl", 0.0),  # and how a word begins
         ("When was the founding?", "of", 0.0),
+        ("Bill Gates was born in", "Gates", 1 / 2),  # names that are words, too
+        ("Will Smith plays", "Smith", 1 / 2),
+        ("It rained. May Parker lives with", "Parker", 1 / 2),
+        ("Fire Emblem was made by", "Emblem", 1 / 2),
+        ("Twenty One Pilots, of", "Pilots", 1 / 3),
+        ("Who Rome's founders were", "Rome", 1.0),  # words that name nothing
+        ("What Toyota makes is", "Toyota", 1.0),
+        ("Where Ireland lies is", "Ireland", 1.0),
+        ("Does Chile have", "Chile", 1.0),
+        ("Before Oslo, the capital was", "Oslo", 1.0),
         ("!!!", "!!!", 1.0),
         ("", "Rome", 0.0),
     ],

@@ -5,9 +5,12 @@ A file becomes rows (`read_rows`), each row becomes edits and questions by one o
 name the file, the place and the field; `EditSet.dropped` lists what was left out.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -76,6 +79,17 @@ class EditSet:
 
     def __getitem__(self, index: int) -> Edit:
         return self.edits[index]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the edits, questions and instances, in hexadecimal; where they were read from does not count."""
+        content = {
+            "edits": [edit.to_json() for edit in self.edits],
+            "questions": [asdict(question) for question in self.questions],
+            "instances": dict(self.instances),
+        }
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def dropped_summary(self) -> list[str]:
         """What was left out, a line each, or one line for a kind of reason that more than five records have."""

@@ -7,14 +7,21 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 from rapidfuzz.distance import OSA
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 _WORD = re.compile(r"\w+")
 _WITHIN_NAME = re.compile(r"[^\S\n]*[-&/]?[^\S\n]*")  # what may stand between two words of a name
 _CONNECTING = frozenset({"of", "the", "and", "for", "de", "la", "du", "der", "van", "von"})  # never at its ends
 _SLIPS = 5  # letters from which a word with one slip is still the same word
 _CHANGED = 2 / 3  # what naming a subject by a changed name counts beside naming it
-_NO_NAME = ENGLISH_STOP_WORDS | {"did", "does"}  # where a sentence begins, their capital letter tells nothing
+
+# Words with a capital letter for no other reason than that a sentence begins. Words that are names too are not among
+# them, as in Will Smith, May Parker, Bill Gates, Fire Emblem.
+_WORDS = """
+    who whom whose what which where when why how is are was were be been do does did has have had can could would should
+    the a an this that these those there it its he she they his her their in on at of for from by to with as about into
+    and or but if after before since during while although because however not no
+"""
+_NO_NAME = frozenset(_WORDS.split())
 
 
 class SubjectIndex:
@@ -43,34 +50,34 @@ class SubjectIndex:
 
 
 def share_of_name(text: str, subject: str) -> float:
-    """How much of a name in the text the subject is, between 0 and 1.
+    """The share of a name in the text that the subject makes, between 0 and 1.
 
     1: the text names the subject on its own. Less: as a part of a longer name, 1/3 for Chile in "the Bank of Chile"; or
     by a changed name, 2/3 for "Mahabbad Republic" where the Republic of Mahabad is meant: all words are there, in any
-    order, each with one slip at most. 0: not at all. Capital letters tell what belongs to a name; where a text has
-    none, or nothing else, it names everything on its own.
+    order, each with at most one typo. 0: not at all. Names are told by their capital letters; in a text without any, or
+    of capitals only, every subject stands on its own.
     """
     words = _Text(text)
     return max(SubjectIndex([subject])._shares(words), default=0.0) or _CHANGED * _share_changed(words, subject)
 
 
 def _share_changed(text: _Text, subject: str) -> float:
-    """How much of a name in the text the words of the subject are, wherever they stand and be there slips in them."""
-    places = []
+    """The share of a name in the text that the words of the subject make, in any order, each with at most one typo."""
+    indices = []
     for meant in _Text(subject).folded:
         if meant in _CONNECTING:
             continue
-        place = next((place for place, word in enumerate(text.folded) if _one_slip_at_most(word, meant)), None)
-        if place is None:
+        index = next((index for index, word in enumerate(text.folded) if _one_slip_at_most(word, meant)), None)
+        if index is None:
             return 0.0
-        places.append(place)
-    return text.share(min(places), max(places) - min(places) + 1) if places else 0.0
+        indices.append(index)
+    return text.share(min(indices), max(indices) - min(indices) + 1) if indices else 0.0
 
 
 def _one_slip_at_most(first: str, second: str) -> bool:
-    """Whether two words are the same but for one letter, or for two neighbouring ones that changed places.
+    """Compare two words, forgiving one changed, missing or added letter, or two neighbours that changed places.
 
-    Short words, numbers and words that begin differently are the same only when nothing differs.
+    Short words, numbers and words with different first letters must be equal.
     """
     if min(len(first), len(second)) < _SLIPS or first[0] != second[0] or not (first + second).isalpha():
         return first == second
@@ -87,28 +94,28 @@ class _Text:
         self.folded = tuple(word.casefold() for word in self._words) or (self._text.casefold(),)
 
     def share(self, start: int, size: int) -> float:
-        """How much of the name that holds these words they are."""
+        """The share that `size` words from `start` on have in the name that they belong to."""
         if not self._words:
             return 1.0
         return size / (self._end(start + size - 1, 1) - self._end(start, -1) + 1)
 
-    def _end(self, place: int, step: int) -> int:
-        """Where the name that goes on from this word ends in one direction."""
-        last = place
-        while 0 <= (following := place + step) < len(self._words) and self._joined(max(place, following)):
+    def _end(self, index: int, step: int) -> int:
+        """Index of the last word of the name that goes on from `index` in the direction of `step`, 1 or -1."""
+        last = index
+        while 0 <= (following := index + step) < len(self._words) and self._joined(max(index, following)):
             if self._belongs(following):
                 last = following
             elif self._words[following] not in _CONNECTING:
                 break
-            place = following
+            index = following
         return last
 
-    def _joined(self, place: int) -> bool:
-        """Whether a word and the one before it may belong to one name."""
-        return place > 0 and bool(
-            _WITHIN_NAME.fullmatch(self._text[self._found[place - 1].end() : self._found[place].start()])
+    def _joined(self, index: int) -> bool:
+        """True if nothing but a space, a hyphen or the like stands between a word and the one before it."""
+        return index > 0 and bool(
+            _WITHIN_NAME.fullmatch(self._text[self._found[index - 1].end() : self._found[index].start()])
         )
 
-    def _belongs(self, place: int) -> bool:
-        marked = self._words[place][0].isupper() or self._words[place][0].isdigit()
-        return marked and not self._text.isupper() and (self._joined(place) or self.folded[place] not in _NO_NAME)
+    def _belongs(self, index: int) -> bool:
+        marked = self._words[index][0].isupper() or self._words[index][0].isdigit()
+        return marked and not self._text.isupper() and (self._joined(index) or self.folded[index] not in _NO_NAME)

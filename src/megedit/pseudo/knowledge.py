@@ -1,13 +1,12 @@
 """Pseudo-knowledge: facts that are not edited, on which the encoder is tuned and the router calibrated.
 
-The shipped facts are described in `data/SOURCES.md`. Whatever belongs to an edited fact is taken out
-with `PseudoKnowledge.without` before anything is trained.
+`data/SOURCES.md` describes the shipped facts. `PseudoKnowledge.without` takes out all that belongs to an edited fact,
+before anything is trained.
 """
 
 import hashlib
 import random
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -16,10 +15,6 @@ from megedit.edits.edit_set import Edit, normalise_query
 from megedit.edits.rows import read_rows
 from megedit.edits.subjects import SubjectIndex
 from megedit.errors import MegError
-
-_SUBJECT = "{subject}"
-OWN_FACTS = 100  # made in the words of the edits, for each of their relations on average
-OWN_WORDINGS = 3  # of such a fact, at most
 
 
 @dataclass(frozen=True)
@@ -35,15 +30,14 @@ class PseudoFact:
 
 @dataclass(frozen=True)
 class PseudoKnowledge:
-    """What training may see: facts, `noise` sentences that can stand in front of a query, and
-    `unrelated` questions, about none of the facts."""
+    """Facts to train on, `noise` sentences to put in front of a query, and `unrelated` questions, about no fact."""
 
     facts: tuple[PseudoFact, ...]
     noise: tuple[str, ...]
     unrelated: tuple[str, ...]
 
     def without(self, edits: Iterable[Edit]) -> "PseudoKnowledge":
-        """The part in which nothing occurs that edits are or may be evaluated with.
+        """The part without anything that the edits are made of or may be evaluated with.
 
         A fact goes if its subject is edited, or one of its wordings names an edited subject (other than as a part of
         its own, as in "the Bank of Chile") or is a query or neighbourhood prompt of an edit; a neighbour or unrelated
@@ -66,32 +60,6 @@ class PseudoKnowledge:
             ),
             unrelated=tuple(text for text in self.unrelated if is_free(text)),
         )
-
-    def in_words_of(self, edits: Sequence[Edit], seed: int) -> "PseudoKnowledge":
-        """With facts in the words of the edits' own queries, where these are new; nothing of an edited fact is in them.
-
-        The wordings of a relation are the queries of its edits without their subjects. They are new when most of these
-        queries are worded as none of the facts here. A relation with one wording gets no facts: nothing in them would
-        be a rephrase. A subject of the facts here, put in two or three wordings of a relation, makes a fact; it need
-        not be true, nor make sense.
-        """
-        wordings = _new_wordings(edits, self.facts)
-        if not wordings:
-            return self
-        known: dict[str, set[str | None]] = {}
-        for fact in self.facts:
-            if fact.subject:
-                known.setdefault(fact.subject, set()).add(fact.relation)
-        rng = random.Random(seed)
-        subjects = rng.sample(list(known), min(len(known), OWN_FACTS * len(wordings)))
-        sizes = [counts.total() for counts in wordings.values()]
-        made: list[PseudoFact] = []
-        for subject, relation in zip(subjects, rng.choices(list(wordings), sizes, k=len(subjects)), strict=True):
-            if relation not in known[subject]:
-                drawn = rng.sample(sorted(wordings[relation]), min(OWN_WORDINGS, len(wordings[relation])))
-                prompt, *rephrases = (wording.replace(_SUBJECT, subject) for wording in drawn)
-                made.append(PseudoFact(prompt, tuple(rephrases), (), subject, relation))
-        return replace(self, facts=(*self.facts, *PseudoKnowledge(tuple(made), (), ()).without(edits).facts))
 
     def texts(self) -> Iterator[str]:
         """Every query in it."""
@@ -140,86 +108,9 @@ class PseudoKnowledge:
         return training, calibration
 
 
-class OtherQuestions:
-    """What other relations ask, asked about a fact's own subject: near to its query, and yet another question.
-
-    Two relations of which some facts have the same wording may ask for the same, and count as one.
-    """
-
-    def __init__(self, facts: Iterable[PseudoFact]) -> None:
-        found: dict[str, set[str]] = {}
-        for fact in facts:
-            if fact.relation:
-                found.setdefault(fact.relation, set()).update(_wordings(fact.prompt, *fact.rephrases, of=fact.subject))
-        self._templates = {relation: sorted(texts) for relation, texts in sorted(found.items()) if texts}
-        self._others = {
-            relation: [other for other in self._templates if found[other].isdisjoint(found[relation])]
-            for relation in self._templates
-        }
-
-    def about(self, fact: PseudoFact, rng: random.Random) -> str | None:
-        """Another question about the fact's subject; None if there is none, or the fact has no subject."""
-        others = self._others.get(fact.relation) if fact.relation else None
-        if not others or not fact.subject:
-            return None
-        return rng.choice(self._templates[rng.choice(others)]).replace(_SUBJECT, fact.subject)
-
-
-def _new_wordings(edits: Iterable[Edit], facts: Iterable[PseudoFact]) -> dict[str, Counter[str]]:
-    """By relation of the edits, the wordings of their queries and how many have each: relations with two or more, if
-    the wordings of most are not those of the facts."""
-    worded = {wording for fact in facts for wording in _wordings(fact.prompt, *fact.rephrases, of=fact.subject)}
-    found: dict[str, Counter[str]] = {}
-    for edit in edits:
-        if edit.relation:
-            found.setdefault(edit.relation, Counter()).update(_wordings(edit.prompt, of=edit.subject))
-    return {
-        relation: counts
-        for relation, counts in sorted(found.items())
-        if len(counts) > 1 and 2 * sum(counts[wording] for wording in counts.keys() - worded) > counts.total()
-    }
-
-
-def _wordings(*texts: str, of: str | None) -> list[str]:
-    """The texts that name a subject, with a mark in its place."""
-    return [text.replace(of, _SUBJECT) for text in texts if of and of in text]
-
-
 def names_another(text: str, own: str | None, subjects: SubjectIndex) -> bool:
     """True if the text names one of the subjects, other than inside its own one."""
     return subjects.named_in(text.replace(own, "|") if own else text)
-
-
-def calibration_texts(
-    held_out: PseudoKnowledge, seed: int, limit: int = 400
-) -> tuple[list[PseudoFact], list[str], list[str], list[str]]:
-    """(enrolled facts, familiar, unfamiliar and near queries): half of the held-out facts play edits.
-
-    Familiar: their rephrases, every second one behind a noise sentence. Unfamiliar: the queries of the other half
-    (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions. Near: other questions
-    about the subjects of the enrolled.
-    """
-    rng = random.Random(seed)
-    facts = list(held_out.facts)
-    rng.shuffle(facts)
-    half = min(len(facts) // 2, limit)
-    enrolled, others = facts[:half], facts[half : 2 * half]
-    subjects = SubjectIndex(fact.subject for fact in enrolled if fact.subject)
-    familiar = [text for fact in enrolled for text in fact.rephrases]
-    familiar = [
-        held_out.behind_noise(text, rng) if held_out.noise and i % 2 else text for i, text in enumerate(familiar)
-    ]
-    unfamiliar = [
-        fact.prompt
-        for fact in others
-        if not (fact.subject and fact.subject in subjects) and not names_another(fact.prompt, fact.subject, subjects)
-    ]
-    neighbours = [rng.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
-    unfamiliar += [text for text in neighbours if not subjects.named_alone_in(text)]
-    unfamiliar += rng.sample(held_out.unrelated, min(len(held_out.unrelated), half))
-    questions = OtherQuestions(facts)
-    near = [text for fact in enrolled if (text := questions.about(fact, rng))]
-    return enrolled, familiar, unfamiliar, near
 
 
 def text_key(text: str) -> int:
@@ -229,8 +120,7 @@ def text_key(text: str) -> int:
 
 
 def load_pseudo_knowledge(path: str | Path | None = None) -> PseudoKnowledge:
-    """The shipped pseudo-knowledge, or the facts of the user's own file with the shipped noise and
-    unrelated questions.
+    """The shipped pseudo-knowledge, or the facts of the user's own file with the shipped noise and unrelated questions.
 
     A record has `prompt` and at least one of `rephrases`, and optionally `neighbours`, `subject` and
     `relation`; the formats are those of `read_edits`' plain schema. A repeated prompt is read once.
@@ -267,5 +157,5 @@ def _read_facts(path: str | Path) -> tuple[PseudoFact, ...]:
 
 
 def _group(fact: PseudoFact) -> str:
-    """What must stay on one side of a split: the subject, or the prompt where there is none."""
+    """The key of the facts that stay together in a split: the subject, or the prompt where there is none."""
     return fact.subject.casefold() if fact.subject else normalise_query(fact.prompt)
