@@ -18,12 +18,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import BASE, write_result
 from benchmarks.edits import load_set
@@ -36,6 +38,7 @@ from megedit.generator import (
     GeneratorSettings,
     WeightGenerator,
     anchored,
+    diffusion,
     train_generator,
 )
 from megedit.lm.backbone import Backbone
@@ -59,17 +62,38 @@ COLLECTION: dict[str, dict[str, Any]] = {
     "a third of the key's learning rate": {"key_lr": 0.005},
     "half of the value's learning rate": {"value_lr": 0.5},
 }
-POSITIONS: dict[str, dict[str, Any]] = {"answer": {"span": "answer"}, "all": {"span": "all"}}
+POSITIONS: dict[str, dict[str, Any]] = {"answer": {"positions": "answer"}, "all": {"positions": "all"}}
+REGRESSOR = "MLP regressor"
 GENERATORS: dict[str, GeneratorSettings] = {
     "default": PRESETS["fast"],
-    "no trunk (adaLN only)": replace(PRESETS["fast"], trunk=False),
+    "no trunk (adaLN only)": replace(PRESETS["fast"], trunk_width=0),
     "two blocks, the trunk half as wide": replace(PRESETS["fast"], depth=2, trunk_width=1024),
     "v-prediction": replace(PRESETS["fast"], prediction="v_prediction"),
-    "the query's vector alone": replace(PRESETS["fast"], anchor=0.0),
-    "edits drawn evenly": replace(PRESETS["fast"], balance=0.0),
+    "the query's vector alone": replace(PRESETS["fast"], nearest_edit_share=0.0),
+    "edits drawn evenly": replace(PRESETS["fast"], rarity_power=0.0),
     "timesteps drawn evenly": replace(PRESETS["fast"], timestep_bias=1.0),
-    "MLP regressor": PRESETS["mlp"],
+    REGRESSOR: PRESETS["fast"],
 }
+
+
+class Regressor(nn.Module):
+    """An MLP from the condition straight to the weights, with the denoiser's signature."""
+
+    def __init__(self, length: int, condition_size: int, settings: GeneratorSettings) -> None:
+        super().__init__()
+        hidden = settings.trunk_width
+        self.mlp = nn.Sequential(
+            nn.Linear(condition_size, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, length),
+        )
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        """The weights (B, L) of a condition (B, C), whatever the noise."""
+        out: Tensor = self.mlp(condition)
+        return out
 
 
 class Bench:
@@ -129,7 +153,7 @@ class Check:
         self.nearest = {kind: known[known.nearest(vectors)[1][:, 0]] for kind, vectors in self.vectors.items()}
 
     def leads(self, generator: WeightGenerator, kind: str) -> Tensor:
-        conditions = anchored(self.vectors[kind], self.nearest[kind], generator.settings.anchor)
+        conditions = anchored(self.vectors[kind], self.nearest[kind], generator.settings.nearest_edit_share)
         return answer_leads_of(self.backbone, self.batches[kind], generator.sample(conditions))
 
     def quality(self, generator: WeightGenerator) -> dict[str, float]:
@@ -154,14 +178,9 @@ def generator_rows(bench: Bench, adapter: Adapter, steps: int, checked: int) -> 
     rows: list[dict[str, Any]] = []
     for name, chosen in GENERATORS.items():
         started = time.perf_counter()
-        generator, record = train_generator(
-            weights,
-            vectors,
-            backbone.hidden_size,
-            replace(chosen, steps=steps, passes=0),
-            0,
-            answered,
-        )
+        limited = replace(chosen, min_steps=steps, passes=0)
+        with patch.object(diffusion, "DiT", Regressor) if name == REGRESSOR else nullcontext():
+            generator, record = train_generator(weights, vectors, backbone.hidden_size, limited, 0, answered)
         row: dict[str, Any] = {"name": name, "seconds": round(time.perf_counter() - started, 1), "steps": record.steps}
         row |= check.quality(generator)
         row["parameters_millions"] = round(sum(p.numel() for p in generator.parameters()) / 1e6, 1)
@@ -175,7 +194,7 @@ def anchor_rows(bench: Bench, adapter: Adapter, checked: int) -> list[dict[str, 
     check = Check(bench, adapter, Backbone(bench.model, adapter.config.layer), checked)
     rows: list[dict[str, Any]] = []
     for share in (0.0, 0.25, 0.5, 0.75, 0.9, 1.0):
-        adapter.generator.settings = replace(adapter.generator.settings, anchor=share)
+        adapter.generator.settings = replace(adapter.generator.settings, nearest_edit_share=share)
         rows.append({"anchor": share, **check.quality(adapter.generator)})
         print(rows[-1], flush=True)
     return rows

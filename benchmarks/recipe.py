@@ -43,7 +43,7 @@ def train_for(
 
     def train(steps: int) -> tuple[WeightGenerator, float]:
         decay = min(settings.ema, max(0.0, 1 - 10 / steps))  # an average over a part of the training
-        limited = replace(settings, steps=steps, passes=0, check_every=steps, ema=decay)
+        limited = replace(settings, min_steps=steps, passes=0, check_every=steps, ema=decay)
         started = time.perf_counter()
         generator, _ = train_generator(weights, vectors, hidden_size, limited, 0, lambda generator: 0.0)
         return generator, time.perf_counter() - started

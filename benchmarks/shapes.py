@@ -134,7 +134,7 @@ def generator_row(name: str, settings: GeneratorSettings, backbone: Backbone) ->
     vectors = torch.randn(count, VECTOR, generator=rng).to(backbone.device)
 
     def seconds(steps: int) -> float:
-        limited = replace(settings, steps=steps, passes=0, check_every=steps)
+        limited = replace(settings, min_steps=steps, passes=0, check_every=steps)
         started = time.perf_counter()
         train_generator(weights, vectors, backbone.hidden_size, limited, 0, lambda generator: 0.0)
         return time.perf_counter() - started

@@ -228,7 +228,7 @@ ROWS: dict[str, list[Column]] = {
         ("seconds for 16 queries", "sampling_seconds", 4),
     ],
     "anchor": [("edits", "title", None), ("share of the nearest edit's vector", "anchor", 2), *QUALITY],
-    "positions": [("neuron acts on", "span", None), *QUALITY, SECONDS],
+    "positions": [("neuron acts on", "positions", None), *QUALITY, SECONDS],
     "collection": [("collection", "name", None), *QUALITY, SECONDS],
     "generators": [
         ("generator", "name", None),

@@ -100,7 +100,7 @@ def small_settings(encoder: Path) -> FitSettings:
         encoder=EncoderSettings(name=str(encoder), steps=2, batch_size=8),
         familiarity=FamiliaritySettings(blocks=2, steps=30),
         generator=GeneratorSettings(
-            patch=16, width=32, depth=1, heads=2, trunk_width=64, steps=300, check_every=50, batch_size=16, lr=2e-3
+            patch=16, width=32, depth=1, heads=2, trunk_width=64, min_steps=300, check_every=50, batch_size=16, lr=2e-3
         ),
     )
 

@@ -93,7 +93,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "new_tokens": 20,
         "runs": 5,
     },
-    "positions": {"rows": [{**ROW, "span": "answer", "layer": 20}]},
+    "positions": {"rows": [{**ROW, "positions": "answer", "layer": 20}]},
     "probe": {
         "rows": [{"layer": 3, "reliability": 99.0, "generality": 88.5, "norm": 12.3, "seconds": 0.1234}],
         "recommended": 3,

@@ -143,7 +143,7 @@ def failing(*failed: int) -> Callable[..., Collected]:
 
 def quick(fitted: Fitted) -> FitSettings:
     """Settings for a generator that is hardly trained."""
-    return replace(fitted.settings, generator=replace(fitted.settings.generator, steps=2, passes=1))
+    return replace(fitted.settings, generator=replace(fitted.settings.generator, min_steps=2, passes=1))
 
 
 def test_a_failed_edit(

@@ -6,12 +6,29 @@ Reading them needs neither torch nor numpy.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from megedit.errors import MegError
 
 Positions = Literal["answer", "all"]
 Rule = Literal["entropy", "similarity", "combined", "named", "subject"]
 Prediction = Literal["sample", "v_prediction"]
+
+TRAIN_TIMESTEPS = 1000  # diffusion steps in training
+
+# what adapters of format 3 call the settings that have other names today
+OLD_NAMES = {
+    "collection": {"span": "positions"},
+    "generator": {
+        "steps": "min_steps",
+        "anchor": "nearest_edit_share",
+        "balance": "rarity_power",
+        "settle": "even_tail",
+        "focus": "hard_example_weight",
+    },
+}
 
 
 def _one_of(settings: object, name: str, choices: Any) -> None:
@@ -96,29 +113,30 @@ class FamiliaritySettings:
 class GeneratorSettings:
     """How the weight generator is built and trained, and how it samples."""
 
-    denoiser: Annotated[Literal["dit", "mlp"], "DiT, or an MLP regressor to compare"] = "dit"
-    prediction: Annotated[Prediction, "what the denoiser predicts: the clean weights (x0) or the velocity v"] = "sample"
-    trunk: Annotated[bool, "add an MLP of the condition to every token, beside adaLN"] = True
+    prediction: Annotated[
+        Prediction, "what the denoiser predicts: the clean weights (sample, also called x0) or the velocity v"
+    ] = "sample"
     patch: Annotated[int, "numbers of the weight vector that make one token"] = 576
     width: Annotated[int, "width of a token"] = 512
     depth: Annotated[int, "DiT blocks"] = 1
     heads: Annotated[int, "attention heads"] = 8
-    trunk_width: Annotated[int, "hidden width of the condition's MLP"] = 2048
-    train_timesteps: Annotated[int, "diffusion steps in training"] = 1000
+    trunk_width: Annotated[
+        int, "hidden width of the MLP of the condition that is added to every token, beside adaLN; 0: none"
+    ] = 2048
     sample_steps: Annotated[int, "DDIM steps"] = 1
-    anchor: Annotated[float, "share of the nearest edit's vector in the condition of a query; 0: the query's alone"] = (
-        0.9
-    )
-    balance: Annotated[
+    nearest_edit_share: Annotated[
+        float, "share of the nearest edit's vector in the condition of a query; 0: the query's alone"
+    ] = 0.9
+    rarity_power: Annotated[
         float, "edits are drawn by the frequency of their neuron to the power of minus this; 0: evenly"
     ] = 0.5
-    settle: Annotated[
+    even_tail: Annotated[
         float, "last share of the steps, in which edits are drawn evenly and the wrong ones more often"
     ] = 0.25
-    focus: Annotated[float, "how many times as often the wrong ones are drawn while training settles"] = 10.0
+    hard_example_weight: Annotated[float, "how many times as often the wrong ones are drawn in the even tail"] = 10.0
     timestep_bias: Annotated[float, "timesteps in training are 1 - u^bias of the way to pure noise; 1: evenly"] = 3.0
-    steps: Annotated[int, "training steps at most, where `passes` are fewer"] = 2000
-    passes: Annotated[int, "passes over the edits at most, where `steps` are fewer"] = 100
+    min_steps: Annotated[int, "training steps that may be taken, however few the edits are"] = 2000
+    passes: Annotated[int, "passes over the edits that may be taken, where these are more than min_steps"] = 100
     check_every: Annotated[int, "steps between checks of the stop rule, at least; there are twenty checks at most"] = (
         200
     )
@@ -127,49 +145,48 @@ class GeneratorSettings:
     ema: Annotated[float, "decay of the weight average that ships"] = 0.99
 
     def __post_init__(self) -> None:
-        _one_of(self, "denoiser", Literal["dit", "mlp"])
         _one_of(self, "prediction", Prediction)
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        for name in ("patch", "width", "depth", "sample_steps", "steps", "check_every", "batch_size", "focus"):
+        for name in ("patch", "width", "depth", "min_steps", "check_every", "batch_size", "hard_example_weight"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.passes < 0:
-            raise ValueError(f"passes must be at least 0, not {self.passes}")
-        for name in ("settle", "anchor"):
+        for name in ("passes", "trunk_width"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("even_tail", "nearest_edit_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
         if self.timestep_bias <= 0:
             raise ValueError(f"timestep_bias must be above 0, not {self.timestep_bias}")
-        if not 1 <= self.sample_steps <= self.train_timesteps:
-            raise ValueError("sample_steps must be between 1 and train_timesteps")
+        if not 1 <= self.sample_steps <= TRAIN_TIMESTEPS:
+            raise ValueError(f"sample_steps must be between 1 and {TRAIN_TIMESTEPS}, not {self.sample_steps}")
 
     def training_steps(self, edits: int) -> int:
         """How many steps training takes at most for this many edits."""
-        return max(self.steps, math.ceil(self.passes * edits / self.batch_size))
+        return max(self.min_steps, math.ceil(self.passes * edits / self.batch_size))
 
 
 PRESETS = {
     "fast": GeneratorSettings(),
     "paper": GeneratorSettings(  # DiT-B/2, section 4.1 of the paper
         prediction="v_prediction",
-        trunk=False,
         patch=100,
         width=768,
         depth=12,
         heads=12,
+        trunk_width=0,
         sample_steps=50,
-        anchor=0.0,
-        balance=0.0,
-        settle=0.0,
+        nearest_edit_share=0.0,
+        rarity_power=0.0,
+        even_tail=0.0,
         timestep_bias=1.0,
-        steps=400_000,
+        min_steps=400_000,
         check_every=5000,
         batch_size=256,
         lr=1e-4,
         ema=0.9999,
     ),
-    "mlp": GeneratorSettings(denoiser="mlp"),
 }
 
 
@@ -190,3 +207,42 @@ class FitSettings:
 
 
 DEFAULTS = FitSettings()
+
+
+def read_settings(values: Mapping[str, Any]) -> FitSettings:
+    """Settings from JSON, as `dataclasses.asdict` gives them or as an adapter of format 3 holds them.
+
+    Unknown names are ignored, and what is not given has its default. Raises MegError for a generator that this version
+    does not have, and TypeError or ValueError for values that cannot be.
+    """
+    parts: dict[str, type[Any]] = {
+        "collection": CollectionSettings,
+        "encoder": EncoderSettings,
+        "familiarity": FamiliaritySettings,
+        "generator": GeneratorSettings,
+    }
+    read = {name: _read(kind, _renamed(name, values[name])) for name, kind in parts.items() if name in values}
+    return _read(FitSettings, {**values, **read})
+
+
+_Kind = TypeVar("_Kind")
+
+
+def _read(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def _renamed(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one part under the names of today."""
+    old = OLD_NAMES.get(part, {})
+    found = {old.get(name, name): value for name, value in values.items()}
+    if part == "generator":
+        if found.get("denoiser", "dit") != "dit" or found.get("train_timesteps", TRAIN_TIMESTEPS) != TRAIN_TIMESTEPS:
+            raise MegError(
+                "The adapter's generator is not a diffusion transformer of 1,000 timesteps, the only kind that this "
+                "version of MegEdit has; fit the adapter again."
+            )
+        if found.get("trunk") is False:
+            found["trunk_width"] = 0
+    return found

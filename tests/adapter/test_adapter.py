@@ -75,7 +75,7 @@ def test_a_round_trip_changes_nothing(fitted: Fitted, tmp_path: Path) -> None:
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("changed", [{"anchor": 0.0}, {"sample_steps": 3}])
+@pytest.mark.parametrize("changed", [{"nearest_edit_share": 0.0}, {"sample_steps": 3}])
 def test_how_neurons_are_made_is_part_of_the_identity(fitted: Fitted, changed: dict[str, float]) -> None:
     adapter = load_adapter(fitted.adapter)
     before = adapter.identity
@@ -98,7 +98,7 @@ def test_what_the_config_says(fitted: Fitted) -> None:
     assert (config.hidden_size, config.weight_size, config.encoder_size) == (32, 64, 32)
     assert config.generator == fitted.settings.generator and config.familiarity == fitted.settings.familiarity
     assert config.template.text.endswith("{query}<|im_end|>\n<|im_start|>assistant\n")
-    assert config.settings["generator"]["steps"] == 300
+    assert config.settings["generator"]["min_steps"] == 300
     assert set(config.record["versions"]) == {"megedit", "torch", "transformers", "diffusers"}
 
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from megedit.adapter.adapter import load_adapter
 from megedit.adapter.folder import CONFIG
 from megedit.errors import MegError
+from megedit.settings import PRESETS
 from tests.conftest import Fitted
 
 cli = importlib.import_module("megedit.cli.app")
@@ -269,7 +270,7 @@ def test_fit(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         *fit_with(fitted, edits, tmp_path / "a[1]", "--limit", 8, "--layer", 1, "--margin", 2, "--all-positions"),
         *(
             "--preset",
-            "mlp",
+            "paper",
             "--template",
             "raw",
             "--seed",
@@ -285,7 +286,7 @@ def test_fit(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     settings = asked["settings"]
     assert (settings.layer, settings.template, settings.seed, settings.encoder.name) == (1, "raw", 5, "pypi:x")
     assert (settings.collection.margin, settings.collection.positions) == (2.0, "all")
-    assert settings.generator.denoiser == "mlp"
+    assert settings.generator == PRESETS["paper"]
     assert (asked["dtype"], asked["overwrite"], asked["device"]) == (torch.bfloat16, True, "cpu")
     assert [edit.prompt for edit in asked["edits"]] == [edit.prompt for edit in fitted.edits]
 

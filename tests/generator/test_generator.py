@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from megedit.generator import PRESETS, GeneratorSettings, WeightGenerator, train_generator, training
-from megedit.generator.denoiser import DiT, Regressor, build_denoiser
+from megedit.generator.denoiser import DiT
 from megedit.generator.training import far_off, neuron_frequencies
 
 HIDDEN, CONDITION, EDITS = 10, 16, 8
@@ -20,7 +20,7 @@ TINY = GeneratorSettings(
     depth=1,
     heads=2,
     trunk_width=64,
-    steps=1000,
+    min_steps=1000,
     passes=1,
     check_every=50,
     batch_size=32,
@@ -56,9 +56,10 @@ def never(generator: WeightGenerator) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize("trunk", [True, False])
-def test_the_dit_starts_at_zero(trunk: bool) -> None:
-    dit = DiT(21, CONDITION, replace(TINY, trunk=trunk))
+@pytest.mark.parametrize("trunk_width", [64, 0])
+def test_the_dit_starts_at_zero(trunk_width: int) -> None:
+    dit = DiT(21, CONDITION, replace(TINY, trunk_width=trunk_width))
+    assert (dit.trunk is None) == (trunk_width == 0)
     output = dit(torch.randn(3, 21), torch.tensor([0, 500, 999]), torch.randn(3, CONDITION))
     assert output.shape == (3, 21) and not output.any()
     tokens = torch.randn(3, 3, TINY.width)
@@ -66,11 +67,9 @@ def test_the_dit_starts_at_zero(trunk: bool) -> None:
         assert torch.equal(block(tokens, torch.randn(3, TINY.width)), tokens)
 
 
-@pytest.mark.parametrize("kind", ["dit", "mlp"])
 @pytest.mark.parametrize("length", [1, 8, 20, 21])
-def test_any_length(kind: Any, length: int) -> None:
-    denoiser = build_denoiser(length, CONDITION, replace(TINY, denoiser=kind))
-    assert isinstance(denoiser, DiT if kind == "dit" else Regressor)
+def test_any_length(length: int) -> None:
+    denoiser = DiT(length, CONDITION, TINY)
     assert denoiser(torch.randn(2, length), torch.tensor([1, 2]), torch.randn(2, CONDITION)).shape == (2, length)
 
 
@@ -182,17 +181,16 @@ def close_to(weights: Tensor) -> Callable[[WeightGenerator], float]:
     [
         ({}, 21),
         ({"prediction": "v_prediction", "sample_steps": 20}, 20),
-        ({"trunk": False}, 20),
-        ({"denoiser": "mlp"}, 21),
+        ({"trunk_width": 0}, 20),
     ],
-    ids=["x0", "v", "no trunk", "mlp"],
+    ids=["x0", "v", "no trunk"],
 )
 def test_a_few_weights_are_learned(changes: dict[str, Any], length: int) -> None:
     settings = replace(TINY, **changes)
     weights, conditions = some_weights(length), some_conditions()
     answered = close_to(weights)
     generator, record = train_generator(weights, conditions, HIDDEN, settings, 0, answered)
-    assert record.answered[-2:] == (1.0, 1.0) and record.steps < settings.steps
+    assert record.answered[-2:] == (1.0, 1.0) and record.steps < settings.min_steps
     assert record.losses[-1] < 0.2 * record.losses[0]
     assert answered(generator) == 1.0
     assert not generator.training and not any(p.requires_grad for p in generator.parameters())
@@ -214,7 +212,7 @@ def train(
     return generator, sampled, record, done
 
 
-QUICK = replace(TINY, steps=25, check_every=5, batch_size=4, ema=0.5)
+QUICK = replace(TINY, min_steps=25, check_every=5, batch_size=4, ema=0.5)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +238,7 @@ def test_the_last_steps_are_checked() -> None:
 
 
 def test_checks_grow_fewer_rather_than_with_the_steps() -> None:
-    _, sampled, record, _ = train([0.0] * training.CHECKS, replace(QUICK, steps=60, check_every=1))
+    _, sampled, record, _ = train([0.0] * training.CHECKS, replace(QUICK, min_steps=60, check_every=1))
     assert record.steps == 60 and len(sampled) == len(record.losses) == training.CHECKS
 
 
@@ -289,7 +287,9 @@ def test_in_the_end_the_wrong_ones_are_drawn_more_often(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch, "multinomial", watched)
     monkeypatch.setattr(training, "far_off", lambda *args: torch.tensor([True, *[False] * (EDITS - 1)]))
-    settings = replace(QUICK, steps=8, passes=0, check_every=2, settle=0.5, focus=4.0, balance=0.0)
+    settings = replace(
+        QUICK, min_steps=8, passes=0, check_every=2, even_tail=0.5, hard_example_weight=4.0, rarity_power=0.0
+    )
     train_generator(some_weights(21), some_conditions(), HIDDEN, settings, 0, never)
     assert odds[:4] == [[1.0] * EDITS] * 4 and odds[4:] == [[4.0, *[1.0] * (EDITS - 1)]] * 4
 
@@ -297,7 +297,7 @@ def test_in_the_end_the_wrong_ones_are_drawn_more_often(monkeypatch: pytest.Monk
 def test_training_that_never_settles_looks_for_no_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling all edits after the last step would be for nothing, and take hours with the paper's preset."""
     monkeypatch.setattr(training, "far_off", lambda *args: pytest.fail("there are no more draws"))
-    settings = replace(QUICK, steps=4, passes=0, check_every=2, settle=0.0)
+    settings = replace(QUICK, min_steps=4, passes=0, check_every=2, even_tail=0.0)
     _, record = train_generator(some_weights(21), some_conditions(), HIDDEN, settings, 0, never)
     assert record.steps == 4 and len(record.answered) == 2
 
@@ -323,28 +323,27 @@ def test_the_presets() -> None:
     assert PRESETS["fast"] == GeneratorSettings()
     paper = PRESETS["paper"]
     assert (paper.depth, paper.width, paper.heads) == (12, 768, 12)  # DiT-B
-    assert (paper.denoiser, paper.prediction, paper.trunk) == ("dit", "v_prediction", False)
-    assert PRESETS["mlp"].denoiser == "mlp"
+    assert (paper.prediction, paper.trunk_width) == ("v_prediction", 0)
 
 
 @pytest.mark.parametrize(("edits", "steps"), [(1, 40), (1000, 40), (1001, 41), (10_000, 400)])
 def test_how_many_steps(edits: int, steps: int) -> None:
-    assert GeneratorSettings(steps=40, passes=10, batch_size=250).training_steps(edits) == steps
+    assert GeneratorSettings(min_steps=40, passes=10, batch_size=250).training_steps(edits) == steps
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"denoiser": "unet"},
         {"prediction": "epsilon"},
         {"width": 30, "heads": 4},
         {"heads": 0},
         {"patch": 0},
         {"depth": 0},
-        {"steps": 0},
+        {"min_steps": 0},
         {"passes": -1},
-        {"settle": 1.5},
-        {"focus": 0.5},
+        {"even_tail": 1.5},
+        {"hard_example_weight": 0.5},
+        {"trunk_width": -1},
         {"timestep_bias": 0.0},
         {"check_every": 0},
         {"batch_size": 0},

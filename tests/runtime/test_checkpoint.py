@@ -57,7 +57,7 @@ def assert_same(first: State, second: State) -> None:
 @pytest.mark.parametrize("warm", [False, True])
 def test_the_generator(stop_after: int, warm: bool) -> None:
     weights, conditions = some_weights(21), some_conditions()
-    settings = replace(QUICK, settle=0.5, focus=3.0)
+    settings = replace(QUICK, even_tail=0.5, hard_example_weight=3.0)
     start = train_generator(weights, conditions, HIDDEN, QUICK, 1, lambda g: 0.0)[0] if warm else None
 
     def run(checkpoint: Checkpoint) -> State:
@@ -67,7 +67,7 @@ def test_the_generator(stop_after: int, warm: bool) -> None:
         generator, record = train_generator(
             weights, conditions, HIDDEN, settings, 0, answered, start=start, checkpoint=checkpoint
         )
-        assert record.steps == settings.steps and len(record.answered) == len(record.losses) == 5
+        assert record.steps == settings.min_steps and len(record.answered) == len(record.losses) == 5
         return {**generator.state_dict(), "losses": torch.tensor(record.losses)}
 
     assert_same(*whole_and_resumed(run, stop_after))

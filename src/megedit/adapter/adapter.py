@@ -83,7 +83,7 @@ class Adapter:
         """Neurons for query vectors (float32 (queries, C)) whose nearest edits are these rows of the router's vectors
         (int64 (queries,)): float32 (queries, L)."""
         known = self.router.vectors[nearest]
-        return self.generator.sample(anchored(vectors, known, self.generator.settings.anchor))
+        return self.generator.sample(anchored(vectors, known, self.generator.settings.nearest_edit_share))
 
     def neurons(self, records: Sequence[EditRecord]) -> Tensor:
         """The collected neurons of edits, from the folder: float32 (edits, L). Raises KeyError where they are gone."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from megedit.lm.template import Template
 from megedit.router.decision import Calibration
-from megedit.settings import CollectionSettings, FamiliaritySettings, GeneratorSettings, Positions
+from megedit.settings import CollectionSettings, FamiliaritySettings, GeneratorSettings, Positions, read_settings
 
 FORMAT_VERSION = 3
 
@@ -35,9 +35,7 @@ class AdapterConfig:
     @property
     def collection(self) -> CollectionSettings:
         """How the neurons were collected."""
-        values = self.settings["collection"]
-        named = {"positions": values.get("span", "answer"), **values}  # format 3 of before wrote `span`
-        return CollectionSettings(**_known(CollectionSettings, named))
+        return read_settings(self.settings).collection
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,12 +44,13 @@ class AdapterConfig:
     def from_json(cls, values: dict[str, Any]) -> AdapterConfig:
         """Raises KeyError, TypeError or ValueError when a field is missing or not valid."""
         values = _known(cls, values)
+        parts = read_settings({name: values[name] for name in ("familiarity", "generator")})
         return cls(
             **{
                 **values,
                 "template": Template(**values["template"]),
-                "familiarity": FamiliaritySettings(**_known(FamiliaritySettings, values["familiarity"])),
-                "generator": GeneratorSettings(**_known(GeneratorSettings, values["generator"])),
+                "familiarity": parts.familiarity,
+                "generator": parts.generator,
                 "calibration": Calibration.from_json(values["calibration"]),
             }
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --h
     from megedit.edits.edit_set import EditSet
     from megedit.fitting import FitSettings
 
-Preset = Literal["fast", "paper", "mlp"]
+Preset = Literal["fast", "paper"]
 OnConflict = Literal["error", "first"]
 
 
@@ -36,7 +36,7 @@ def fit(
     template: Annotated[
         str, typer.Option(help="auto, chat, question, raw, or your own text with {query} in it")
     ] = "auto",
-    preset: Annotated[Preset, typer.Option(help="Weight generator: fast, the paper's DiT-B/2, or an MLP")] = "fast",
+    preset: Annotated[Preset, typer.Option(help="Weight generator: fast, or the paper's DiT-B/2")] = "fast",
     encoder: Annotated[str | None, typer.Option(help="Text encoder: folder, pypi:PACKAGE or hub name")] = None,
     pseudo: Annotated[
         Path | None,

@@ -108,7 +108,7 @@ def print_adapter(name: str, out: Console) -> None:
         "revision": f"{log[-1].revision}: {log[-1].kind}, {log[-1].time} UTC; fitted to {log[0].source}",
         "router": f"{calibration.rule}: {decision.true_positive_rate:.1%} of held-out rephrases recognised, "
         f"{decision.false_positive_rate:.1%} of other queries let through",
-        "generator": f"{config.generator.denoiser}, {config.generator.sample_steps} sampling steps",
+        "generator": f"{config.generator.prediction} prediction, {config.generator.sample_steps} sampling steps",
         "size": f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.0f} MB",
         "made with": ", ".join(f"{name} {number}" for name, number in config.record.get("versions", {}).items()),
     }

@@ -76,7 +76,7 @@ class DiT(nn.Module):
         self.timestep = TimestepEmbedder(width)
         self.condition = nn.Linear(condition_size, width)
         self.trunk: nn.Module | None = None
-        if settings.trunk:
+        if settings.trunk_width:
             hidden = settings.trunk_width
             self.trunk = nn.Sequential(
                 nn.Linear(condition_size, hidden),
@@ -103,34 +103,9 @@ class DiT(nn.Module):
         return out.flatten(1)[:, : self.length]
 
 
-class Regressor(nn.Module):
-    """The comparison: an MLP from the condition straight to the weights, with the denoiser's signature."""
-
-    def __init__(self, length: int, condition_size: int, settings: GeneratorSettings) -> None:
-        super().__init__()
-        hidden = settings.trunk_width
-        self.mlp = nn.Sequential(
-            nn.Linear(condition_size, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, length),
-        )
-
-    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        out: Tensor = self.mlp(condition)
-        return out
-
-
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer that starts at zero."""
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def build_denoiser(length: int, condition_size: int, settings: GeneratorSettings) -> nn.Module:
-    """The network the settings ask for."""
-    kind = DiT if settings.denoiser == "dit" else Regressor
-    return kind(length, condition_size, settings)

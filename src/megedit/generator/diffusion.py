@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
-from megedit.generator.denoiser import build_denoiser
+from megedit.generator.denoiser import DiT
 from megedit.runtime.device import mixed_precision
 from megedit.runtime.processes import ALONE, Processes
-from megedit.settings import GeneratorSettings
+from megedit.settings import TRAIN_TIMESTEPS, GeneratorSettings
 
 SAMPLED_AT_ONCE = 1024  # queries; bounds the memory of sampling
 
@@ -31,14 +31,14 @@ class WeightGenerator(nn.Module):
     def __init__(self, length: int, condition_size: int, settings: GeneratorSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.denoiser = build_denoiser(length, condition_size, settings)
+        self.denoiser: nn.Module = DiT(length, condition_size, settings)
         self.register_buffer("mean", torch.zeros(length))
         self.register_buffer("scale", torch.ones(length))
         self.register_buffer("condition_mean", torch.zeros(condition_size))
         self.register_buffer("condition_scale", torch.ones(condition_size))
         self.register_buffer("initial_noise", torch.zeros(length))
         self.scheduler = DDIMScheduler(
-            num_train_timesteps=settings.train_timesteps,
+            num_train_timesteps=TRAIN_TIMESTEPS,
             beta_schedule="squaredcos_cap_v2",
             prediction_type=settings.prediction,
             clip_sample=False,
@@ -75,7 +75,7 @@ class WeightGenerator(nn.Module):
         condition = self._condition(vectors)
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         towards_noise = 1 - torch.rand(len(clean), generator=generator) ** self.settings.timestep_bias
-        timesteps = (self.settings.train_timesteps * towards_noise).long().clamp(max=self.settings.train_timesteps - 1)
+        timesteps = (TRAIN_TIMESTEPS * towards_noise).long().clamp(max=TRAIN_TIMESTEPS - 1)
         timesteps = timesteps.to(clean.device)
         clean, condition, noise, timesteps = map(processes.own, (clean, condition, noise, timesteps))
         noisy = self.scheduler.add_noise(clean, noise, timesteps)

@@ -48,9 +48,9 @@ def train_generator(
 ) -> tuple[WeightGenerator, TrainingRecord]:
     """Learn weights (float32 (edits, L)) from the vectors of the edits' queries (float32 (edits, C)).
 
-    A neuron that few edits share is drawn more often than its edits are (`settings.balance`); drawn evenly, it would be
-    learned last. When most are learned, training settles: from the first check in the last part of the steps on, edits
-    are drawn evenly, but those whose sampled neuron is still far off more often.
+    A neuron that few edits share is drawn more often than its edits are (`settings.rarity_power`); drawn evenly, it
+    would be learned last. From the first check in the last part of the steps on, edits are drawn evenly, but those
+    whose sampled neuron is still far off more often.
 
     start: a generator that knows most of the edits already; training goes on from there, and settles at once.
     answered: the share of edits whose neuron, sampled from the given generator, gives the edit's answer. Training
@@ -77,9 +77,9 @@ def train_generator(
         run, first = Run(modules, optimizer, rng), 1
 
         def settled(shipped: WeightGenerator) -> Tensor:
-            return 1 + (settings.focus - 1) * far_off(shipped, weights, vectors).float()
+            return 1 + (settings.hard_example_weight - 1) * far_off(shipped, weights, vectors).float()
 
-        running, odds = 0.0, neuron_frequencies(weights) ** -settings.balance if start is None else settled(start)
+        running, odds = 0.0, neuron_frequencies(weights) ** -settings.rarity_power if start is None else settled(start)
         if state := checkpoint.load():
             run.restore(state)
             first, odds = int(state["step"]) + 1, state["odds"]
@@ -108,7 +108,7 @@ def train_generator(
                 shares.append(share)
                 if step == total or (len(shares) > 1 and shares[-1] == shares[-2] == 1.0):
                     break
-                if step >= (1 - settings.settle) * total:
+                if step >= (1 - settings.even_tail) * total:
                     odds = settled(shipped)
                 lists = {"losses": torch.tensor(losses).double(), "shares": torch.tensor(shares).double()}
                 checkpoint.save(run.state(step=torch.tensor(step), odds=odds, **lists))

@@ -118,12 +118,13 @@ class Consolidation:
                 network = train_familiarity(
                     self.vectors[:known], config.familiarity, self._seed, advance, network, len(self.new)
                 )
+        changed = max(len(self.new) + len(self.gone), 1)
         settings = replace(
             config.generator,
-            steps=max(STEPS, PASSES * (len(self.new) + len(self.gone)) * 2 // config.generator.batch_size),
+            min_steps=max(STEPS, PASSES * (len(self.new) + len(self.gone)) * 2 // config.generator.batch_size),
             passes=0,
-            settle=1.0,
-            focus=max(config.generator.focus, len(self.old) / max(len(self.new) + len(self.gone), 1)),
+            even_tail=1.0,
+            hard_example_weight=max(config.generator.hard_example_weight, len(self.old) / changed),
             check_every=CHECK_EVERY,
             lr=config.generator.lr / SLOWER,
         )
@@ -134,7 +135,7 @@ class Consolidation:
         rng, spans = random.Random(self._seed), (range(len(self.old)), range(len(self.old), known))
         rows = [row for span in spans for row in rng.sample(span, min(len(span), CHECKED))]
         answered = answer_check(self.backbone, self._batches(rows), self.vectors[rows])
-        with self.stages.stage("Training the generator", settings.steps) as advance:
+        with self.stages.stage("Training the generator", settings.min_steps) as advance:
             generator, _ = train_generator(
                 weights, self.vectors, config.hidden_size, settings, self._seed, answered, advance, generator
             )

@@ -1,0 +1,74 @@
+"""Settings: their help texts, and settings as adapters hold them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megedit.errors import MegError
+from megedit.settings import (
+    PRESETS,
+    CollectionSettings,
+    EncoderSettings,
+    FamiliaritySettings,
+    FitSettings,
+    GeneratorSettings,
+    read_settings,
+)
+
+FORMAT_3 = Path(__file__).parent / "data" / "format_3" / "adapter" / "meg_config.json"
+
+
+def format_3(**generator: Any) -> dict[str, Any]:
+    """The settings of an adapter of format 3, with other ones of the generator."""
+    values: dict[str, Any] = json.loads(FORMAT_3.read_text("utf-8"))["settings"]
+    values["generator"] |= generator
+    return values
+
+
+def test_settings_survive_json() -> None:
+    settings = FitSettings(layer=3, generator=PRESETS["paper"], encoder=EncoderSettings(steps=3))
+    assert read_settings(json.loads(json.dumps(asdict(settings)))) == settings
+
+
+def test_settings_of_an_adapter_of_format_3() -> None:
+    values = format_3(anchor=0.8, balance=0.4, settle=0.3, focus=7.0, steps=11)
+    values["collection"]["span"] = "all"
+    assert read_settings(values) == FitSettings(
+        layer=values["layer"],
+        held_out=0.4,
+        collection=CollectionSettings(steps=60, positions="all"),
+        encoder=EncoderSettings(name=values["encoder"]["name"], steps=2, batch_size=8),
+        familiarity=FamiliaritySettings(blocks=2, steps=30),
+        generator=GeneratorSettings(
+            patch=16,
+            width=32,
+            depth=1,
+            heads=2,
+            trunk_width=64,
+            min_steps=11,
+            check_every=50,
+            batch_size=16,
+            nearest_edit_share=0.8,
+            rarity_power=0.4,
+            even_tail=0.3,
+            hard_example_weight=7.0,
+        ),
+    )
+    assert read_settings(format_3(trunk=False)).generator.trunk_width == 0
+
+
+@pytest.mark.parametrize("other", [{"denoiser": "mlp"}, {"train_timesteps": 500}])
+def test_a_generator_that_is_no_more(other: dict[str, Any]) -> None:
+    with pytest.raises(MegError, match="fit the adapter again"):
+        read_settings(format_3(**other))
+
+
+def test_unknown_settings_are_ignored_and_missing_ones_have_their_default() -> None:
+    values = asdict(FitSettings(seed=4))
+    values |= {"later": 1, "generator": {"depth": 2, "later": 2}}
+    assert read_settings(values) == replace(FitSettings(seed=4), generator=GeneratorSettings(depth=2))
