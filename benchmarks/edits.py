@@ -203,7 +203,7 @@ def main() -> None:
         "evaluation_seconds": stages.costs["Evaluating"]["seconds"],
         "calibration": {k: v for k, v in adapter.config.calibration.to_json().items() if k != "curve"},
         "calibration_curve": adapter.config.calibration.curve,
-        "generator_training": adapter.config.record["generator_training"],
+        "generator_training": adapter.config.provenance["generator_training"],
     }
     used = {
         "fit": asdict(settings),

@@ -60,7 +60,7 @@ def main() -> None:
         folder = Path(shutil.copytree(options.adapter, Path(work) / "adapter"))
         with reading(folder) as ledger:
             old = [record.edit for record in ledger.records(status="active")]
-        stages = read_config(folder).record["stages"]
+        stages = read_config(folder).provenance["stages"]
         seen = set(load_file(folder / "seen.safetensors")["keys"].tolist())
         following = list(load_set(options.data, options.set, len(old) + 3 * options.new).edits)[len(old) :]
         new = [edit for edit in following if not seen & {text_key(text) for text in texts_of(edit)}][: options.new]

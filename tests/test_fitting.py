@@ -104,7 +104,7 @@ def test_every_other_input_starts_anew(fitted: Fitted, tmp_path: Path, monkeypat
 
 
 def test_stage_costs_are_recorded(fitted: Fitted) -> None:
-    stages = load_adapter(fitted.adapter).config.record["stages"]
+    stages = load_adapter(fitted.adapter).config.provenance["stages"]
     assert list(stages) == [
         "Loading the base model",
         "Probing layers",

@@ -131,15 +131,12 @@ def fit(
             layer=backbone.layer,
             hidden_size=backbone.hidden_size,
             weight_size=backbone.weight_size,
-            span=settings.collection.positions,
             template=template,
             encoder_pooling=encoder.pooling,
             encoder_size=encoder.size,
-            familiarity=settings.familiarity,
-            generator=settings.generator,
             calibration=calibration,
-            settings=asdict(settings),
-            record={
+            settings=settings,
+            provenance={
                 "source": edits.source,
                 "layer": place["why"],
                 "stages": stages.costs,

@@ -254,7 +254,7 @@ class MegModel:
         template = template or self.adapter.config.template
         with self._routing:
             rows = [self.tokenizer(template.format(query)).input_ids for query in queries]
-        shared = shared_columns(self.backbone, rows, self.adapter.config.span)
+        shared = shared_columns(self.backbone, rows, self.adapter.config.positions)
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -263,7 +263,7 @@ class MegModel:
             ids[i, width - len(row) + shared :] = torch.tensor(row[shared:])
             mask[i, width - len(row) + shared :] = 1
         ids, mask = ids.to(self.base.device), mask.to(self.base.device)
-        if self.adapter.config.span == "all" or width == 1:
+        if self.adapter.config.positions == "all" or width == 1:
             return {"input_ids": ids, "attention_mask": mask}
         positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
 
@@ -333,7 +333,9 @@ class MegModel:
         if len(queries) != len(input_ids):
             raise ValueError(f"{len(queries)} queries were given for {len(input_ids)} rows")
         rows, weights = self.neurons(queries)
-        start = last_prompt_column if self.adapter.config.span == "answer" else torch.zeros_like(last_prompt_column)
+        start = (
+            last_prompt_column if self.adapter.config.positions == "answer" else torch.zeros_like(last_prompt_column)
+        )
         with self._neuron.active(weights, rows, start[rows], len(input_ids), column):
             yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -53,8 +54,16 @@ def tables_of(folder: Path) -> list[str]:
 
 
 def change_config(folder: Path, **changes: Any) -> None:
+    """Give fields other values; a dot leads into an object."""
     path = folder / CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    values = json.loads(path.read_text())
+    for name, value in changes.items():
+        *parents, field = name.split(".")
+        part = values
+        for parent in parents:
+            part = part[parent]
+        part[field] = value
+    path.write_text(json.dumps(values))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -94,12 +103,11 @@ def test_it_is_data_only(fitted: Fitted) -> None:
 
 def test_what_the_config_says(fitted: Fitted) -> None:
     config = read_config(fitted.adapter)
-    assert (config.base, config.layer, config.span) == (str(fitted.base), 3, "answer")
+    assert (config.base, config.layer, config.positions) == (str(fitted.base), 3, "answer")
     assert (config.hidden_size, config.weight_size, config.encoder_size) == (32, 64, 32)
-    assert config.generator == fitted.settings.generator and config.familiarity == fitted.settings.familiarity
+    assert config.settings == fitted.settings
     assert config.template.text.endswith("{query}<|im_end|>\n<|im_start|>assistant\n")
-    assert config.settings["generator"]["min_steps"] == 300
-    assert set(config.record["versions"]) == {"megedit", "torch", "transformers", "diffusers"}
+    assert set(config.provenance["versions"]) == {"megedit", "torch", "transformers", "diffusers"}
 
 
 def test_records(fitted: Fitted) -> None:
@@ -154,10 +162,15 @@ def test_a_truncated_config(adapter_folder: Path) -> None:
             load_adapter(adapter_folder)
 
 
-@pytest.mark.parametrize("field", ["base", "layer", "template", "generator", "calibration", "files", "settings"])
+@pytest.mark.parametrize(
+    "field", ["base", "layer", "template", "settings.generator", "calibration", "files", "settings"]
+)
 def test_a_config_without_a_field(adapter_folder: Path, field: str) -> None:
-    values = json.loads((adapter_folder / CONFIG).read_text())
-    del values[field]
+    values = part = json.loads((adapter_folder / CONFIG).read_text())
+    *parents, field = field.split(".")
+    for parent in parents:
+        part = part[parent]
+    del part[field]
     (adapter_folder / CONFIG).write_text(json.dumps(values))
     with pytest.raises(MegError, match=f"is damaged.*{field}"):
         load_adapter(adapter_folder)
@@ -166,9 +179,11 @@ def test_a_config_without_a_field(adapter_folder: Path, field: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"generator": {"width": 3}},
-        {"generator": {"surprise": 1}},
-        {"familiarity": {"rule": "always"}},
+        {"settings.generator": {"width": 3}},
+        {"settings.generator": {"surprise": 1}},
+        {"settings.familiarity": {"rule": "always"}},
+        {"settings.collection": []},
+        {"settings": "none"},
         {"template": "Q: {query}"},
         {"calibration": {}},
         {"encoder_size": 16},
@@ -191,15 +206,59 @@ def test_a_newer_format(adapter_folder: Path) -> None:
 
 
 def test_an_older_format(adapter_folder: Path) -> None:
-    change_config(adapter_folder, format_version=1)
-    with pytest.raises(MegError, match="has format 1, which this version of MegEdit no longer reads; fit it again"):
+    for version in (1, 2):
+        change_config(adapter_folder, format_version=version)
+        with pytest.raises(
+            MegError, match=f"has format {version}, which this version of MegEdit no longer reads; fit it again"
+        ):
+            load_adapter(adapter_folder)
+
+
+UNKNOWN = [
+    "colour",
+    "template.colour",
+    "calibration.colour",
+    "calibration.rules.similarity.colour",
+    "calibration.rules.similarity.colour",
+    "settings.colour",
+    *(f"settings.{part}.colour" for part in ("collection", "encoder", "familiarity", "generator")),
+]
+
+
+@pytest.mark.parametrize("field", UNKNOWN)
+def test_fields_of_another_version(adapter_folder: Path, field: str) -> None:
+    config = read_config(adapter_folder)
+    change_config(adapter_folder, **{field: "green"})
+    assert read_config(adapter_folder) == config
+
+
+def test_every_setting_stands_once(fitted: Fitted) -> None:
+    values = json.loads((fitted.adapter / CONFIG).read_text())
+    assert values["settings"] == asdict(fitted.settings)
+    assert not {"span", "positions", "familiarity", "generator", "collection", "record"} & values.keys()
+
+
+@pytest.mark.parametrize("name", [CONFIG, "seen.safetensors", "encoder/weights.safetensors", MODEL, "ledger.db"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    adapter_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid(monkeypatch, adapter_folder / name)
+    with pytest.raises(MegError, match=f"{Path(name).name} cannot be read: you have no permission") as told:
         load_adapter(adapter_folder)
+    assert "damaged" not in str(told.value)
 
 
-def test_fields_of_another_version(adapter_folder: Path) -> None:
-    settings = read_config(adapter_folder).generator
-    change_config(adapter_folder, colour="green", generator={**asdict(settings), "wordings": 2})
-    assert read_config(adapter_folder).layer == 3 and read_config(adapter_folder).generator == settings
+def forbid(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Let a file be one that this user may not read, whoever runs the tests."""
+    path, opened, access = path.resolve(), Path.open, os.access
+
+    def refuse(self: Path, *args: Any, **options: Any) -> Any:
+        if self.resolve() == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda name, mode: Path(name).resolve() != path and access(name, mode))
 
 
 def linked(name: str) -> Callable[[Path, Path], str]:

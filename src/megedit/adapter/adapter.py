@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.config import AdapterConfig
-from megedit.adapter.folder import copy_adapter, find_adapter, read_config
+from megedit.adapter.folder import copy_adapter, find_adapter, read_config, unreadable
 from megedit.adapter.ledger import EditRecord, reading
 from megedit.adapter.weights import from_bytes, load_model
 from megedit.edits.edit_set import Edit
@@ -131,9 +131,12 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
             seen = load_file(folder / "seen.safetensors")["keys"]
         except FileNotFoundError as error:
             raise MegError(f"{folder} is damaged: {Path(str(error.filename)).name} is missing.") from error
+        except PermissionError as error:
+            raise unreadable(folder, Path(str(error.filename)).name) from error
         except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            what = str(error).partition("\n")[0]
             raise MegError(
-                f"The adapter {folder} is damaged ({error}); restore it from a copy or fit it again."
+                f"The adapter {folder} is damaged ({what}); restore it from a copy or fit it again."
             ) from error
     encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
     encoder.model.requires_grad_(False)

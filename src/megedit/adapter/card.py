@@ -27,7 +27,7 @@ def model_card(
     decision = config.calibration.decision
     stages = "\n".join(
         f"| {stage} | {cost['seconds']:.0f} | {cost['peak_memory_mb']:.0f} |"
-        for stage, cost in config.record.get("stages", {}).items()
+        for stage, cost in config.provenance.get("stages", {}).items()
     )
     hub_name = config.base.partition("@")[0]
     base_model = f"base_model: {hub_name}\n" if _HUB_NAME.fullmatch(hub_name) else ""  # the Hub refuses any other

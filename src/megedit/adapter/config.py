@@ -2,61 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from megedit.lm.template import Template
 from megedit.router.decision import Calibration
-from megedit.settings import CollectionSettings, FamiliaritySettings, GeneratorSettings, Positions, read_settings
+from megedit.settings import FitSettings, Positions, read_settings
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+OLDEST_VERSION = 3  # that is still read
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Everything about an adapter that is not a tensor or an edit."""
+    """Everything about an adapter that is not a tensor or an edit.
+
+    layer: decoder layer of the neuron. weight_size: 2 hidden_size, and 1 more with a bias. settings: those of the fit.
+    provenance: how it came about, for people: source of the edits, why this layer, seconds and peak memory of every
+    stage, versions.
+    """
 
     base: str
     base_fingerprint: str
     layer: int
     hidden_size: int
     weight_size: int
-    span: Positions
     template: Template
     encoder_pooling: str
     encoder_size: int
-    familiarity: FamiliaritySettings
-    generator: GeneratorSettings
     calibration: Calibration
-    settings: dict[str, Any]  # all settings of the fit, for the record
-    record: dict[str, Any]  # seconds and peak memory of every stage, versions, source of the edits
+    settings: FitSettings
+    provenance: dict[str, Any]
     format_version: int = FORMAT_VERSION
 
     @property
-    def collection(self) -> CollectionSettings:
-        """How the neurons were collected."""
-        return read_settings(self.settings).collection
+    def positions(self) -> Positions:
+        """The positions on which the neuron acts."""
+        return self.settings.collection.positions
 
     def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> AdapterConfig:
-        """Raises KeyError, TypeError or ValueError when a field is missing or not valid."""
-        values = _known(cls, values)
-        parts = read_settings({name: values[name] for name in ("familiarity", "generator")})
-        return cls(
-            **{
-                **values,
-                "template": Template(**values["template"]),
-                "familiarity": parts.familiarity,
-                "generator": parts.generator,
-                "calibration": Calibration.from_json(values["calibration"]),
-            }
-        )
+    def from_json(cls, values: Mapping[str, Any]) -> AdapterConfig:
+        """Read what `to_json` gave, or the same of an older format; fields that are not known are ignored.
+
+        Raises KeyError, TypeError or ValueError when a field is missing or not valid.
+        """
+        if values["format_version"] == 3:
+            values = _from_format_3(values)
+        for part in ("collection", "encoder", "familiarity", "generator"):
+            values["settings"][part]  # the defaults of another version would not fit
+        given = {
+            **values,
+            "template": _made(Template, values["template"]),
+            "calibration": Calibration.from_json(values["calibration"]),
+            "settings": read_settings(values["settings"]),
+            "format_version": FORMAT_VERSION,
+        }
+        return _made(cls, given)
 
 
-def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of this dataclass's fields; others may have been written by another version."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
+def _made(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
+    """A dataclass of the values that it has fields for; others may have been written by another version."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in values.items() if name in names})
+
+
+def _from_format_3(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in format 4. Settings stood twice in format 3; those that counted were beside `settings`."""
+    settings = values["settings"]
+    return {
+        **values,
+        "provenance": values["record"],
+        "settings": {
+            **settings,
+            "collection": {**settings["collection"], "positions": values["span"]},
+            "familiarity": values["familiarity"],
+            "generator": values["generator"],
+        },
+    }

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from megedit.adapter.card import CARD, write_card
 from megedit.adapter.change import settled
-from megedit.adapter.config import FORMAT_VERSION, AdapterConfig
+from megedit.adapter.config import FORMAT_VERSION, OLDEST_VERSION, AdapterConfig
 from megedit.adapter.ledger import reading
 from megedit.adapter.sqlite import FILE as LEDGER_FILE
 from megedit.errors import MegError
@@ -67,7 +67,7 @@ def read_config(folder: Path, *, verify: bool = True) -> AdapterConfig:
                 f"The adapter {folder} has format {version}, this version of MegEdit reads up to {FORMAT_VERSION}; "
                 "upgrade MegEdit."
             )
-        if version < FORMAT_VERSION:
+        if version < OLDEST_VERSION:
             raise MegError(
                 f"The adapter {folder} has format {version}, which this version of MegEdit no longer reads; "
                 "fit it again."
@@ -82,6 +82,8 @@ def read_config(folder: Path, *, verify: bool = True) -> AdapterConfig:
         missing = Path(str(error.filename)).name
         why = "is not an adapter" if missing == CONFIG else "is damaged"
         raise MegError(f"{folder} {why}: {missing} is missing.") from error
+    except PermissionError as error:
+        raise unreadable(folder, Path(str(error.filename)).name) from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise MegError(f"The adapter {folder} is damaged: {CONFIG} cannot be read ({error}).") from error
 
@@ -167,6 +169,11 @@ def inside(folder: Path, name: str) -> Path:
     if not any(path.resolve().is_relative_to(root) for root in roots):
         raise ValueError(f"{name} is outside the folder")
     return path
+
+
+def unreadable(folder: Path, name: str) -> MegError:
+    """The error of a file that the user may not read."""
+    return MegError(f"The adapter {folder}: {name} cannot be read: you have no permission; ask its owner for it.")
 
 
 def damaged(folder: Path, name: str) -> MegError:

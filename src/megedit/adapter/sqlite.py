@@ -66,8 +66,15 @@ def opened(folder: Path, to_write: bool = False) -> Iterator[sqlite3.Connection]
             f"{folder} is damaged: {FILE} is missing; or it is no adapter, or one of an earlier format "
             "(meg show says which)."
         )
+    if not os.access(path, os.R_OK):
+        raise MegError(f"{path} cannot be read: you have no permission; ask its owner for it.")
     if to_write and path.is_symlink():
-        raise MegError(f"{folder} is a copy of the Hugging Face Hub's; copy the adapter to a folder of your own.")
+        raise MegError(
+            f"{folder} is a copy of the Hugging Face Hub's; copy the adapter to a folder of your own "
+            f'(in Python: MegModel.from_pretrained("{folder}").save_pretrained("my_adapter")).'
+        )
+    if to_write and not (os.access(path, os.W_OK) and os.access(folder, os.W_OK)):
+        raise MegError(f"{folder} cannot be changed: you have no permission to write it; nothing was changed.")
     writable = os.access(path, os.W_OK) and os.access(folder, os.W_OK)
     address = f"{path.absolute().as_uri()}?mode={'rw' if to_write or writable else 'ro'}"
     try:

@@ -54,9 +54,9 @@ def load_model(
     if sha256_of(inside(folder, name)) != sha256:
         raise damaged(folder, name)
     tensors, device = load_tensors(folder / name), first_device(device)
-    network = FamiliarityNetwork(config.encoder_size, config.familiarity)
+    network = FamiliarityNetwork(config.encoder_size, config.settings.familiarity)
     network.load_state_dict(_part(tensors, "router."))
-    generator = WeightGenerator(config.weight_size, config.encoder_size, config.generator)
+    generator = WeightGenerator(config.weight_size, config.encoder_size, config.settings.generator)
     generator.load_state_dict(_part(tensors, "generator."))
     return network.to(device).eval().requires_grad_(False), generator.to(device).eval().requires_grad_(False)
 

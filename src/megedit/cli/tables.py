@@ -97,20 +97,21 @@ def print_adapter(name: str, out: Console) -> None:
         counts, log = ledger.counts(), ledger.operations()
         collected = sum(not record.generated for record in ledger.records(status="active"))
     calibration, decision = config.calibration, config.calibration.decision
+    generator = config.settings.generator
     rows = {
         "base model": config.base,
         "fingerprint": config.base_fingerprint[:16],
-        "layer": f"{config.layer}: {config.record.get('layer', 'as it was set')}",
-        "neuron acts on": "the last prompt token and the answer" if config.span == "answer" else "all positions",
+        "layer": f"{config.layer}: {config.provenance.get('layer', 'as it was set')}",
+        "neuron acts on": "the last prompt token and the answer" if config.positions == "answer" else "all positions",
         "template": json.dumps(config.template.text, ensure_ascii=False),
         "edits": ", ".join(f"{count:,} {status}" for status, count in counts.items()),
         "answered by": f"generated neurons {counts['active'] - collected:,}, collected ones {collected:,}",
         "revision": f"{log[-1].revision}: {log[-1].kind}, {log[-1].time} UTC; fitted to {log[0].source}",
         "router": f"{calibration.rule}: {decision.true_positive_rate:.1%} of held-out rephrases recognised, "
         f"{decision.false_positive_rate:.1%} of other queries let through",
-        "generator": f"{config.generator.prediction} prediction, {config.generator.sample_steps} sampling steps",
+        "generator": f"{generator.prediction} prediction, {generator.sample_steps} sampling steps",
         "size": f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.0f} MB",
-        "made with": ", ".join(f"{name} {number}" for name, number in config.record.get("versions", {}).items()),
+        "made with": ", ".join(f"{name} {number}" for name, number in config.provenance.get("versions", {}).items()),
     }
     table = Table(show_header=False, title=escape(name), title_justify="left")
     for name, value in rows.items():

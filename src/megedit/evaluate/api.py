@@ -64,7 +64,7 @@ def evaluate(
         settings,
         unfamiliar_is_unedited=True,
         system={"base": config.base, "edits": len(edited.edits)},
-        fit={"stages": config.record.get("stages", {}), "calibration": calibration},
+        fit={"stages": config.provenance.get("stages", {}), "calibration": calibration},
         journal=_journal(system, standard, protocol) if resume else None,
         progress=progress,
         check=lambda cases: refuse_overlap(adapter, cases),

@@ -217,7 +217,9 @@ def _collected(adapter: Adapter, plan: _Plan, load: Load, stages: Stages) -> lis
     examples = [tokenize(tokenizer, adapter.config.template, edit) for edit in plan.new]
     with stages.stage("Collecting neurons", len(examples)) as advance:
         shared = _shared(adapter, plan.new, examples)
-        found = collect(backbone, examples, adapter.config.collection, tokenizer.pad_token_id, advance, known=shared)
+        found = collect(
+            backbone, examples, adapter.config.settings.collection, tokenizer.pad_token_id, advance, known=shared
+        )
     collected = []
     for i, (vector, neuron) in enumerate(zip(plan.vectors.rows(), to_bytes(found.weights), strict=True)):
         works = bool(found.leads[i] > 0)

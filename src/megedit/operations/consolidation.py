@@ -102,7 +102,7 @@ class Consolidation:
     ) -> None:
         self.adapter, self.backbone, self.stages = adapter, backbone, stages
         self.old, self.new, self.gone = [record for record in adapter.active if record.generated], new, gone
-        self._tokenizer, self._seed = tokenizer, adapter.config.settings["seed"]
+        self._tokenizer, self._seed = tokenizer, adapter.config.settings.seed
         rows_of = {record.number: row for row, record in enumerate(adapter.routed)}
         rows = [rows_of[record.number] for record in (*self.old, *new, *gone)]
         self.vectors = adapter.router.vectors[torch.tensor(rows)]
@@ -112,21 +112,21 @@ class Consolidation:
     ) -> tuple[FamiliarityNetwork, WeightGenerator]:
         """Familiarity network and generator, each gone on from where it was."""
         config, known = self.adapter.config, len(self.old) + len(self.new)
-        steps = training_steps(2 * len(self.new), config.familiarity) if self.new else 0
+        steps = training_steps(2 * len(self.new), config.settings.familiarity) if self.new else 0
         if self.new:
             with self.stages.stage("Training the router", steps) as advance:
                 network = train_familiarity(
-                    self.vectors[:known], config.familiarity, self._seed, advance, network, len(self.new)
+                    self.vectors[:known], config.settings.familiarity, self._seed, advance, network, len(self.new)
                 )
         changed = max(len(self.new) + len(self.gone), 1)
         settings = replace(
-            config.generator,
-            min_steps=max(STEPS, PASSES * (len(self.new) + len(self.gone)) * 2 // config.generator.batch_size),
+            config.settings.generator,
+            min_steps=max(STEPS, PASSES * (len(self.new) + len(self.gone)) * 2 // config.settings.generator.batch_size),
             passes=0,
             even_tail=1.0,
-            hard_example_weight=max(config.generator.hard_example_weight, len(self.old) / changed),
+            hard_example_weight=max(config.settings.generator.hard_example_weight, len(self.old) / changed),
             check_every=CHECK_EVERY,
-            lr=config.generator.lr / SLOWER,
+            lr=config.settings.generator.lr / SLOWER,
         )
         silent = generator.mean.clone()
         silent[-config.hidden_size :] = 0
@@ -156,4 +156,6 @@ class Consolidation:
     def _batches(self, rows: Sequence[int]) -> Iterator[Prepared]:
         records = [*self.old, *self.new]
         examples = [tokenize(self._tokenizer, self.adapter.config.template, records[row].edit) for row in rows]
-        return prepare_all(self.backbone, examples, self.adapter.config.collection, self._tokenizer.pad_token_id)
+        return prepare_all(
+            self.backbone, examples, self.adapter.config.settings.collection, self._tokenizer.pad_token_id
+        )
