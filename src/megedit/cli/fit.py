@@ -127,5 +127,5 @@ def _fit(
 
 
 def _command() -> str:
-    """How to call this program from where the user is: `meg`, or its path while that is not on the search path."""
+    """Name this program as the user can call it: `meg`, or its path where that is not on the search path."""
     return "meg" if shutil.which("meg") else os.path.relpath(Path(sys.executable).with_name("meg"))

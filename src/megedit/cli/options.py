@@ -1,4 +1,4 @@
-"""What the commands share: consoles, options, and how text reaches the terminal."""
+"""The parts that all commands share: consoles, options, and text on its way to the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands print: the table of metrics, answers side by side, the content of an adapter."""
+"""Tables that the commands print: metrics, answers side by side, the content of an adapter."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def general_table(result: GeneralResult) -> Table:
 
 
 def print_adapter(name: str, out: Console) -> None:
-    """What an adapter holds, without loading the models."""
+    """Print the content of an adapter, without loading its models."""
     folder = find_adapter(name)
     config = read_config(folder)
     with reading(folder) as ledger:
