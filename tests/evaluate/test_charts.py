@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ET
 
-from megedit.evaluate.report.charts import Axis, Curve, bar_chart, histogram, roc_chart, scaling_chart
+from megedit.evaluate.report.charts import (
+    Axis,
+    Curve,
+    bar_chart,
+    histogram,
+    line_chart,
+    roc_chart,
+    scaling_chart,
+    svg_file,
+)
 
 
 def test_axis() -> None:
@@ -40,3 +50,21 @@ def test_histogram_shows_shares_of_each_class() -> None:
 def test_scaling_of_one_point_less() -> None:
     chart = scaling_chart([None, (10.0, {"value": 50.0, "low": 50.0, "high": 50.0})], False, "")
     assert 'class="dot s1"' in chart and "polyline" not in chart
+
+
+def test_lines_by_layer() -> None:
+    """Layers 2 to 4 are spread over 48 to 410, percentages over 246 to 10; layer 3 is marked."""
+    chart = line_chart({"edits": [(4, 50.0), (2, 100.0)], "<other>": [(3, 0.0)]}, "layer", "%", "", marked=3)
+    assert '<polyline points="48.0,10.0 410.0,128.0" class="curve s0">' in chart
+    assert '<line x1="229.0" y1="246.0" x2="229.0" y2="10.0" class="mark"></line>' in chart
+    assert [text for text in ("2", "3", "4") if f">{text}</text>" not in chart] == []
+    assert ">edits</text>" in chart and ">&lt;other&gt;</text>" in chart
+    assert line_chart({"one": [(7, 50.0)]}, "layer", "%", "").count("<circle") == 1
+
+
+def test_a_figure_as_a_file() -> None:
+    """It is XML that needs no style sheet beside it."""
+    text = svg_file(line_chart({"edits": [(0, 1.0), (1, 2.0)]}, "layer", "%", "by <layer>"))
+    root = ET.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.attrib["aria-label"] == "by <layer>"
+    assert "var(" not in text and ".curve.s0 { stroke: #2f81f7; }" in text

@@ -1,12 +1,13 @@
 """The figures of the report as inline SVG: numbers in, markup out.
 
-Nothing here knows a colour: series i has the class `s0` to `s5` of the style sheet, lines and text are `currentColor`,
-so that a figure follows the light or dark page it stands on.
+On a page, series i has the colour `--s0` to `--s5` of its style sheet, lines and text are `currentColor`, so that a
+figure follows the light or dark page it stands on. `svg_file` makes a file of a figure, with colours of its own.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,22 @@ EstimateJson = Mapping[str, float]
 _WIDTH, _HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 410, 10, 246
 _PERCENT_TICKS = tuple((float(value), str(value)) for value in (0, 25, 50, 75, 100))
+STYLE = """\
+svg text { fill: currentColor; } svg .muted { fill: var(--muted); }
+svg .grid { stroke: var(--rule); } svg .axis { stroke: var(--muted); }
+svg .whisker { stroke: currentColor; stroke-width: 1.3; opacity: .75; }
+svg .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; } svg .curve.s1 { stroke-dasharray: 6 4; }
+svg .chance, svg .mark { fill: none; stroke: var(--muted); stroke-dasharray: 1.5 4; }
+svg .joined { fill: none; stroke: var(--muted); stroke-width: 1.3; }
+svg .dot { stroke: var(--page); stroke-width: 1.5; } svg .area { fill-opacity: .6; }
+""" + "".join(
+    f"svg .curve.{s} {{ stroke: var(--{s}); }} svg .bar.{s}, svg .dot.{s}, svg .area.{s} {{ fill: var(--{s}); }}\n"
+    for s in (f"s{i}" for i in range(SERIES))
+)
+_FILE_COLOURS = {  # readable on white and on black
+    "text": "#768390", "muted": "#768390", "rule": "#76839055", "page": "none",
+    "s0": "#2f81f7", "s1": "#d29922", "s2": "#3fb950", "s3": "#a371f7", "s4": "#db6d8d", "s5": "#9aa4af",
+}  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -121,6 +138,44 @@ def scaling_chart(points: Sequence[tuple[float, EstimateJson] | None], joined: b
         title = f"{count:,.0f} edits: {each['value']:.1f}"
         parts.append(_dot(x, y, count, each["value"], f"dot s{i % SERIES}", title))
     return _svg(parts, _HEIGHT, description)
+
+
+def line_chart(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    description: str,
+    *,
+    marked: float | None = None,
+) -> Markup:
+    """Percentages (0 to 100) against whole numbers, a line for each named series, and a legend below them.
+
+    marked: a dotted vertical line at this number.
+    """
+    numbers = sorted({at_x for points in series.values() for at_x, _ in points})
+    low, high = numbers[0], max(numbers[-1], numbers[0] + 1)
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if (high - low) / step <= 12)
+    ticks = tuple((float(n), f"{n:g}") for n in range(math.ceil(low / step) * step, math.floor(high) + 1, step))
+    x = Axis(low, high, _LEFT, _RIGHT, ticks, x_label)
+    y = Axis(0, 100, _BOTTOM, _TOP, _PERCENT_TICKS, y_label)
+    parts, at = _frame(x, y), float(_LEFT)
+    if marked is not None:
+        parts.append(_line(x.at(marked), y.start, x.at(marked), y.end, "mark"))
+    for i, (name, points) in enumerate(series.items()):
+        parts.append(_polyline(x, y, sorted(points), f"curve s{i % SERIES}"))
+        parts += [_dot(x, y, *point, f"dot s{i % SERIES}", f"{name}: {point[1]:.1f}") for point in points]
+        parts += [_box(at, _HEIGHT + 4, at + 10, _HEIGHT + 14, f"bar s{i % SERIES}")]
+        parts.append(_text(at + 15, _HEIGHT + 13, name, "start"))
+        at += 30 + 6.5 * len(name)
+    return _svg(parts, _HEIGHT + 22, description)
+
+
+def svg_file(chart: Markup) -> str:
+    """A figure as the content of an SVG file that needs nothing else."""
+    style = re.sub(r"var\(--(\w+)\)", lambda match: _FILE_COLOURS[match[1]], STYLE)
+    sheet = f"<style>\nsvg {{ color: {_FILE_COLOURS['text']}; font: 12px sans-serif; }}\n{style}</style>"
+    head, _, rest = chart.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{sheet}{rest}\n'
 
 
 def _log_axis(values: Sequence[float], label: str, form: str = "") -> Axis:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from megedit.errors import MegError
-from megedit.evaluate.report import details, overview
+from megedit.evaluate.report import charts, details, overview
 from megedit.evaluate.result import FORMAT
 from megedit.runtime.files import write_whole
 
@@ -72,6 +73,7 @@ def render_report(results: Sequence[ResultJson], examples: int = 5) -> str:
     template = environment.from_string(files("megedit.evaluate.report").joinpath("page.html.jinja").read_text("utf-8"))
     labels = overview.labels_of(results)
     return template.render(
+        figure_style=Markup(charts.STYLE),
         labels=labels,
         first=results[0],
         measured=overview.measured(results, labels),
