@@ -11,7 +11,7 @@ from rich.logging import RichHandler
 
 from megedit.cli import operations
 from megedit.cli.ask import ask, explain
-from megedit.cli.eval import evaluate, report
+from megedit.cli.eval import evaluate, general, report
 from megedit.cli.fit import demo, fit
 from megedit.cli.options import AdapterName, err, out, plain
 from megedit.cli.probe import probe
@@ -41,6 +41,7 @@ app.command(
 )(fit)
 app.command(epilog='**Example:** `meg ask adapters/facts "Who employs Scott Mills?"`')(ask)
 app.command("eval", epilog="**Example:** `meg eval adapters/facts --report report`")(evaluate)
+app.command(epilog="**Example:** `meg general adapters/facts --tasks piqa,arc_easy --limit 200`")(general)
 app.command("list", epilog="**Example:** `meg list adapters/facts --search Mills`")(operations.list_edits)
 app.command(epilog="**Example:** `meg log adapters/facts`")(operations.log)
 app.command(epilog="**Example:** `meg diff adapters/facts adapters/other`")(operations.diff)

@@ -1,9 +1,9 @@
-"""The commands `meg eval` and `meg report`."""
+"""The commands `meg eval`, `meg general` and `meg report`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,56 +19,55 @@ from megedit.cli.options import (
     torch_dtype,
     write_json,
 )
+from megedit.edits.public import PUBLIC
+from megedit.evaluate.perturb import PERTURBATIONS
+from megedit.evaluate.protocols import PROTOCOLS, TemplateKind
 
 if TYPE_CHECKING:
     from megedit.edits.edit_set import EditSet
     from megedit.evaluate import Evaluation, EvaluationSettings
     from megedit.model import MegModel
 
-AskedThrough = Literal["adapter", "chat", "raw"]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Edits with rephrases and neighbours: a file, or {', '.join(PUBLIC)} from the Hugging Face Hub "
+        "[default: those in the adapter]"
+    ),
+]
+RobustnessOption = Annotated[
+    str | None,
+    typer.Option(help=f"Also ask the edits' queries perturbed: all, or names of {', '.join(PERTURBATIONS)}"),
+]
+TemplateOption = Annotated[
+    TemplateKind | None,
+    typer.Option(help="The adapter's template, the model's chat template alone, or none [default: the protocol's]"),
+]
+ResultOption = Annotated[
+    Path | None, typer.Option("--out", help="Write every question, answer and verdict to this JSON file")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Questions asked at a time")]
 
 
 def evaluate(
     adapter: AdapterName,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Edits with rephrases and neighbours: a file, or counterfact, zsre, knowedit, mquake from the Hugging "
-            "Face Hub [default: those in the adapter]"
-        ),
-    ] = None,
-    protocol: Annotated[
-        str, typer.Option(help="paper, wild, cloze, counterfact, zsre-tf, multi-hop or long")
-    ] = "paper",
+    data: DataOption = None,
+    protocol: Annotated[str, typer.Option(help=f"One of {', '.join(PROTOCOLS)}")] = "paper",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many edits")] = None,
     rephrases: Annotated[int | None, typer.Option(min=0, help="Rephrases an edit [default: all]")] = None,
     neighbours: Annotated[
         int | None, typer.Option(min=0, help="Neighbourhood prompts an edit [default: the protocol's]")
     ] = None,
-    robustness: Annotated[
-        str | None, typer.Option(help="Also ask the edits' queries perturbed: all, or names such as typos,noise")
-    ] = None,
-    template: Annotated[
-        AskedThrough | None,
-        typer.Option(help="The adapter's template, the model's chat template alone, or none [default: the protocol's]"),
-    ] = None,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write every question, answer and verdict to this JSON file")
-    ] = None,
+    robustness: RobustnessOption = None,
+    template: TemplateOption = None,
+    out_file: ResultOption = None,
     report_dir: Annotated[
         Path | None, typer.Option("--report", help="Write an HTML report and the JSON file to this folder")
-    ] = None,
-    general: Annotated[
-        str | None,
-        typer.Option(help="Instead, run these tasks of lm-evaluation-harness on both models, such as piqa,arc_easy"),
-    ] = None,
-    task_folder: Annotated[
-        Path | None, typer.Option(help="With --general: folder with tasks of your own, used offline")
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Edits to show with their answers")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of perturbations and bootstrap")] = 0,
     base: MovedBase = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at a time")] = 128,
+    batch_size: BatchOption = 128,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
@@ -76,15 +75,13 @@ def evaluate(
 
     An interrupted evaluation goes on when the same command is given again.
     """
-    from megedit.edits.edit_set import EditSet
     from megedit.edits.public import load_edits
     from megedit.evaluate import EvaluationSettings, find_protocol
-    from megedit.evaluate.perturb import PERTURBATIONS
+    from megedit.evaluate.api import adapter_edits, known_edits
     from megedit.model import MegModel
 
     find_protocol(protocol)
     check_places(out_file, report_dir)
-    chosen = load_edits(data, limit=limit, on_conflict="first") if data else None
     names = tuple(PERTURBATIONS) if robustness == "all" else tuple(filter(None, (robustness or "").split(",")))
     settings = EvaluationSettings(
         rephrases=rephrases,
@@ -94,24 +91,51 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
     )
+    given = load_edits(data, limit=limit, on_conflict="first") if data else None
     model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
-    if general is not None:
-        _general(model, general, limit, task_folder, batch_size, seed, out_file)
-        return
-    if chosen is None:
-        made = [record.edit for record in model.adapter.records if record.status != "removed"]
-        chosen = EditSet(tuple(made[:limit]), adapter, "adapter")
-    for line in chosen.dropped_summary():
+    edits = known_edits(model.adapter, given) if given else adapter_edits(model.adapter, adapter, limit)
+    for line in edits.dropped_summary():
         err.print(line, highlight=False, markup=False, soft_wrap=True)
-    result = evaluate_and_print(model, chosen, adapter, protocol, settings, examples).to_json()
+    result = evaluate_and_print(model, edits, adapter, protocol, settings, examples).to_json()
     if out_file is not None:
         write_json(result, out_file, "Every answer")
     if report_dir is not None:
-        from megedit.evaluate.report import write_report
-
-        page = write_report([result], report_dir)
+        _write_report([result], report_dir)
         write_json(result, report_dir / "result.json", "Every answer")
-        out.print(f"The report is [bold]{plain(str(page))}[/].", highlight=False, soft_wrap=True)
+
+
+def general(
+    adapter: AdapterName,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks of lm-evaluation-harness, such as piqa,arc_easy", show_default=False)
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many documents of each task")] = None,
+    fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question [default: the task's own number]")
+    ] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="Folder with tasks of your own, used offline")] = None,
+    out_file: ResultOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of examples and of sampling")] = 0,
+    base: MovedBase = None,
+    batch_size: BatchOption = 16,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Measure general ability: tasks of lm-evaluation-harness, on the edited and on the unedited model."""
+    from megedit.cli.tables import general_table
+    from megedit.evaluate.lm_eval.general import check_harness, general_ability
+    from megedit.model import MegModel
+
+    check_harness()
+    check_places(out_file)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
+    result = general_ability(
+        model, names, limit=limit, num_fewshot=fewshot, task_folder=task_folder, batch_size=batch_size, seed=seed
+    )
+    out.print(general_table(result))
+    if out_file is not None:
+        write_json(result.to_json(), out_file, "Every value")
 
 
 def report(
@@ -120,9 +144,15 @@ def report(
     examples: Annotated[int, typer.Option(min=0, help="Examples of each kind of failure")] = 5,
 ) -> None:
     """Make one HTML report of one or several results of the same protocol."""
-    from megedit.evaluate.report import load_result, write_report
+    from megedit.evaluate.report import load_result
 
-    page = write_report([load_result(path) for path in results], out_dir, examples)
+    _write_report([load_result(path) for path in results], out_dir, examples)
+
+
+def _write_report(results: list[dict[str, object]], folder: Path, examples: int = 5) -> None:
+    from megedit.evaluate.report import write_report
+
+    page = write_report(results, folder, examples)
     out.print(f"The report is [bold]{plain(str(page))}[/].", highlight=False, soft_wrap=True)
 
 
@@ -147,22 +177,3 @@ def evaluate_and_print(
     if examples:
         out.print(examples_table(result, examples))
     return result
-
-
-def _general(
-    model: MegModel,
-    tasks: str,
-    limit: int | None,
-    folder: Path | None,
-    batch_size: int,
-    seed: int,
-    out_file: Path | None,
-) -> None:
-    from megedit.cli.tables import general_table
-    from megedit.evaluate.lm_eval.general import general_ability
-
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    result = general_ability(model, names, limit=limit, task_folder=folder, batch_size=batch_size, seed=seed)
-    out.print(general_table(result))
-    if out_file is not None:
-        write_json(result.to_json(), out_file, "Every answer")

@@ -20,6 +20,8 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
+from megedit.errors import needs
+
 ARTICLES = frozenset({"a", "an", "the"})
 
 # A letter, mark or digit of Thai, Lao, Myanmar, Khmer, Japanese kana or Chinese characters: no spaces between words.
@@ -143,7 +145,7 @@ def long_answer(generated: str, reference: str) -> dict[str, float]:
     `rouge_l`: from rouge-score, without stemming, on lower-case words without punctuation; for English the words of
     its own tokenizer, which would drop every letter outside ASCII. `bleu`: from sacrebleu with its defaults
     (tokenization 13a, exponential smoothing, effective order). In both, each letter is a word in scripts without
-    spaces. 0 when either text is empty.
+    spaces. 0 when either text is empty. Raises MegError when a library is missing; both are in the extra `long`.
     """
     rouge = _rouge_scorer().score(reference, generated)["rougeL"].fmeasure
     bleu = _bleu_scorer().sentence_score(_spaced(generated), [_spaced(reference)]).score / 100
@@ -152,6 +154,7 @@ def long_answer(generated: str, reference: str) -> dict[str, float]:
 
 @cache
 def _rouge_scorer() -> Any:
+    needs("rouge_score", "long", "ROUGE-L of long answers")
     from rouge_score.rouge_scorer import RougeScorer  # takes a second, and most commands need none
 
     return RougeScorer(["rougeL"], tokenizer=_RougeTokenizer())
@@ -159,6 +162,7 @@ def _rouge_scorer() -> Any:
 
 @cache
 def _bleu_scorer() -> Any:
+    needs("sacrebleu", "long", "BLEU of long answers")
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(effective_order=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from megedit.edits.edit_set import Edit, EditSet, normalise_query
-from megedit.errors import MegError
+from megedit.errors import MegError, needs
 from megedit.evaluate.perturb import PERTURBATIONS, perturb
 
 Measure = Literal["ag", "tf", "exact", "contains", "begins", "success", "entropy", "rouge_l", "bleu"]
@@ -217,6 +217,8 @@ def _multi_hop_cases(edits: EditSet, settings: EvaluationSettings) -> Iterator[C
 
 
 def _long_cases(edits: EditSet, settings: EvaluationSettings) -> Iterator[Case]:
+    for package in ("rouge_score", "sacrebleu"):
+        needs(package, "long", "the protocol long")
     yield from _wordings(edits, settings)
     yield from _questions(edits, "sub_question")
 

@@ -14,13 +14,13 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import set_seed
-
-from megedit.errors import MegError
-from megedit.evaluate.lm_eval.harness import INSTALLED, MegLM, harness_level
+from megedit.errors import MegError, needs
 from megedit.model import MegModel
+
+if TYPE_CHECKING:  # needs the harness
+    from megedit.evaluate.lm_eval.harness import MegLM
 
 logger = logging.getLogger("megedit")
 
@@ -158,6 +158,11 @@ def _check_task(name: str, task: Any) -> None:
 # Measuring
 
 
+def check_harness() -> None:
+    """Raise MegError when lm-evaluation-harness is not installed."""
+    needs("lm_eval", "general", "measuring general ability")
+
+
 def general_ability(
     model: MegModel,
     tasks: Sequence[str],
@@ -177,12 +182,13 @@ def general_ability(
     Raises MegError when lm-eval is not installed, no task is named, a task is not known, its data cannot be loaded, it
     runs code or needs images; ValueError when `limit` or `batch_size` is below 1.
     """
-    if not INSTALLED:
-        raise MegError("lm-evaluation-harness is not installed; run `pip install 'megedit[general]'`.")
+    check_harness()
     if not tasks:
         raise MegError("No task is named; give the name of at least one task of lm-evaluation-harness.")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError("limit and batch_size must be at least 1")
+    from megedit.evaluate.lm_eval.harness import MegLM, harness_level
+
     with harness_level(logging.WARNING), redirect_stdout(io.StringIO()):  # it prints what it does
         loaded = _load_tasks(list(dict.fromkeys(tasks)), task_folder)
         _set_examples(loaded["tasks"], num_fewshot)
@@ -196,11 +202,12 @@ def general_ability(
 
 def _measure(language_model: MegLM, loaded: dict[str, dict[str, Any]], limit: int | None, seed: int) -> dict[str, Any]:
     """One run of the harness, from the same seed each time."""
+    from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
+    from transformers import set_seed
+
     set_seed(seed)
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=seed)
-    from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
-
     results: dict[str, Any] = evaluate(language_model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP_ITERS)
     return results
 

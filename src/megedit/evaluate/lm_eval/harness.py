@@ -1,6 +1,6 @@
 """An edited model as a model of lm-evaluation-harness, through the harness's own class for Hugging Face models.
 
-This module can be imported without the harness, which is the extra `general`; `INSTALLED` tells.
+This module needs the harness, which is the extra `general`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,14 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
+from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
+from lm_eval.models.utils_hf import stop_sequences_criteria  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import log_softmax
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from megedit.errors import MegError
 from megedit.model import MegModel
-
-try:
-    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
-    from lm_eval.models.utils_hf import stop_sequences_criteria  # type: ignore[import-untyped]
-
-    INSTALLED = True
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "lm_eval":  # the harness is there and lacks something itself
-        raise
-    HFLM, INSTALLED = object, False
 
 logger = logging.getLogger("megedit")
 
