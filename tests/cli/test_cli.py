@@ -24,7 +24,7 @@ from tests.conftest import Fitted
 
 cli = importlib.import_module("megedit.cli.app")
 LIFE = ["list", "log", "diff", "add", "update", "remove", "undo", "rollback", "consolidate", "explain"]
-COMMANDS = ["fit", "ask", "eval", "show", "probe", "demo", *LIFE]
+COMMANDS = ["fit", "ask", "eval", "general", "report", "show", "probe", "demo", *LIFE]
 
 
 def meg(*arguments: object) -> Result:
@@ -219,7 +219,7 @@ def test_eval(fitted: Fitted, tmp_path: Path) -> None:
     assert "Where was Ada Brook born?" in text or "the edit" in text
     assert f"Every answer is in {place / 'result.json'}." in text
     values = json.loads((place / "result.json").read_text())
-    assert values["metrics"][0]["edited"]["value"] == 100.0 and values["subject"]["name"] == str(fitted.adapter)
+    assert values["metrics"][0]["edited"]["value"] == 100.0 and values["system"]["name"] == str(fitted.adapter)
     assert len(values["verdicts"]) == 15
     assert [path.name for path in place.iterdir()] == ["result.json"]
 
@@ -246,11 +246,16 @@ def test_eval_of_other_data_with_a_report(fitted: Fitted, tmp_path: Path) -> Non
         (("--data", "no-such-set"), "no-such-set"),
         (("--robustness", "shout"), "There is no perturbation 'shout'"),
         (("--protocol", "counterfact"), "needs `target_true`, and 8 of 8 edits"),
-        (("--general", ","), "task"),
     ],
 )
 def test_eval_refuses(fitted: Fitted, options: tuple[str, ...], message: str) -> None:
     assert message in problem("eval", fitted.adapter, *options)
+
+
+def test_general_refuses(fitted: Fitted, tmp_path: Path) -> None:
+    assert "No task is named" in problem("general", fitted.adapter, "--tasks", ",")
+    assert "is not a folder" in problem("general", fitted.adapter, "--tasks", "a", "--task-folder", tmp_path / "none")
+    assert meg("general", fitted.adapter).exit_code == 2
 
 
 def test_fit(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -381,3 +381,34 @@ def test_ids_of_cases_without_one(file: Path) -> None:
     assert (edits.instances[first], third) == ((f"{first}-1", f"{first}-2"), "3")
     file.write_text(jsonl(cases[0]))
     assert list(read_edits(file).instances) == [first]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Edits as they are, and a part of a set
+
+
+def test_edits_as_they_are() -> None:
+    """Contradictions stay, since they are what an adapter may hold; ids must differ."""
+    edits = [Edit("1", "Q", "A"), Edit("2", "Q", "B")]
+    assert list(EditSet.of(edits, "here")) == edits
+    with pytest.raises(MegError, match="here: the id '1' is there twice"):
+        EditSet.of([edits[0], Edit("1", "R", "A")], "here")
+    with pytest.raises(MegError, match="here: there is no edit"):
+        EditSet.of([], "here")
+    with pytest.raises(MegError, match="here: expected an Edit"):
+        EditSet.of(["Q"], "here")  # type: ignore[list-item]
+
+
+def test_a_part_of_a_set() -> None:
+    """Questions over an edit that is gone go with it."""
+    edits = [Edit(name, f"Q{name}", "A") for name in "abc"]
+    questions = tuple(
+        Question(kind="multi_hop", query=group, answers=("A",), group=group) for group in ("a", "c", "case 1", "case 2")
+    )
+    whole = replace(
+        EditSet.of(edits, "here"), questions=questions, instances={"case 1": ("a", "b"), "case 2": ("b", "c")}
+    )
+    part = whole.only({"a", "b"}, "not wanted")
+    assert [edit.id for edit in part] == ["a", "b"] and part.instances == {"case 1": ("a", "b")}
+    assert [question.group for question in part.questions] == ["a", "case 1"]
+    assert part.dropped_summary() == ["edit c: left out, not wanted"]

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import load_adapter
-from megedit.edits.edit_set import Edit
+from megedit.edits.edit_set import Edit, EditSet
 from megedit.errors import MegError
 from megedit.evaluate import (
     PROTOCOLS,
@@ -306,6 +306,29 @@ def test_edits_of_another_adapter(model: MegModel) -> None:
         evaluate(model, [Edit("1", "Something else?", "A")])
 
 
+def test_edits_that_are_not_all_in_the_adapter(oracle: MegModel, caplog: pytest.LogCaptureFixture) -> None:
+    """Only those that are there are asked, and the result counts the others."""
+    others = [Edit(f"other {i}", f"Something else {i}?", "A") for i in range(7)]
+    result = evaluate(oracle, [*oracle.edits, *others], settings=SETTINGS)
+    assert result.edited.reliability_ag == 100.0 and result.counts["reliability"] == result.data["edits"] == 8
+    assert result.data["dropped"] == ["7 records: left out, not in this adapter (first: edit other 0)"]
+    assert "7 of the 15 edits are not in this adapter" in caplog.text
+
+
+def test_no_edits(model: MegModel) -> None:
+    with pytest.raises(MegError, match="Python: there is no edit; give at least one"):
+        evaluate(model, [])
+    with pytest.raises(MegError, match="There are no edits to evaluate"):
+        evaluate(lambda queries: queries, EditSet((), "here", "python"))
+
+
+def test_values_as_attributes(oracle: MegModel) -> None:
+    result = evaluate(oracle, oracle.edits, settings=SETTINGS)
+    assert result.edited.score == result.edited["score"] == pytest.approx(100.0)
+    with pytest.raises(AttributeError, match="there is no metric 'scores'; choose from reliability_ag"):
+        result.edited.scores  # noqa: B018
+
+
 def test_an_interrupted_evaluation_goes_on(oracle: MegModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(oracle, oracle.edits, settings=SETTINGS, resume=False)
     assert not list(cache.glob("evaluations/*"))
@@ -360,6 +383,7 @@ def test_the_result_as_json(oracle: MegModel) -> None:
         },
     }  # fmt: skip
     assert values["system"]["name"] == "adapters/x" and values["system"]["edits"] == 8
+    assert values["data"]["digest"] == EditSet.of(oracle.edits, "anywhere").digest
     assert [metric["name"] for metric in values["metrics"]] == [*SIX, "score"]
     assert values["metrics"][0]["edited"] == {"value": 100.0, "low": 100.0, "high": 100.0, "count": 8}
     assert set(values["fit"]) == {"stages", "calibration"} and len(values["verdicts"]) == 24

@@ -7,6 +7,9 @@ import sys
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
+from megedit.edits.edit_set import Edit, EditSet
+from megedit.errors import MegError
+from megedit.evaluate import EvaluationSettings, cases_of, find_protocol
 from megedit.evaluate.metrics import (
     answer_text,
     answers_target,
@@ -288,3 +291,13 @@ def test_rouge_on_english_is_that_of_the_library() -> None:
 def test_the_libraries_of_long_answers_are_imported_when_needed() -> None:
     code = "import sys, megedit.evaluate.metrics; sys.exit(len({'rouge_score', 'sacrebleu'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
+
+
+@pytest.mark.parametrize("package", ["rouge_score", "sacrebleu"])
+def test_a_library_of_long_answers_that_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before anything is asked."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    edits = EditSet.of([Edit("1", "Q", "A")], "here")
+    with pytest.raises(MegError, match=r"is needed for the protocol long; run pip install 'megedit\[long\]'"):
+        cases_of(edits, find_protocol("long"), EvaluationSettings())

@@ -8,7 +8,7 @@ name the file, the place and the field; `EditSet.dropped` lists what was left ou
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +118,36 @@ class EditSet:
         if not builder.kept and not builder.dropped:
             raise MegError(f"{source}: the list is empty; give at least one edit")
         return builder.edit_set("python")
+
+    @classmethod
+    def of(cls, edits: Iterable[Edit], source: str) -> "EditSet":
+        """The edits as they are, without the checks for contradictions, such as those of an adapter.
+
+        Raises:
+            MegError: there is no edit, something else than an edit, or two edits with one id.
+        """
+        members = tuple(edits)
+        for edit in members:
+            if not isinstance(edit, Edit):
+                raise MegError(f"{source}: expected an Edit, got {kind_of(edit)}")
+        repeated = [name for name, count in Counter(edit.id for edit in members).items() if count > 1]
+        if repeated:
+            raise MegError(f"{source}: the id {repeated[0][:60]!r} is there twice; give each edit an id of its own")
+        if not members:
+            raise MegError(f"{source}: there is no edit; give at least one")
+        return cls(members, source, "edits")
+
+    def only(self, ids: Collection[str], kind: str) -> "EditSet":
+        """The edits with these ids, and the questions about nothing but them; the others are `dropped` as `kind`."""
+        kept, others = set(ids), [edit for edit in self.edits if edit.id not in ids]
+        instances = {case: members for case, members in self.instances.items() if kept.issuperset(members)}
+        return replace(
+            self,
+            edits=tuple(edit for edit in self.edits if edit.id in kept),
+            dropped=(*self.dropped, *(Dropped(f"edit {edit.id}", kind) for edit in others)),
+            questions=tuple(q for q in self.questions if q.group in instances or q.group in kept - {*self.instances}),
+            instances=instances,
+        )
 
 
 def read_edits(path: str | Path, *, limit: int | None = None, on_conflict: OnConflict = "error") -> EditSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from megedit.lm.loading import cache_folder
 from megedit.lm.template import Template
 from megedit.model import MegModel
 from megedit.pseudo.knowledge import text_key
+
+logger = logging.getLogger("megedit")
 
 Function = Callable[[list[str]], list[str]]
 
@@ -41,17 +44,19 @@ def evaluate(
     Without it, Locality cannot be measured. name: what the result calls it. resume: go on with an evaluation of the
     same system and questions that was interrupted. progress: called with the number of questions just done.
 
-    Raises MegError for an unknown protocol, data without what the protocol needs, or questions on which the adapter's
-    encoder or router was tuned.
+    Edits that a `MegModel` does not have are not asked; the result counts them as dropped.
+
+    Raises MegError for an unknown protocol, no edits, none that the model has, data without what the protocol needs, or
+    questions on which the adapter's encoder or router was tuned.
     """
     chosen, settings = find_protocol(protocol), settings or EvaluationSettings()
-    edit_set = edits if isinstance(edits, EditSet) else EditSet(tuple(edits), "Python", "python")
+    edit_set = edits if isinstance(edits, EditSet) else EditSet.of(edits, "Python")
     if not isinstance(edited, MegModel):
         system, standard = _as_system(edited, name), _as_system(unedited, "unedited") if unedited else None
         journal = _journal(system, standard, protocol) if resume and system.identity else None
         return run(chosen, system, standard, edit_set, settings, journal=journal, progress=progress)
     adapter, template = edited.adapter, template_of(settings.template or chosen.template, edited.tokenizer)
-    _check_edits(adapter, edit_set)
+    edit_set = known_edits(adapter, edit_set)
     system = MegSystem(edited, name or "adapter", template)
     standard = system.unedited()
     config = adapter.config
@@ -90,14 +95,29 @@ def refuse_overlap(adapter: Adapter, cases: Sequence[Case]) -> None:
         )
 
 
-def _check_edits(adapter: Adapter, edits: EditSet) -> None:
-    made = {normalise_query(record.edit.prompt) for record in adapter.records}
-    missing = [edit for edit in edits if normalise_query(edit.prompt) not in made]
-    if len(edits) and len(missing) == len(edits):
+def known_edits(adapter: Adapter, edits: EditSet) -> EditSet:
+    """The edits that the adapter has and that were not removed, told by their queries; the others are `dropped`.
+
+    Raises MegError when none is left.
+    """
+    made = {normalise_query(record.edit.prompt) for record in adapter.records if record.status != "removed"}
+    known = [edit.id for edit in edits if normalise_query(edit.prompt) in made]
+    if len(known) == len(edits) > 0:
+        return edits
+    if not known:
+        first = f" (first: {edits[0].prompt!r})" if len(edits) else ""
         raise MegError(
-            f"None of the {len(edits)} edits of {edits.source} is in this adapter (first: {missing[0].prompt!r}); "
-            "evaluate it on the facts it was made from."
+            f"None of the {len(edits)} edits of {edits.source} is in this adapter{first}; evaluate it on the facts it "
+            "was made from."
         )
+    logger.warning("%d of the %d edits are not in this adapter and are not asked", len(edits) - len(known), len(edits))
+    return edits.only(known, "not in this adapter")
+
+
+def adapter_edits(adapter: Adapter, source: str, limit: int | None = None) -> EditSet:
+    """The edits of an adapter that were not removed, those that failed among them; the first `limit` of them."""
+    made = [record.edit for record in adapter.records if record.status != "removed"]
+    return EditSet.of(made[:limit], source)
 
 
 def _as_system(given: Any, name: str) -> System:

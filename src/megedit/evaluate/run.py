@@ -72,7 +72,12 @@ def run(
     return Evaluation(
         protocol=describe(protocol, settings),
         system={"name": edited.name, "base": None, "edits": None, "identity": edited.identity, **(system or {})},
-        data={"source": edits.source, "edits": len(edits), "dropped": edits.dropped_summary()},
+        data={
+            "source": edits.source,
+            "digest": edits.digest,
+            "edits": len(edits),
+            "dropped": edits.dropped_summary(),
+        },
         metrics=summarise(ordered, metrics, protocol.score, settings.seed),
         verdicts=ordered,
         fit=fit,

@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 LIBRARIES = ("megedit", "torch", "transformers", "sentence-transformers", "diffusers")
 
 
 def machine() -> dict[str, Any]:
     """Processor, cores, threads and memory (GiB); where torch sees GPUs, the first one and how much memory it has."""
+    import torch  # here, since a report needs no more than the libraries' versions
+
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
