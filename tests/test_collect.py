@@ -17,16 +17,18 @@ from megedit.collect import (
     answer_logits,
     collect,
     loss_gradient,
+    prepare_all,
     shared_start,
 )
 from megedit.lm.backbone import Backbone
-from megedit.lm.batches import IGNORED, Example, Span, batch_units, common_prefix, prepare
+from megedit.lm.batches import IGNORED, Example, batch_units, common_prefix, prepare
 from megedit.neuron import DynamicNeuron, NeuronWeights
+from megedit.settings import Positions
 from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
 LAYER, PAD = 1, 2
 TEMPLATE = (0, 17, 23, 41)  # what every prompt begins with
-SPANS: tuple[Span, Span] = ("answer", "all")
+POSITIONS: tuple[Positions, Positions] = ("answer", "all")
 SETTINGS = CollectionSettings(steps=60, batch_size=5, margin=4.0, shared=0)  # each edit on its own
 
 
@@ -72,11 +74,11 @@ def run(backbone: Backbone, settings: CollectionSettings, examples: list[Example
 
 
 @torch.no_grad()
-def lone_logits(backbone: Backbone, example: Example, weights: NeuronWeights | None, span: Span) -> Tensor:
+def lone_logits(backbone: Backbone, example: Example, weights: NeuronWeights | None, positions: Positions) -> Tensor:
     """Logits of the answer positions, from the model as it is, with a hook, one row without padding."""
     ids = torch.tensor([example.prompt + example.answer[:-1]])
     neuron = DynamicNeuron(backbone.place, backbone.activation)
-    start = torch.tensor([len(example.prompt) - 1 if span == "answer" else 0])
+    start = torch.tensor([len(example.prompt) - 1 if positions == "answer" else 0])
     row = torch.tensor([0] if weights is not None else [], dtype=torch.long)
     with neuron.active(weights or NeuronWeights.from_vectors(torch.zeros(0, 64), 32), row, start, 1):
         logits: Tensor = backbone.model(input_ids=ids).logits[0, -len(example.answer) :]
@@ -85,15 +87,15 @@ def lone_logits(backbone: Backbone, example: Example, weights: NeuronWeights | N
 
 
 @pytest.mark.parametrize("backbone", FAMILIES, indirect=True)
-@pytest.mark.parametrize("span", SPANS)
+@pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("with_neurons", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_layout_changes_nothing(
-    backbone: Backbone, facts: list[Example], span: Span, with_neurons: bool, shared: bool
+    backbone: Backbone, facts: list[Example], positions: Positions, with_neurons: bool, shared: bool
 ) -> None:
     examples = facts if shared else [replace(fact, prompt=(60 + i, *fact.prompt)) for i, fact in enumerate(facts)]
     indices = [5, 0, 3, 7, 2]
-    batch = prepare(backbone, examples, indices, span, PAD)
+    batch = prepare(backbone, examples, indices, positions, PAD)
     assert batch.indices.tolist() == indices
     keys, values = torch.randn(2, len(indices), 32, generator=torch.Generator().manual_seed(4))
     weights = NeuronWeights(0.1 * keys, torch.full((len(indices),), 2.0), values) if with_neurons else None
@@ -101,7 +103,7 @@ def test_the_layout_changes_nothing(
     for row, index in enumerate(indices):
         answer = examples[index].answer
         assert batch.labels[row].tolist() == [*answer] + [IGNORED] * (batch.labels.shape[1] - len(answer))
-        alone = lone_logits(backbone, examples[index], None if weights is None else weights[[row]], span)
+        alone = lone_logits(backbone, examples[index], None if weights is None else weights[[row]], positions)
         # float32 rounding: the same sums over blocks of other shapes; logits are of size 10
         torch.testing.assert_close(logits[row, : len(answer)], alone, rtol=1e-4, atol=2e-4)
 
@@ -132,6 +134,7 @@ def test_a_prompt_of_one_token(backbone: Backbone) -> None:
         ([(1, 2, 3)], 3),
         ([(5, 1), (1, 5)], 0),
         ([(1, 2), ()], 0),
+        ([], 0),
         ([(1, 9, 9), (1, 2, 3), (1, 9, 9)], 1),
     ],
 )
@@ -171,9 +174,9 @@ def test_eight_facts_are_collected_in_every_family(backbone: Backbone, facts: li
         assert tuple(lone_logits(backbone, fact, weights, "answer").argmax(-1).tolist()) == fact.answer
 
 
-@pytest.mark.parametrize("span", SPANS)
-def test_every_fact_is_collected(backbone: Backbone, facts: list[Example], span: Span) -> None:
-    settings = replace(SETTINGS, positions=span)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_every_fact_is_collected(backbone: Backbone, facts: list[Example], positions: Positions) -> None:
+    settings = replace(SETTINGS, positions=positions)
     done: list[int] = []
     collected = collect(backbone, facts, settings, PAD, done.append)
     assert done == [5, 3]
@@ -183,7 +186,7 @@ def test_every_fact_is_collected(backbone: Backbone, facts: list[Example], span:
     # the results are in the order of the examples, and the leads are those of the hooked model
     for i, fact in enumerate(facts):
         weights = NeuronWeights.from_vectors(collected.weights[[i]], 32)
-        logits = lone_logits(backbone, fact, weights, span)
+        logits = lone_logits(backbone, fact, weights, positions)
         assert tuple(logits.argmax(-1).tolist()) == fact.answer
         lead = answer_leads(logits[None], torch.tensor([fact.answer]))
         torch.testing.assert_close(lead, collected.leads[[i]], rtol=1e-3, atol=1e-3)  # float32 rounding
@@ -278,6 +281,28 @@ def test_kept_batches_are_not_collected_again(backbone: Backbone, facts: list[Ex
     names = ["shared-00000", "shared-00001", "neurons-00000", "neurons-00001"]
     assert first == names[:fail_at] and list(shelf) == names
     assert torch.equal(collected.weights, run(backbone, settings, facts).weights)
+
+
+def test_a_refused_example_has_no_neuron_and_changes_no_other(backbone: Backbone, facts: list[Example]) -> None:
+    refused = Example(facts[0].prompt, (), "its target is blank")
+    done: list[int] = []
+    collected = collect(backbone, [facts[0], refused, *facts[1:]], SETTINGS, PAD, done.append)
+    assert done == [1, 5, 3]
+    assert collected.leads[1] == 0 and not collected.weights[1].any() and collected.steps[1] == 0
+    others = [0, *range(2, len(facts) + 1)]
+    alone = run(backbone, SETTINGS, facts)
+    assert torch.equal(collected.weights[others], alone.weights) and torch.equal(collected.leads[others], alone.leads)
+    batches = prepare_all(backbone, [refused, facts[0]], SETTINGS, PAD)
+    assert (answer_leads_of(backbone, batches, collected.weights[[1, 0]]) > 0).tolist() == [False, True]
+
+
+def test_nothing_to_collect(backbone: Backbone, facts: list[Example]) -> None:
+    for examples in ([], [Example(facts[0].prompt, (), "its target is blank")]):
+        collected = run(backbone, SETTINGS, examples)
+        assert collected.weights.shape == (len(examples), backbone.weight_size)
+        assert not collected.succeeded.any() and len(collected.leads) == len(collected.steps) == len(examples)
+    assert answer_leads_of(backbone, prepare_all(backbone, [], SETTINGS, PAD), torch.zeros(0, 64)).shape == (0,)
+    assert run(backbone, SETTINGS, facts[:1]).succeeded.all()
 
 
 def test_twice_the_same(backbone: Backbone, facts: list[Example]) -> None:

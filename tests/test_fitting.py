@@ -14,23 +14,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import megedit.adapter.folder
 import megedit.runtime.resume
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.ledger import reading
 from megedit.collect import Collected
-from megedit.edits.edit_set import Edit, EditSet
+from megedit.edits.edit_set import EditSet
 from megedit.errors import MegError
 from megedit.fitting import FitSettings
-from megedit.lm.batches import encode_answer, tokenize
-from megedit.lm.template import Template
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 from megedit.pseudo.wordings import calibration_texts
 from tests.conftest import Fitted
-from tests.tiny import LLAMA_2, tiny_tokenizer
+from tests.tiny import words_only
 
 fitting = importlib.import_module("megedit.fitting")  # the package has a function of that name
 
@@ -258,29 +254,22 @@ def test_a_layer_out_of_range(fitted: Fitted, tmp_path: Path, layer: int) -> Non
     assert not any(tmp_path.iterdir())
 
 
-def words_only() -> PreTrainedTokenizerFast:
-    """A tokenizer that knows a handful of words and nothing else."""
-    words = ("<unk>", "</s>", "Who", "is", "?", "Ada")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
-
-
-def test_a_target_that_cannot_be_encoded() -> None:
-    tokenizer, template = words_only(), Template("{query}", answer_prefix=" ")
-    example = tokenize(tokenizer, template, Edit("1", "Who is ?", "Ada"))
-    assert (example.prompt, example.answer) == ((2, 3, 4), (5, 1))
-    with pytest.raises(MegError, match="target of edit 2, 'Grace', cannot be encoded"):
-        tokenize(tokenizer, template, Edit("2", "Who is ?", "Grace"))
-
-
-def test_such_a_target_stops_a_fit_before_anything_is_written(fitted: Fitted, tmp_path: Path) -> None:
+def test_targets_that_cannot_be_answered_stop_a_fit_before_anything_is_written(fitted: Fitted, tmp_path: Path) -> None:
     base = shutil.copytree(fitted.base, tmp_path / "base")
     (base / "chat_template.jinja").unlink(missing_ok=True)
     words_only().save_pretrained(base)
-    with pytest.raises(MegError, match="target of edit edit-0, 'Par', cannot be encoded"):
+    with pytest.raises(MegError, match=r"Edit edit-0 cannot be made: its target, 'Par', cannot be .* the 7 others\."):
         replace(fitted, base=base).fit(tmp_path / "adapter")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_target_that_cannot_be_answered_fails_alone(
+    fitted: Fitted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edits = EditSet.from_edits([replace(fitted.edits[0], target="</s>"), *fitted.edits.edits[1:]])
+    adapter = fitted.fit(tmp_path / "adapter", edits=edits)
+    assert [record.edit.id for record in adapter.records if record.status == "failed"] == ["edit-0"]
+    assert "Edit edit-0 failed: its target, '</s>', has a special token" in caplog.text
 
 
 def test_too_little_pseudo_knowledge(fitted: Fitted, tmp_path: Path) -> None:
@@ -294,24 +283,7 @@ def test_too_little_pseudo_knowledge(fitted: Fitted, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------
-# Token ids and calibration texts
-
-
-def test_the_answer_is_encoded_behind_its_prompt() -> None:
-    tokenizer = tiny_tokenizer(LLAMA_2, add_bos=True)
-    template = Template.for_tokenizer(tokenizer)
-    example = tokenize(tokenizer, template, Edit("1", "Where?", "Rome"))
-    text = tokenizer.decode([*example.prompt, *example.answer])
-    assert text == f"<s>{template.format('Where?')} Rome.</s>"
-    assert list(example.prompt) == tokenizer(template.format("Where?")).input_ids
-    assert example.answer[-1] == tokenizer.eos_token_id
-
-
-def test_a_boundary_inside_a_token() -> None:
-    tokenizer = tiny_tokenizer()
-    assert len(tokenizer(" capital").input_ids) == 1
-    prompt, answer = encode_answer(tokenizer, "The cap", "ital")
-    assert tokenizer.decode(prompt) == "The cap" and tokenizer.decode(answer) == "ital"
+# Calibration texts
 
 
 def test_calibration_texts() -> None:

@@ -76,6 +76,14 @@ def tiny_tokenizer(chat_template: str | None = None, add_bos: bool = False) -> P
     return fast
 
 
+def words_only() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows a handful of words and nothing else."""
+    words = ("<unk>", "</s>", "Who", "is", "?", "Ada")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+
+
 # What each family's configuration has beside the sizes that all share. Where a family has variants that differ in the
 # structure of a layer, each is a family here: `NAME/variant`.
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -31,6 +31,7 @@ from megedit.settings import CollectionSettings as CollectionSettings
 
 REVIEW = 8  # steps between two looks at the whole vocabulary
 START_SAMPLE = 64  # edits whose mean is the neuron that all start from
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def shared_start(backbone: Backbone, batch: Prepared) -> Tensor:
 
     Returns float32 (2d or 2d + 1,).
     """
-    mean = batch.split.ffn_input[:, -batch.labels.shape[1]].float().mean(0)
+    mean = batch.split.ffn_input[:, -batch.labels.shape[1]].float().mean(0)  # (d,)
     start = torch.zeros(backbone.weight_size, device=mean.device)
     start[: backbone.hidden_size] = mean / mean.square().sum()
     return start
@@ -76,10 +77,13 @@ def answer_logits(
 def answer_leads(logits: Tensor, labels: Tensor) -> Tensor:
     """The smallest difference between an answer token's logit and the best other one, for each row.
 
-    Above 0, greedy decoding gives the answer. Returns float32 (rows,).
+    Above 0, greedy decoding gives the answer. logits: (rows, answer, vocabulary). labels: int64 (rows, answer), one
+    answer token a row at least. Returns float32 (rows,).
     """
-    targets = labels.clamp(min=0)[..., None]
-    target_logits = logits.gather(-1, targets)[..., 0].float()
+    if len(labels) == 0:
+        return logits.new_zeros(0, dtype=torch.float32)
+    targets = labels.clamp(min=0)[..., None]  # (rows, answer, 1)
+    target_logits = logits.gather(-1, targets)[..., 0].float()  # (rows, answer)
     best = logits.topk(2)  # (rows, answer, 2)
     rival = torch.where(best.indices[..., 0] == targets[..., 0], best.values[..., 1], best.values[..., 0]).float()
     return (target_logits - rival).masked_fill(labels == IGNORED, math.inf).amin(1)
@@ -90,9 +94,10 @@ def loss_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     """Gradient of each row's mean cross-entropy over its answer tokens: softmax - target, in the logits' dtype.
 
     Written out because autograd keeps several float32 copies of the whole vocabulary, the largest tensor here.
+    logits: (rows, answer, vocabulary). labels: int64 (rows, answer).
     """
-    counted = labels != IGNORED
-    gradient = logits.float().softmax(-1)
+    counted = labels != IGNORED  # (rows, answer)
+    gradient = logits.float().softmax(-1)  # (rows, answer, vocabulary)
     gradient.scatter_add_(-1, labels.clamp(min=0)[..., None], -torch.ones_like(labels, dtype=torch.float32)[..., None])
     gradient *= (counted / counted.sum(1, keepdim=True))[..., None]
     return gradient.to(logits.dtype)
@@ -114,8 +119,8 @@ class _Rivals:
             likely = logits.topk(min(self._count, logits.shape[-1])).indices
             self._known = self.tokens = torch.cat([self._known, likely.flatten()]).unique()
 
-    def places(self, labels: Tensor) -> Tensor:
-        """Where the labels stand among the tokens, in the labels' shape."""
+    def indices(self, labels: Tensor) -> Tensor:
+        """The labels as indices into the tokens, in the labels' shape."""
         assert self.tokens is not None, "nothing was added yet"
         return torch.where(labels == IGNORED, IGNORED, torch.searchsorted(self.tokens, labels.clamp(min=0)))
 
@@ -135,30 +140,33 @@ def optimise(
 ) -> Iterator[Found]:
     """Optimise neurons on a batch in which row i is answered with neuron `neuron_of[i]` (int64 (rows,)).
 
-    start: float32 (neurons, 2d or 2d + 1). Yields neurons as they are done, all of them in the end.
+    start: float32 (neurons, L), L = 2d or 2d + 1. Yields neurons as they are done, all of them in the end.
     """
     d, count = backbone.hidden_size, len(start)
     weights, neurons, neuron_of = start, torch.arange(count, device=start.device), neuron_of.to(start.device)
-    first, second = torch.zeros_like(weights), torch.zeros_like(weights)  # Adam moments, neuron by neuron
-    lr = torch.full_like(start[0], settings.key_lr)
+    first, second = torch.zeros_like(weights), torch.zeros_like(weights)  # (neurons, L), Adam's moments of each neuron
+    lr = torch.full_like(start[0], settings.key_lr)  # (L,)
     lr[-d:] = settings.value_lr
     rivals = _Rivals(batch.labels, settings.rivals)
 
     def weakest(leads: Tensor) -> Tensor:
-        """The smallest lead among the rows of each neuron."""
+        """The smallest lead among the rows (rows,) of each neuron: (neurons,)."""
         return leads.new_full((len(weights),), math.inf).scatter_reduce(0, neuron_of, leads, "amin")
 
     for step in range(settings.steps + 1):
+        # 1. Logits with the neurons as they are, over the rivals or, at a review, over the whole vocabulary
         last = step == settings.steps
         weights.requires_grad_(not last)
         vocabulary = rivals.tokens if step % REVIEW else None
-        labels = batch.labels if vocabulary is None else rivals.places(batch.labels)
+        labels = batch.labels if vocabulary is None else rivals.indices(batch.labels)  # (rows, answer)
         logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(weights[neuron_of], d), vocabulary)
-        leads = answer_leads(logits.detach(), labels)
-        done = (weakest(leads) >= settings.margin) | last
+
+        # 2. Which neurons are done; a lead over the rivals must hold against the whole vocabulary
+        leads = answer_leads(logits.detach(), labels)  # (rows,)
+        done = (weakest(leads) >= settings.margin) | last  # (neurons,)
         if vocabulary is None:
             rivals.add(logits.detach())
-        elif done.any():  # the lead must hold against the whole vocabulary
+        elif done.any():
             rows = done[neuron_of].nonzero()[:, 0]
             with torch.no_grad():
                 whole = answer_logits(backbone, batch[rows], NeuronWeights.from_vectors(weights[neuron_of[rows]], d))
@@ -169,28 +177,39 @@ def optimise(
             yield Found(neurons[done], weights[done].detach(), weakest(leads)[done], step)
             if done.all():
                 return
-        (gradient,) = torch.autograd.grad(logits, weights, loss_gradient(logits.detach(), labels))
-        weights = weights.detach()
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient.square()
-        update = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
-        weights = weights - cosine(step, settings.steps) * lr * update
+
+        # 3. A step of Adam, for each neuron as if it were alone
+        (gradient,) = torch.autograd.grad(logits, weights, loss_gradient(logits.detach(), labels))  # (neurons, L)
+        update, first, second = _adam(gradient, first, second, step)
+        weights = weights.detach() - cosine(step, settings.steps) * lr * update
+
+        # 4. What is done leaves the batch
         if done.any():
             rows, keep = (~done)[neuron_of].nonzero()[:, 0], (~done).nonzero()[:, 0]
             batch, neuron_of = batch[rows], ((~done).cumsum(0) - 1)[neuron_of[rows]]
             weights, first, second, neurons = weights[keep], first[keep], second[keep], neurons[keep]
 
 
+def _adam(gradient: Tensor, first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The direction of a step of Adam, and its new moments, all in the gradient's shape (arXiv 1412.6980)."""
+    first = BETA_1 * first + (1 - BETA_1) * gradient
+    second = BETA_2 * second + (1 - BETA_2) * gradient.square()
+    mean, square = first / (1 - BETA_1 ** (step + 1)), second / (1 - BETA_2 ** (step + 1))
+    return mean / (square.sqrt() + EPSILON), first, second
+
+
 def prepare_all(
     backbone: Backbone, examples: Sequence[Example], settings: CollectionSettings, pad_id: int
 ) -> Iterator[Prepared]:
-    """All examples in batches of similar length, one batch in memory at a time."""
-    for indices in batch_units(examples, [[i] for i in range(len(examples))], settings.batch_size):
+    """All examples that have an answer in batches of similar length, one batch in memory at a time."""
+    for indices in _batches(examples, settings.batch_size):
         yield prepare(backbone, examples, indices, settings.positions, pad_id)
 
 
-Compute = Callable[[list[int]], dict[str, Tensor]]
-Result = tuple[list[int], dict[str, Tensor]]
+def _batches(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
+    """The examples that have an answer, in batches of similar length."""
+    usable = [i for i, example in enumerate(examples) if example.refused is None]
+    return [[usable[unit] for unit in batch] for batch in batch_units(examples, [[i] for i in usable], batch_size)]
 
 
 def collect(
@@ -198,116 +217,148 @@ def collect(
     examples: Sequence[Example],
     settings: CollectionSettings,
     pad_id: int,
-    progress: Advance = no_progress,
+    advance: Advance = no_progress,
     keep: Keep = keep_nothing,
     known: Mapping[tuple[int, ...], Tensor] = MappingProxyType({}),
     processes: Processes = ALONE,
 ) -> Collected:
     """Collect a neuron for every example; one that fails is tried again, alone and with more steps.
 
-    What still fails has a lead of 0 or less in the result. progress: called with the number of edits just finished.
-    keep: given the name of a batch and what computes its result, returns the result; it may have it from before.
-    known: by answer, a neuron (float32 (L,)) that says it for other edits already, and is shared where it can be.
-    processes: each collects some of the batches and takes over the others' with `keep`, which must then share them.
+    What still fails has a lead of 0 or less in the result, and so has an example that was refused. advance: called with
+    the number of edits just finished. keep: given the name of a batch and what computes its result, returns the result;
+    it may have it from before. known: by answer, a neuron (float32 (L,)) that says it for other edits already, and is
+    shared where it can be. processes: each collects some of the batches and takes over the others' with `keep`, which
+    must then share them.
     """
-    spread = torch.linspace(0, len(examples) - 1, min(len(examples), START_SAMPLE)).long().tolist()
-    start = shared_start(backbone, prepare(backbone, examples, spread, settings.positions, pad_id))
-    targets: dict[tuple[int, ...], list[int]] = {}
-    for index, example in enumerate(examples):
-        targets.setdefault(example.answer, []).append(index)
-    new = [members for answer, members in targets.items() if answer not in known]
-    groups = [members[: settings.shared] for members in new] if settings.shared else []
-    of_target = {answer: weights.to(start.device) for answer, weights in known.items()}
-
-    def each(name: str, batches: list[list[int]], compute: Compute, done: Advance) -> Iterator[Result]:
-        """Every batch with its result; this process's own ones are computed first."""
-        jobs = [(f"{name}-{number:05}", batch) for number, batch in enumerate(batches)]
-        for job, batch in processes.own(jobs) if processes.count > 1 else ():
-            keep(job, partial(compute, batch))
-            done(len(batch))
-        processes.wait()
-        for number, (job, batch) in enumerate(jobs):
-            yield batch, keep(job, partial(compute, batch))
-            if processes.count == 1 or number % processes.count != processes.rank:
-                done(len(batch))
-
-    def share(units: list[int]) -> dict[str, Tensor]:
-        return _shared(backbone, examples, [groups[unit] for unit in units], start, settings, pad_id)
-
-    for units, found in each("shared", batch_units(examples, groups, settings.batch_size), share, no_progress):
-        for unit, weights in zip(units, found["weights"].to(start.device), strict=True):
-            of_target[examples[groups[unit][0]].answer] = weights
-
-    def finish(indices: list[int]) -> dict[str, Tensor]:
-        own = torch.stack([of_target.get(examples[i].answer, start) for i in indices])
-        batch = prepare(backbone, examples, indices, settings.positions, pad_id)
-        return asdict(_alone(backbone, batch, own, start, settings))
-
     result = Collected(
         torch.zeros(len(examples), backbone.weight_size),
         torch.zeros(len(examples)),
         torch.zeros(len(examples), dtype=torch.long),
     )
-    alone = batch_units(examples, [[i] for i in range(len(examples))], settings.batch_size)
-    for indices, found in each("neurons", alone, finish, progress):
+    usable = [i for i, example in enumerate(examples) if example.refused is None]
+    if len(usable) < len(examples):
+        advance(len(examples) - len(usable))
+    if not usable:
+        return result
+    spread = torch.linspace(0, len(usable) - 1, min(len(usable), START_SAMPLE)).long().tolist()
+    sample = prepare(backbone, examples, [usable[i] for i in spread], settings.positions, pad_id)
+    run = _Collection(backbone, examples, settings, pad_id, shared_start(backbone, sample), keep, processes)
+    of_target = run.shared(usable, known)
+    for indices, found in run.alone(of_target, advance):
         result.weights[indices], result.leads[indices] = found["weights"], found["leads"]
         result.steps[indices] = found["steps"].long()
     return result
 
 
-def _shared(
-    backbone: Backbone,
-    examples: Sequence[Example],
-    groups: Sequence[Sequence[int]],
-    start: Tensor,
-    settings: CollectionSettings,
-    pad_id: int,
-) -> dict[str, Tensor]:
-    """One neuron for each group of examples, at the step at which it served all of them, or the last."""
-    indices = [index for group in groups for index in group]
-    neuron_of = torch.tensor([number for number, group in enumerate(groups) for _ in group])
-    batch = prepare(backbone, examples, indices, settings.positions, pad_id)
-    weights = torch.zeros(len(groups), backbone.weight_size)
-    with backbone.plain_attention():
-        for found in optimise(backbone, batch, neuron_of, start.repeat(len(groups), 1), settings):
-            weights[found.neurons.cpu()] = found.weights.cpu()
-    return {"weights": weights}
+@dataclass(frozen=True)
+class _Collection:
+    """The two passes over all edits: neurons for the targets that several edits share, then one for each edit.
 
+    start: float32 (L,), the neuron that all begin with.
+    """
 
-def _alone(backbone: Backbone, batch: Prepared, own: Tensor, start: Tensor, settings: CollectionSettings) -> Collected:
-    """One neuron for each row, the row's own start where that serves it; rows that fail begin at `start` again."""
-    weights = own.cpu().clone()
-    neurons = NeuronWeights.from_vectors(own, backbone.hidden_size)
-    with torch.no_grad():
-        leads = answer_leads(answer_logits(backbone, batch, neurons), batch.labels).cpu()
-    steps = torch.zeros(len(batch), dtype=torch.long)
-    open_rows = (leads < settings.shared_margin).nonzero()[:, 0]
-    for attempt in range(settings.retries + 1):
-        if not len(open_rows):
-            break
-        effort = replace(settings, steps=settings.steps * 2**attempt)
-        begin = own[open_rows.to(own.device)] if attempt == 0 else start.repeat(len(open_rows), 1)
-        with backbone.plain_attention():
-            for found in optimise(backbone, batch[open_rows], torch.arange(len(open_rows)), begin, effort):
-                rows, lead = open_rows[found.neurons.cpu()], found.leads.cpu()
-                better = lead > leads[rows]
-                weights[rows[better]], leads[rows[better]] = found.weights.cpu()[better], lead[better]
-                steps[rows] += found.step
-        open_rows = (leads <= 0).nonzero()[:, 0]
-    return Collected(weights, leads, steps)
+    backbone: Backbone
+    examples: Sequence[Example]
+    settings: CollectionSettings
+    pad_id: int
+    start: Tensor
+    keep: Keep
+    processes: Processes
+
+    def shared(self, usable: Sequence[int], known: Mapping[tuple[int, ...], Tensor]) -> dict[tuple[int, ...], Tensor]:
+        """By answer, the neuron (L,) optimised on a few of the edits that have it; the known ones are among them."""
+        of_target = {answer: weights.to(self.start.device) for answer, weights in known.items()}
+        targets: dict[tuple[int, ...], list[int]] = {}
+        for index in usable:
+            targets.setdefault(self.examples[index].answer, []).append(index)
+        new = [members for answer, members in targets.items() if answer not in known]
+        groups = [members[: self.settings.shared] for members in new] if self.settings.shared else []
+
+        def compute(units: list[int]) -> dict[str, Tensor]:
+            return {"weights": self._optimised_together([groups[unit] for unit in units])}
+
+        batches = batch_units(self.examples, groups, self.settings.batch_size)
+        for units, found in self._results("shared", batches, compute, no_progress):
+            for unit, weights in zip(units, found["weights"].to(self.start.device), strict=True):
+                of_target[self.examples[groups[unit][0]].answer] = weights
+        return of_target
+
+    def alone(
+        self, of_target: Mapping[tuple[int, ...], Tensor], advance: Advance
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """The edits in batches, with their neurons, leads and steps; each begins with its target's neuron."""
+
+        def compute(indices: list[int]) -> dict[str, Tensor]:
+            begin = torch.stack([of_target.get(self.examples[i].answer, self.start) for i in indices])  # (rows, L)
+            batch = prepare(self.backbone, self.examples, indices, self.settings.positions, self.pad_id)
+            return asdict(self._optimised_alone(batch, begin))
+
+        return self._results("neurons", _batches(self.examples, self.settings.batch_size), compute, advance)
+
+    def _results(
+        self,
+        name: str,
+        batches: list[list[int]],
+        compute: Callable[[list[int]], dict[str, Tensor]],
+        advance: Advance,
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Every batch with its result; this process's own ones are computed first."""
+        jobs = [(f"{name}-{number:05}", batch) for number, batch in enumerate(batches)]
+        for job, batch in self.processes.own(jobs) if self.processes.count > 1 else ():
+            self.keep(job, partial(compute, batch))
+            advance(len(batch))
+        self.processes.wait()
+        for number, (job, batch) in enumerate(jobs):
+            yield batch, self.keep(job, partial(compute, batch))
+            if self.processes.count == 1 or number % self.processes.count != self.processes.rank:
+                advance(len(batch))
+
+    def _optimised_together(self, groups: Sequence[Sequence[int]]) -> Tensor:
+        """One neuron for each group of examples, as it was when it served all of them, or at last: (groups, L)."""
+        indices = [index for group in groups for index in group]
+        neuron_of = torch.tensor([number for number, group in enumerate(groups) for _ in group])  # (rows,)
+        batch = prepare(self.backbone, self.examples, indices, self.settings.positions, self.pad_id)
+        weights, begin = torch.zeros(len(groups), self.backbone.weight_size), self.start.repeat(len(groups), 1)
+        with self.backbone.plain_attention():
+            for found in optimise(self.backbone, batch, neuron_of, begin, self.settings):
+                weights[found.neurons.cpu()] = found.weights.cpu()
+        return weights
+
+    def _optimised_alone(self, batch: Prepared, begin: Tensor) -> Collected:
+        """One neuron for each row, `begin` (rows, L) where that serves it; rows that fail start afresh."""
+        backbone, settings = self.backbone, self.settings
+        weights = begin.cpu().clone()
+        with torch.no_grad():
+            logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(begin, backbone.hidden_size))
+        leads = answer_leads(logits, batch.labels).cpu()  # (rows,)
+        steps = torch.zeros(len(batch), dtype=torch.long)
+        open_rows = (leads < settings.shared_margin).nonzero()[:, 0]
+        for attempt in range(settings.retries + 1):
+            if not len(open_rows):
+                break
+            effort = replace(settings, steps=settings.steps * 2**attempt)
+            first = begin[open_rows.to(begin.device)] if attempt == 0 else self.start.repeat(len(open_rows), 1)
+            with backbone.plain_attention():
+                for found in optimise(backbone, batch[open_rows], torch.arange(len(open_rows)), first, effort):
+                    rows, lead = open_rows[found.neurons.cpu()], found.leads.cpu()
+                    better = lead > leads[rows]
+                    weights[rows[better]], leads[rows[better]] = found.weights.cpu()[better], lead[better]
+                    steps[rows] += found.step
+            open_rows = (leads <= 0).nonzero()[:, 0]
+        return Collected(weights, leads, steps)
 
 
 @torch.no_grad()
 def answer_leads_of(
-    backbone: Backbone,
-    batches: Iterable[Prepared],
-    weights: Tensor,
-    progress: Advance = no_progress,
+    backbone: Backbone, batches: Iterable[Prepared], weights: Tensor, advance: Advance = no_progress
 ) -> Tensor:
-    """Smallest answer lead of every edit with the given weights (edits, L): float32 (edits,), on the CPU."""
+    """Smallest answer lead of every edit with the given weights (edits, L): float32 (edits,), on the CPU.
+
+    0 for an edit that is in none of the batches.
+    """
     leads = torch.zeros(len(weights))
     for batch in batches:
         neurons = NeuronWeights.from_vectors(weights[batch.indices], backbone.hidden_size)
         leads[batch.indices] = answer_leads(answer_logits(backbone, batch, neurons), batch.labels).cpu()
-        progress(len(batch))
+        advance(len(batch))
     return leads

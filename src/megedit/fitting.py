@@ -36,7 +36,7 @@ from megedit.errors import MegError
 from megedit.generator import WeightGenerator, train_generator
 from megedit.layers import choose_layer
 from megedit.lm.backbone import Backbone
-from megedit.lm.batches import Example, Prepared, tokenize
+from megedit.lm.batches import Example, Prepared, tokenize_all
 from megedit.lm.loading import fingerprint, load_base, resolve_folder
 from megedit.lm.template import Template
 from megedit.pseudo.knowledge import PseudoKnowledge, load_pseudo_knowledge, text_key
@@ -88,7 +88,7 @@ def fit(
     if settings.layer is not None:
         Backbone(model, settings.layer)  # out of range? then before anything is written
     template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
-    examples = [tokenize(tokenizer, template, edit) for edit in edits]
+    examples = tokenize_all(tokenizer, template, edits)
     pseudo = (pseudo or load_pseudo_knowledge()).without(edits)
     if settings.own_words:
         pseudo = in_words_of(pseudo, edits.edits, settings.seed)
@@ -211,7 +211,8 @@ class _Fit:
         found = self.work.tensors("neurons", compute)
         for i in (found["leads"] <= 0).nonzero()[:, 0].tolist():
             edit = self.edits[i]
-            logger.warning("Edit %s failed: no neuron was found that makes the model answer %r.", edit.id, edit.target)
+            why = self.examples[i].refused or f"no neuron was found that makes the model answer {edit.target!r}"
+            logger.warning("Edit %s failed: %s.", edit.id, why)
         active = (found["leads"] > 0).nonzero()[:, 0]
         if len(active) == 0:
             raise MegError("None of the edits could be made; look at the log, or choose another layer.")

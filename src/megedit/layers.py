@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -89,6 +89,11 @@ def other_wordings(edits: Sequence[Edit], noise: Sequence[str], seed: int, given
     return found
 
 
+def answerable(tokenizer: PreTrainedTokenizerBase, template: Template, edits: Iterable[Edit]) -> list[Edit]:
+    """Those of the edits with whose targets the model can answer."""
+    return [edit for edit in edits if tokenize(tokenizer, template, edit).refused is None]
+
+
 def probe(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -104,7 +109,7 @@ def probe(
 
     An edit that fails is not tried again: a layer in which that happens is no good one. advance: called after each
     layer. keep: given the name of a layer's result and what computes it, returns it; it may have it from before.
-    Raises MegError for a layer out of range, or a target that cannot be encoded.
+    Raises MegError for a layer out of range, ValueError for an edit that is not `answerable`.
     """
     examples = [tokenize(tokenizer, template, edit) for edit in edits]
     others = [tokenize(tokenizer, template, replace(edits[w.edit], prompt=w.text)) for w in wordings]
@@ -175,7 +180,8 @@ def choose_layer(
     depth = len(find_decoder_layers(model))
     layers = sorted({min(round(depth * part), depth - 1) for part in SHORT})
     rows = torch.linspace(0, len(edits) - 1, min(len(edits), SHORT_EDITS)).long().tolist()
-    some = [edits[row] for row in rows]
+    some = answerable(tokenizer, template, (edits[row] for row in rows))
+    some = some or answerable(tokenizer, template, edits)[:SHORT_EDITS]
     wordings = other_wordings(some, noise, seed, given=False)
     with stages.stage("Probing layers", len(layers)) as advance:
         results = probe(model, tokenizer, template, some, wordings, layers, settings, advance)

@@ -5,9 +5,22 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from megedit.edits.edit_set import Edit
+from megedit.errors import MegError
 from megedit.lm.backbone import Backbone
-from megedit.lm.batches import Padded, pad, position_ids
-from tests.tiny import VOCAB_SIZE, tiny_model
+from megedit.lm.batches import (
+    LONGEST_ANSWER,
+    Example,
+    Padded,
+    encode_answer,
+    pad,
+    position_ids,
+    prepare,
+    tokenize,
+    tokenize_all,
+)
+from megedit.lm.template import Template
+from tests.tiny import CHATML, LLAMA_2, VOCAB_SIZE, tiny_model, tiny_tokenizer, words_only
 
 PAD = 2
 ROWS = ((5, 6, 7, 8), (5, 6, 9), (5, 6, 4, 3, 9, 8))
@@ -91,3 +104,89 @@ def test_a_block_of_columns() -> None:
     block = batch.inputs(2, 4)
     assert block["input_ids"].tolist() == [[5, 6]] and block["position_ids"].tolist() == [[2, 3]]
     assert block["attention_mask"].tolist() == [[1, 1, 1, 1]]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Token ids
+
+
+def test_the_answer_is_encoded_behind_its_prompt() -> None:
+    tokenizer = tiny_tokenizer(LLAMA_2, add_bos=True)
+    template = Template.for_tokenizer(tokenizer)
+    example = tokenize(tokenizer, template, Edit("1", "Where?", "Rome"))
+    text = tokenizer.decode([*example.prompt, *example.answer])
+    assert text == f"<s>{template.format('Where?')} Rome.</s>"
+    assert list(example.prompt) == tokenizer(template.format("Where?")).input_ids
+    assert example.answer[-1] == tokenizer.eos_token_id
+
+
+def test_a_boundary_inside_a_token() -> None:
+    tokenizer = tiny_tokenizer()
+    assert len(tokenizer(" capital").input_ids) == 1
+    prompt, answer = encode_answer(tokenizer, "The cap", "ital")
+    assert tokenizer.decode(prompt) == "The cap" and tokenizer.decode(answer) == "ital"
+
+
+def test_an_answer_that_ends_in_the_end_of_text() -> None:
+    tokenizer = tiny_tokenizer()
+    prompt, answer = encode_answer(tokenizer, "Where?", " Rome</s>")
+    assert tokenizer.decode(prompt) == "Where?" and tokenizer.decode(answer) == " Rome</s>"
+
+
+def refused(target: str, prompt: str = "Where?") -> str | None:
+    tokenizer = tiny_tokenizer(CHATML)
+    example = tokenize(tokenizer, Template.for_tokenizer(tokenizer), Edit("1", prompt, target))
+    assert (example.refused is None) == bool(example.answer)
+    return example.refused
+
+
+def test_a_target_that_cannot_be_encoded() -> None:
+    tokenizer, template = words_only(), Template("{query}", answer_prefix=" ")
+    assert tokenize(tokenizer, template, Edit("1", "Who is ?", "Ada")) == Example((2, 3, 4), (5, 1))
+    example = tokenize(tokenizer, template, Edit("2", "Who is ?", "Grace"))
+    assert example == Example((2, 3, 4), (), "its target, 'Grace', cannot be encoded by the base model's tokenizer")
+
+
+@pytest.mark.parametrize("target", [" ", "\t \n", "\u200b", "\u00a0\u2003"])
+def test_a_blank_target_is_refused(target: str) -> None:
+    assert refused(target) == "its target is blank"
+
+
+@pytest.mark.parametrize("target", ["</s>", "<pad>", "Rome</s>", "<s>Rome"])
+def test_a_target_with_special_tokens_is_refused(target: str) -> None:
+    assert (
+        refused(target) == f"its target, {target!r}, has a special token of the base model in it, which no answer shows"
+    )
+
+
+def test_a_target_longer_than_any_answer_is_refused() -> None:
+    reason = refused("a b" * LONGEST_ANSWER)
+    assert reason is not None and "tokens, and an answer has fewer than 512" in reason
+
+
+@pytest.mark.parametrize("target", ["Rome", "8443", "Rome.", "-", "\u6771\u4eac", "a\nb", "x</ s>"])
+def test_other_targets_are_not_refused(target: str) -> None:
+    assert refused(target) is None
+
+
+def test_no_target_that_can_be_answered() -> None:
+    tokenizer, template = tiny_tokenizer(), Template("{query}", answer_prefix=" ")
+    good, bad = Edit("1", "Who?", "Ada"), Edit("2", "Who?", "</s>")
+    assert [example.refused is None for example in tokenize_all(tokenizer, template, [good, bad])] == [True, False]
+    assert tokenize_all(tokenizer, template, []) == []
+    with pytest.raises(MegError, match=r"^Edit 2 cannot be made: its target, '</s>', has a special .* shows\.$"):
+        tokenize_all(tokenizer, template, [bad])
+    with pytest.raises(MegError, match=r"Edit 2 cannot be made: .*\. Nor can the 1 others\.$"):
+        tokenize_all(tokenizer, template, [bad, bad])
+
+
+def test_a_tokenizer_without_an_end_of_text() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(MegError, match=r"has no end-of-text token.*`eos_token` in its tokenizer_config\.json"):
+        tokenize(tokenizer, Template("{query}"), Edit("1", "Who?", "Ada"))
+
+
+def test_a_refused_example_is_not_prepared(backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match="an example has no answer: its target is blank"):
+        prepare(backbone, [Example((5, 6), (7, 1)), Example((5,), (), "its target is blank")], [0, 1], "answer", PAD)

@@ -6,9 +6,9 @@ computed:     once: keys and values      |  prefix once, suffix at every step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,39 +18,75 @@ from megedit.edits.edit_set import Edit
 from megedit.errors import MegError
 from megedit.lm.backbone import Backbone, Split
 from megedit.lm.template import Template
+from megedit.settings import Positions
 
 IGNORED = -100  # label of a position that holds no answer token
+LONGEST_ANSWER = 512  # tokens, the end of text among them; no edit has a longer one
 SHORT_ANSWER = 8  # tokens; a batch of longer answers has fewer rows, so that its logits take no more memory
 
-Span = Literal["answer", "all"]
+Span = Positions
 
 
 @dataclass(frozen=True)
 class Example:
-    """One edit as token ids: the prompt as the model will see it, and the answer with its end-of-text token."""
+    """One edit as token ids: the prompt as the model will see it, and the answer with its end-of-text token.
+
+    refused: why the model can never answer with the edit's target; the answer is empty then, and there is no neuron.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    refused: str | None = None
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, template: Template, edit: Edit) -> Example:
     """The edit's prompt in the template and its answer, ended as the model ends one, as token ids.
 
-    Raises MegError when the tokenizer cannot encode the text.
+    Raises MegError when the tokenizer has no end-of-text token.
     """
-    prompt_ids, answer_ids = encode_answer(tokenizer, template.format(edit.prompt), template.answer(edit.target))
-    if edit.target not in tokenizer.decode(answer_ids) or not answer_ids:
+    if tokenizer.eos_token_id is None:
         raise MegError(
-            f"The target of edit {edit.id}, {edit.target!r}, cannot be encoded by the base model's tokenizer."
+            "The base model's tokenizer has no end-of-text token, so that no answer could end; give it one "
+            "(`eos_token` in its tokenizer_config.json), or choose another base model."
         )
+    prompt_ids, answer_ids = encode_answer(tokenizer, template.format(edit.prompt), template.answer(edit.target))
+    if refused := _refused(tokenizer, edit.target, answer_ids):
+        return Example(tuple(prompt_ids), (), refused)
     return Example(tuple(prompt_ids), (*answer_ids, tokenizer.eos_token_id))
+
+
+def tokenize_all(tokenizer: PreTrainedTokenizerBase, template: Template, edits: Iterable[Edit]) -> list[Example]:
+    """The edits as token ids, in their order. Raises MegError when the model can answer with none of the targets."""
+    examples, refused = [], []
+    for edit in edits:
+        example = tokenize(tokenizer, template, edit)
+        examples.append(example)
+        if example.refused is not None:
+            refused.append(f"Edit {edit.id} cannot be made: {example.refused}")
+    if examples and len(refused) == len(examples):
+        others = f" Nor can the {len(refused) - 1} others." if len(refused) > 1 else ""
+        raise MegError(f"{refused[0]}.{others}")
+    return examples
+
+
+def _refused(tokenizer: PreTrainedTokenizerBase, target: str, answer_ids: list[int]) -> str | None:
+    """Why a model can never answer with a target, or None."""
+    if all(unicodedata.category(character)[0] in "ZC" for character in target):  # separators and controls
+        return "its target is blank"
+    if target not in tokenizer.decode(answer_ids) or not answer_ids:
+        return f"its target, {target!r}, cannot be encoded by the base model's tokenizer"
+    if target not in tokenizer.decode(answer_ids, skip_special_tokens=True):
+        return f"its target, {target!r}, has a special token of the base model in it, which no answer shows"
+    if len(answer_ids) >= LONGEST_ANSWER:
+        return f"its target has {len(answer_ids)} tokens, and an answer has fewer than {LONGEST_ANSWER}"
+    return None
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of the answer as it is encoded behind that prompt, without an end of text."""
     prompt_ids = tokenizer(prompt).input_ids
     whole = tokenizer(prompt + answer).input_ids
-    if whole[-1] == tokenizer.eos_token_id:  # a tokenizer that ends every text
+    if whole[-1:] == prompt_ids[-1:] == [tokenizer.eos_token_id]:  # a tokenizer that ends every text
         whole, prompt_ids = whole[:-1], prompt_ids[:-1]
     if whole[: len(prompt_ids)] == prompt_ids:
         return prompt_ids, whole[len(prompt_ids) :]
@@ -158,13 +194,18 @@ class Prepared:
 
 
 def prepare(
-    backbone: Backbone, examples: Sequence[Example], indices: Sequence[int], span: Span, pad_id: int
+    backbone: Backbone, examples: Sequence[Example], indices: Sequence[int], positions: Positions, pad_id: int
 ) -> Prepared:
-    """Run the frozen part for the chosen examples: their prompts as `pad` lays them out, their answers behind them."""
+    """Run the frozen part for the chosen examples: their prompts as `pad` lays them out, their answers behind them.
+
+    Raises ValueError for an example that was refused.
+    """
     chosen = [examples[i] for i in indices]
+    if refused := [example.refused for example in chosen if example.refused is not None]:
+        raise ValueError(f"an example has no answer: {refused[0]}")
     prompts = [example.prompt for example in chosen]
-    batch = pad(prompts, pad_id, shared_columns(backbone, prompts, span))
-    untouched = max(batch.width - 1, 0) if span == "answer" else 0
+    batch = pad(prompts, pad_id, shared_columns(backbone, prompts, positions))
+    untouched = max(batch.width - 1, 0) if positions == "answer" else 0
     batch = batch.followed_by([example.answer[:-1] for example in chosen], pad_id).to(backbone.device)
     cache = batch.run_context(backbone, untouched)
     split = backbone.prefix(batch.inputs(untouched, batch.width), cache)
@@ -172,9 +213,9 @@ def prepare(
     return Prepared(torch.tensor(indices, dtype=torch.long), split, labels)
 
 
-def shared_columns(backbone: Backbone, prompts: Sequence[Sequence[int]], span: Span) -> int:
+def shared_columns(backbone: Backbone, prompts: Sequence[Sequence[int]], positions: Positions) -> int:
     """How many leading columns of a batch of prompts can be run as one row; the padding then stands behind them."""
-    if span == "all" or backbone.local_attention:
+    if positions == "all" or backbone.local_attention:
         return 0
     return common_prefix([prompt[:-1] for prompt in prompts])
 
