@@ -1,11 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and that everyone may read whom the user's umask lets."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -19,18 +19,30 @@ def write_whole(path: Path, text: str, errors: str = "strict") -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, beside `path`, which takes its place when all went well and vanishes otherwise.
 
-    Several may be written at once, by threads or processes: the last that ends stays. It gets the mode that the umask
-    gives to new files, whatever its writer made of it, and is on the disk before it takes the place.
+    Its name is its own, so that several processes may write the same file: one of them is last. Its mode is what the
+    umask makes of a new file, whoever writes it (safetensors gives its files to the user alone), and its bytes are on
+    the disk before it takes its place.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    partial.touch()
-    mode = partial.stat().st_mode
+    new = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(new).st_mode & 0o777
+    os.close(new)
     try:
         yield partial
-        partial.chmod(mode)  # safetensors gives its files to the owner alone
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        partial.chmod(mode)
+        _flush(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    with suppress(OSError):  # Windows opens no folders
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the operating system put a file, or the names in a folder, on the disk."""
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
