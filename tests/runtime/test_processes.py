@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from megedit.adapter.adapter import load_adapter
+from megedit.errors import MegError
 from megedit.lm.loading import load_base
 from megedit.model import MegModel
 from megedit.runtime.processes import ALONE, Processes, launched
@@ -51,7 +54,7 @@ def test_killed_in_every_stage_it_goes_on_to_the_same_adapter(fitted: Fitted, tm
     out, work = tmp_path / "adapter", tmp_path / ".adapter.fit"
     for stage in STAGES:
         with subprocess.Popen(command(fitted, out), env=environment(), stderr=subprocess.DEVNULL) as running:
-            while running.poll() is None and not (work / stage).exists():
+            while running.poll() is None and not any(work.glob(f"*/{stage}")):
                 time.sleep(0.001)
             running.kill()
         assert running.returncode == -signal.SIGKILL, f"it ended before it had written {stage}"
@@ -87,6 +90,27 @@ def test_two_processes_make_the_adapter_of_one(fitted: Fitted, tmp_path: Path) -
     model = MegModel(*load_base(str(fitted.base), dtype=torch.float32), both)
     answers = model.answer([edit.prompt for edit in fitted.edits], max_new_tokens=8)
     assert answers == [f"{edit.target}." for edit in fitted.edits]
+
+
+def test_a_process_that_died_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:5\nstack")
+
+    for name in ("barrier", "broadcast", "all_reduce"):
+        monkeypatch.setattr(torch.distributed, name, closed)
+    pair, weight = Processes(0, 2), torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    calls: tuple[Callable[[], Any], ...] = (
+        pair.wait,
+        lambda: pair.agree(True),
+        lambda: pair.sum(torch.ones(1)),
+        lambda: pair.average_gradients([weight]),
+    )
+    for call in calls:
+        with pytest.raises(
+            MegError, match=r"has ended.* \(Connection closed by peer .*5\); start the same command again"
+        ):
+            call()
 
 
 def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """What stages cost, also over interruptions."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,17 @@ import torch
 from rich.console import Console
 
 from megedit.runtime.progress import Stages
+
+
+def test_it_loads_neither_torch_nor_what_windows_lacks() -> None:
+    lines = (
+        "import sys",
+        "sys.modules['resource'] = None",  # as on Windows: importing it fails
+        "import megedit.runtime.progress",
+        "assert 'torch' not in sys.modules",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def stages() -> Stages:

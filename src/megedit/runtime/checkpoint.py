@@ -24,12 +24,17 @@ NOWHERE = Checkpoint()
 
 
 class Run:
-    """What decides how a training run goes on: weights, the optimiser's moments, random numbers."""
+    """The state of a training run: weights, the optimiser's moments, random numbers of the CPU and of the modules' GPU.
+
+    rng: the generator from which the run draws its batches and noise.
+    """
 
     def __init__(
         self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, rng: torch.Generator
     ) -> None:
         self._modules, self._optimizer, self._rng = modules, optimizer, rng
+        parameters = (parameter for module in modules.values() for parameter in module.parameters())
+        self._device = next(parameters).device  # dropout on a GPU draws its random numbers there
 
     def state(self, **more: Tensor) -> State:
         """All of it, and what else the caller needs. The tensors are copies."""
@@ -37,6 +42,8 @@ class Run:
         for number, moments in self._optimizer.state_dict()["state"].items():
             found |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
         found |= {"random/own": self._rng.get_state(), "random/torch": torch.get_rng_state(), **more}
+        if self._device.type == "cuda":
+            found["random/cuda"] = torch.cuda.get_rng_state(self._device)
         return {name: value.detach().cpu().clone() for name, value in found.items()}
 
     def restore(self, state: State) -> None:
@@ -52,6 +59,8 @@ class Run:
         self._optimizer.load_state_dict({**whole, "state": moments})
         self._rng.set_state(state["random/own"])
         torch.set_rng_state(state["random/torch"])
+        if self._device.type == "cuda" and "random/cuda" in state:
+            torch.cuda.set_rng_state(state["random/cuda"], self._device)
 
 
 def _of(module: nn.Module) -> list[tuple[str, Tensor]]:

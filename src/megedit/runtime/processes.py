@@ -8,7 +8,8 @@ A process that is alone does all of it, and nothing here costs anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,7 +21,7 @@ from megedit.errors import MegError
 from megedit.runtime.device import SPREAD, first_device
 
 CPU = torch.device("cpu")
-PATIENCE = timedelta(days=1)  # for the slowest process, where they meet
+PATIENCE = timedelta(hours=2)  # for the slowest process, where they meet
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,16 @@ class Processes:
     def wait(self) -> None:
         """Return when all processes have come here."""
         if self.count > 1:
-            distributed.barrier()
+            with _meeting():
+                distributed.barrier()
 
     def agree(self, value: bool) -> bool:
         """The main process's value, in all processes."""
         if self.count == 1:
             return value
         shared = torch.tensor([value], dtype=torch.int32, device=self.device)
-        distributed.broadcast(shared, src=0)
+        with _meeting():
+            distributed.broadcast(shared, src=0)
         return bool(shared.item())
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -59,7 +62,8 @@ class Processes:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
+        with _meeting():
+            distributed.all_reduce(flat)
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient) / self.count)
 
@@ -67,11 +71,25 @@ class Processes:
         """The sum of a tensor over the processes."""
         if self.count > 1:
             values = values.to(self.device)
-            distributed.all_reduce(values)
+            with _meeting():
+                distributed.all_reduce(values)
         return values
 
 
 ALONE = Processes()
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Within the context, say clearly when another process does not come."""
+    try:
+        yield
+    except RuntimeError as error:
+        hours = PATIENCE.total_seconds() / 3600
+        raise MegError(
+            f"A process of this run has ended, or was not heard of for {hours:g} hours "
+            f"({str(error).splitlines()[0]}); start the same command again to go on."
+        ) from error
 
 
 def launched(device: str | torch.device) -> Processes:

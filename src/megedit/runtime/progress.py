@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -102,9 +100,20 @@ class Stages:
 def peak_memory() -> dict[str, float]:
     """Megabytes so far: `peak_memory_mb`, the largest resident memory of this process; once it uses a GPU,
     `peak_gpu_memory_mb`, the most that its tensors took on one."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"peak_memory_mb": resident / (1024**2 if sys.platform == "darwin" else 1024)}
-    if torch.cuda.is_initialized():
+    found = {"peak_memory_mb": _peak_resident() / 1024**2}
+    torch = sys.modules.get("torch")  # where nothing has loaded it, nothing has used a GPU
+    if torch is not None and torch.cuda.is_initialized():
         taken = [torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())]
         found["peak_gpu_memory_mb"] = max(taken) / 1024**2
     return {name: round(size, 1) for name, size in found.items()}
+
+
+def _peak_resident() -> int:
+    """The largest resident memory of this process, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
