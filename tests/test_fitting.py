@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import megedit.adapter.folder
+import megedit.adapter.weights
 import megedit.runtime.resume
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.ledger import reading
@@ -235,7 +235,7 @@ def test_a_full_disk_at_the_end(fitted: Fitted, adapter_folder: Path, monkeypatc
             full_disk()
         save_file(tensors, path)
 
-    monkeypatch.setattr(megedit.adapter.folder, "save_file", fails_in_the_adapter)
+    monkeypatch.setattr(megedit.adapter.weights, "save_file", fails_in_the_adapter)
     with pytest.raises(MegError, match=r"could not be written .*No space left.*untouched"):
         fitted.fit(adapter_folder, overwrite=True, settings=quick(fitted))
     assert len(calls) == 1

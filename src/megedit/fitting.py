@@ -103,6 +103,7 @@ def fit(
     }
     work = Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest(), processes)
     with ExitStack() as context:
+        context.enter_context(work)
         if processes.main:
             stages.keep_costs(work.folder / "costs.json")
             context.enter_context(log_file(work.folder / LOG))
