@@ -20,12 +20,12 @@ from tests.edits.test_edit_set import FRANCE, SPAIN, error_of, jsonl, zsre
         ("[]", "FILE: the list is empty; it needs at least one record"),
         ('{"edits": []}', "FILE: the list is empty; it needs at least one record"),
         ('{"edits": 3}', "FILE: `edits` must be a list of objects, not a number"),
-        (b"caf\xe9", "FILE: byte 4 is not UTF-8; save the file with UTF-8 encoding"),
+        (b"caf\x81\xff\xfe\x8d\x90\x9d", "FILE: byte 4 is not UTF-8"),
         (b"\x1f\x8bxx", "FILE: the gzip data is damaged"),
         (gzip.compress(b"text" * 99)[:-9], "FILE: the gzip data is damaged"),
         (jsonl(FRANCE) + "\n{oops}\n", "FILE, line 3: this is not valid JSON (Expecting property name"),
         ("{oops}\n" + jsonl(FRANCE), "FILE, line 1: this is not valid JSON"),
-        (jsonl(FRANCE) + "9" * 5000, "FILE, line 2: this is not valid JSON"),
+        (jsonl(FRANCE) + "9" * 5000, "FILE, line 2: a record must be an object with named fields, not a number"),
         ("[\n{},\n{]", "FILE, line 3: this is not valid JSON"),
         ("[" * 100_000, "FILE: this is not valid JSON"),
         (jsonl(FRANCE, [1]), "FILE, line 2: a record must be an object with named fields, not a list"),
@@ -34,8 +34,10 @@ from tests.edits.test_edit_set import FRANCE, SPAIN, error_of, jsonl, zsre
             "FILE, record 2: a record must be an object with named fields, not null",
         ),
         (
-            jsonl({"query": "a", "answer": "b"}),
-            "FILE, line 1: the schema is unknown; give each record `prompt` and",
+            jsonl({"fact": "a", "truth": "b"}),
+            "FILE, line 1: the schema is unknown; give each record `prompt` and `target`, or the fields of CounterFact "
+            "or MQuAKE (`requested_rewrite`), ZsRE (`src`, `alt`), KnowEdit (`prompt`, `target_new`) or UnKE "
+            "(`question`, `answer`) (found: `fact`, `truth`)",
         ),
         (jsonl({"prompt": "a"}), "FILE, line 1: the field `target` is missing; add it"),
         (
@@ -52,7 +54,7 @@ from tests.edits.test_edit_set import FRANCE, SPAIN, error_of, jsonl, zsre
             "FILE, line 1: the field `rephrases` must be a list of texts, not text",
         ),
         (jsonl({**FRANCE, "rephrases": ["b", ""]}), "FILE, line 1: the field `rephrases[1]` is empty"),
-        (jsonl({**FRANCE, "id": 1.5}), "FILE, line 1: the field `id` must be text, not a number"),
+        (jsonl({**FRANCE, "id": True}), "FILE, line 1: the field `id` must be text, not true or false"),
         (
             jsonl({**FRANCE, "target": "b" * 2001}),
             "FILE, line 1: the field `target` has 2001 characters, more than the limit of 2000; shorten it",
@@ -87,12 +89,16 @@ from tests.edits.test_edit_set import FRANCE, SPAIN, error_of, jsonl, zsre
             "FILE, line 1: the field `requested_rewrite.prompt` must hold {} where the subject goes",
         ),
         (jsonl(zsre(alt="")), "FILE, line 1: the field `alt` is empty"),
-        ("prompt,answer\na,b\n", "FILE: the CSV header has no column `target`; name the columns in"),
+        (
+            "prompt,truth\na,b\n",
+            "FILE: the CSV header has no column `target`; name the columns in the first line "
+            "(found: `prompt`, `truth`)",
+        ),
         ("some words", "FILE: the CSV header has no column `prompt`, `target`;"),
         ("prompt,target\n", "FILE: there is no row below the CSV header; it needs at least one record"),
         (
             "prompt,target,target\na,b,c\n",
-            "FILE: two columns of the CSV header have the same name; rename one",
+            "FILE: in the CSV header, two columns have the same name, `target`; rename one",
         ),
         (
             'prompt,target\n"a\nb",c\n\nd\n',

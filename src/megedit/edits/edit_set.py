@@ -14,7 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from megedit.edits.rows import Row, kind_of, read_rows
+from megedit.edits.columns import PlainNames
+from megedit.edits.files import read_rows
+from megedit.edits.rows import Row, kind_of
 from megedit.edits.schemas import MAX_TARGET_CHARS, SCHEMAS, Edit, ParsedRow, Question, QuestionKind, schema_of
 from megedit.edits.subjects import SubjectIndex
 from megedit.edits.text import clean_query, fold, normalise_query, query_id
@@ -161,7 +163,7 @@ def read_edits(path: str | Path, *, limit: int | None = None, on_conflict: OnCon
     Raises:
         MegError: the file, or a record of it, cannot be used.
     """
-    container, rows = read_rows(path, columns=("prompt", "target"))
+    container, rows = read_rows(path, required=("prompt", "target"))
     return edits_of(rows, str(path), container, limit=limit, on_conflict=on_conflict)
 
 
@@ -186,10 +188,10 @@ def edits_of(
     """
     if limit is not None and limit < 1:
         raise MegError(f"limit is {limit}; it must be at least 1")
-    builder = _Builder(source, on_conflict)
+    builder, plain = _Builder(source, on_conflict), PlainNames(source)
     for row in rows:
         schema = schema or schema_of(row)
-        builder.add(SCHEMAS[schema](row), row.place)
+        builder.add(SCHEMAS[schema](plain(row) if schema == "plain" else row), row.place)
         if len(builder.instances or builder.kept) == limit:
             break
     if not builder.kept and not builder.dropped:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from megedit.edits.columns import columns_of
 from megedit.edits.rows import Row, kind_of
 
 MAX_TARGET_CHARS = 2000
@@ -43,8 +44,7 @@ class Edit:
     def from_json(cls, fields: Mapping[str, object], *, where: str = "the edit") -> "Edit":
         """The edit that `to_json` wrote; MegError, beginning with `where`, if a field is not valid."""
         row = Row(where, fields)
-        if not isinstance(row.get("id"), int):
-            row.text("id")  # fails without one
+        row.answer("id")  # fails without one
         return _plain(row).edits[0]
 
 
@@ -80,17 +80,19 @@ class ParsedRow:
 
 
 def schema_of(row: Row) -> str:
-    """The schema of a file, told from the fields of its first record; MegError if it is none of `SCHEMAS`."""
+    """The schema of a file, told from the fields of its first row; MegError if it is none of `SCHEMAS`."""
     fields = row.fields
     if "requested_rewrite" in fields:
         return "mquake" if isinstance(fields["requested_rewrite"], list | tuple) else "counterfact"
     if "src" in fields:
         return "zsre"
-    if "target_new" in fields:
-        return "mquake" if "questions" in fields else "knowedit"
-    if "question" in fields and "answer" in fields:
+    if "target_new" in fields and "questions" in fields:
+        return "mquake"
+    if "target_new" in fields and "prompt" in fields:
+        return "knowedit"
+    if "para_question" in fields or "sub_question" in fields:
         return "unke"
-    if "prompt" in fields or "target" in fields:
+    if "prompt" in fields or "target" in fields or columns_of(list(fields)).keys() >= {"prompt", "target"}:
         return "plain"
     found = ", ".join(f"`{name}`" for name in fields) or "none"
     row.fail(
@@ -108,12 +110,12 @@ def _plain(row: Row) -> ParsedRow:
     edit = Edit(
         id=row.identifier("id", prompt := row.text("prompt")),
         prompt=prompt,
-        target=row.text("target", MAX_TARGET_CHARS),
-        subject=row.optional_text("subject"),
-        relation=row.optional_text("relation"),
+        target=row.answer("target", MAX_TARGET_CHARS),
+        subject=row.optional_answer("subject"),
+        relation=row.optional_answer("relation"),
         rephrases=row.texts("rephrases"),
         neighbours=row.texts("neighbours"),
-        target_true=row.optional_text("target_true"),
+        target_true=row.optional_answer("target_true"),
     )
     return ParsedRow((edit,))
 
@@ -122,12 +124,12 @@ def _counterfact(row: Row) -> ParsedRow:
     edit = Edit(
         id=row.identifier("case_id", prompt := _cloze(row, "requested_rewrite")),
         prompt=prompt,
-        target=row.text("requested_rewrite.target_new.str", MAX_TARGET_CHARS),
-        subject=row.text("requested_rewrite.subject"),
-        relation=row.optional_text("requested_rewrite.relation_id"),
+        target=row.answer("requested_rewrite.target_new.str", MAX_TARGET_CHARS),
+        subject=row.answer("requested_rewrite.subject"),
+        relation=row.optional_answer("requested_rewrite.relation_id"),
         rephrases=row.texts("x_paraphrase_clean") or row.texts("paraphrase_prompts"),
         neighbours=row.texts("neighborhood_prompts"),
-        target_true=row.optional_text("requested_rewrite.target_true.str"),
+        target_true=row.optional_answer("requested_rewrite.target_true.str"),
     )
     beginnings = dict.fromkeys(row.texts("generation_prompts"))  # the files repeat some
     questions = tuple(Question("generation", text, (), edit.id) for text in beginnings)
@@ -140,14 +142,14 @@ def _counterfact(row: Row) -> ParsedRow:
 
 def _zsre(row: Row) -> ParsedRow:
     rephrases = (row.optional_text("rephrase"), row.optional_text("rephrase_2"))
-    unrelated, answer = row.optional_text("loc"), row.optional_text("loc_ans")
+    unrelated, answer = row.optional_text("loc"), row.optional_answer("loc_ans")
     old = _answers(row, "answers")
     edit = Edit(
         id=row.identifier("case_id", prompt := row.text("src")),
         prompt=prompt,
-        target=row.text("alt", MAX_TARGET_CHARS),
-        subject=row.optional_text("subject"),
-        relation=row.optional_text("relation_id"),
+        target=row.answer("alt", MAX_TARGET_CHARS),
+        subject=row.optional_answer("subject"),
+        relation=row.optional_answer("relation_id"),
         rephrases=tuple(text for text in rephrases if text),
         neighbours=(unrelated,) if unrelated else (),
         target_true=old[0] if old else None,
@@ -158,13 +160,17 @@ def _zsre(row: Row) -> ParsedRow:
 
 
 def _knowedit(row: Row) -> ParsedRow:
-    old = _answers(row, _either(row, "ground_truth", "target_old"))
+    """A record of KnowEdit or EasyEdit, or a request of ROME, which has `{}` for the subject and `target_new.str`."""
+    target = "target_new.str" if isinstance(row.get("target_new"), Mapping) else "target_new"
+    old = _answers(row, "target_true.str", _either(row, "ground_truth", "target_old"))
+    prompt, subject = row.text("prompt"), row.optional_answer("subject")
+    prompt = prompt.replace("{}", subject) if subject else prompt
     edit = Edit(
-        id=row.identifier("case_id", prompt := row.text("prompt")),
+        id=row.identifier("case_id", prompt),
         prompt=prompt,
-        target=row.text("target_new", MAX_TARGET_CHARS),
-        subject=row.optional_text("subject"),
-        relation=row.optional_text("relation_id"),
+        target=row.answer(target, MAX_TARGET_CHARS),
+        subject=subject,
+        relation=row.optional_answer("relation_id"),
         rephrases=_answers(row, _either(row, "rephrase_prompt", "rephrase")),
         target_true=old[0] if old else None,
     )
@@ -197,28 +203,28 @@ def _rewrite(row: Row, name: str) -> Edit:
     return Edit(
         id="",
         prompt=row.text(f"{name}.question"),
-        target=row.text(_either(row, f"{name}.target_new.str", f"{name}.target_new_str"), MAX_TARGET_CHARS),
-        subject=row.text(f"{name}.subject"),
-        relation=row.optional_text(f"{name}.relation_id"),
+        target=row.answer(_either(row, f"{name}.target_new.str", f"{name}.target_new_str"), MAX_TARGET_CHARS),
+        subject=row.answer(f"{name}.subject"),
+        relation=row.optional_answer(f"{name}.relation_id"),
         rephrases=(_cloze(row, name),),
-        target_true=row.optional_text(_either(row, f"{name}.target_true.str", f"{name}.target_true_str")),
+        target_true=row.optional_answer(_either(row, f"{name}.target_true.str", f"{name}.target_true_str")),
     )
 
 
 def _mquake_edit(row: Row) -> ParsedRow:
     """An edit of MQuAKE alone, without its case: `questions` are wordings of the edit."""
-    if row.optional_text("target_new") is None:
+    if row.optional_answer("target_new") is None:
         return ParsedRow(())
     if not (wordings := row.texts("questions")):
         row.fail("the field `questions` is empty; give at least one question, the prompt of the edit")
     edit = Edit(
         id=row.identifier("case_id", wordings[0]),
         prompt=wordings[0],
-        target=row.text("target_new", MAX_TARGET_CHARS),
-        subject=row.optional_text("subject"),
-        relation=row.optional_text("relation_id"),
+        target=row.answer("target_new", MAX_TARGET_CHARS),
+        subject=row.optional_answer("subject"),
+        relation=row.optional_answer("relation_id"),
         rephrases=wordings[1:],
-        target_true=row.optional_text("target_true"),
+        target_true=row.optional_answer("target_true"),
     )
     return ParsedRow((edit,))
 
@@ -228,7 +234,7 @@ def _unke(row: Row) -> ParsedRow:
     edit = Edit(
         id=row.identifier("id", prompt := row.text("question")),
         prompt=prompt,
-        target=row.text("answer", MAX_TARGET_CHARS),
+        target=row.answer("answer", MAX_TARGET_CHARS),
         rephrases=(rephrase,) if rephrase else (),
     )
     asked, answers = row.texts("sub_question"), row.texts("sub_answer")
@@ -257,7 +263,7 @@ SCHEMAS: dict[str, Callable[[Row], ParsedRow]] = {
 
 def _cloze(row: Row, name: str) -> str:
     """The prompt of a rewrite request, its subject in the place of {}."""
-    template, subject = row.text(f"{name}.prompt"), row.text(f"{name}.subject")
+    template, subject = row.text(f"{name}.prompt"), row.answer(f"{name}.subject")
     if "{}" not in template:
         row.fail(f"the field `{name}.prompt` must hold {{}} where the subject goes")
     return template.replace("{}", subject)
@@ -296,7 +302,7 @@ def _asked(row: Row, name: Literal["locality", "portability"], group: str) -> It
 
 def _accepted(row: Row, name: str, aliases: str) -> tuple[str, ...]:
     """A required answer and its other names."""
-    return tuple(dict.fromkeys((row.text(name), *_answers(row, aliases))))
+    return tuple(dict.fromkeys((row.answer(name), *_answers(row, aliases))))
 
 
 def _answers(row: Row, *names: str) -> tuple[str, ...]:
@@ -308,7 +314,7 @@ def _answers(row: Row, *names: str) -> tuple[str, ...]:
     for name in names:
         field = name.rpartition(".")[2]
         for value in _flattened(row.get(name)):
-            if text := Row(row.where, {field: value}).optional_text(field):
+            if text := Row(row.where, {field: value}).optional_answer(field):
                 texts[text] = None
     return tuple(texts)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from megedit.edits.columns import PlainNames
 from megedit.edits.edit_set import Edit, normalise_query
-from megedit.edits.rows import read_rows
+from megedit.edits.files import read_rows
 from megedit.edits.subjects import SubjectIndex
 from megedit.errors import MegError
 
@@ -140,8 +141,8 @@ def load_pseudo_knowledge(path: str | Path | None = None) -> PseudoKnowledge:
 
 def _read_facts(path: str | Path) -> tuple[PseudoFact, ...]:
     facts: dict[str, PseudoFact] = {}
-    _, rows = read_rows(path, columns=("prompt", "rephrases"))
-    for row in rows:
+    _, rows = read_rows(path, required=("prompt", "rephrases"))
+    for row in map(PlainNames(str(path)), rows):
         prompt, rephrases = row.text("prompt"), row.texts("rephrases")
         if not rephrases:
             row.fail("the field `rephrases` is missing or empty; give at least one other wording")
@@ -149,8 +150,8 @@ def _read_facts(path: str | Path) -> tuple[PseudoFact, ...]:
             prompt,
             rephrases,
             row.texts("neighbours"),
-            row.optional_text("subject"),
-            row.optional_text("relation"),
+            row.optional_answer("subject"),
+            row.optional_answer("relation"),
         )
         facts.setdefault(normalise_query(prompt), fact)
     return tuple(facts.values())
