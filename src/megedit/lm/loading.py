@@ -41,7 +41,7 @@ from transformers import (
 )
 
 from megedit.errors import MegError
-from megedit.runtime.device import SPREAD, default_dtype
+from megedit.runtime.device import SPREAD, default_dtype, first_device
 
 logger = logging.getLogger("megedit")
 
@@ -62,8 +62,9 @@ def load_base(
     `default_dtype(device)`. device: `auto` spreads the model over all devices (accelerate's device map).
 
     Raises:
-        MegError: nothing usable has that name, or it is not a causal language model.
+        MegError: nothing usable has that name, it is not a causal language model, or the device cannot be used.
     """
+    first_device(device)
     path = _resolve(name)
     folder = _converted(path) if path.is_file() else path
     _check_folder(folder, ("config.json",))
