@@ -22,8 +22,8 @@ from huggingface_hub.utils._paths import filter_repo_objects
 import megedit.adapter.folder
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.change import changing
-from megedit.adapter.config import FORMAT_VERSION
-from megedit.adapter.folder import CONFIG, copy_adapter, describe, is_adapter, read_config
+from megedit.adapter.config import CONFIG, FORMAT_VERSION
+from megedit.adapter.folder import copy_adapter, describe, is_adapter, read_config
 from megedit.adapter.ledger import reading
 from megedit.errors import MegError
 from tests.adapter.test_folder import files_of

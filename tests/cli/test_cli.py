@@ -17,7 +17,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from megedit.adapter.adapter import load_adapter
-from megedit.adapter.folder import CONFIG
+from megedit.adapter.config import CONFIG
 from megedit.errors import MegError
 from megedit.settings import PRESETS
 from tests.conftest import Fitted

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import megedit.cli.operations
+from megedit.adapter.ledger import digest_of
 from tests.cli.test_cli import output, problem, process
 from tests.conftest import Fitted
 
@@ -146,3 +148,48 @@ def test_two_processes_write_at_once(adapter_folder: Path) -> None:
         "edit-0",
         "edit-1",
     }
+
+
+def test_any_id_works_in_every_command(adapter_folder: Path, tmp_path: Path) -> None:
+    ids = ["a/b c", "[bold]x[/]", "-ü 日本"]
+    output("add", adapter_folder, facts(tmp_path, {**NEW, "id": ids[0]}), "--dtype", "float32", "--keep")
+    with closing(sqlite3.connect(adapter_folder / "ledger.db")) as connection, connection:
+        for number, name in zip((1, 2), ids[1:], strict=True):
+            (content,) = connection.execute("SELECT content FROM edits WHERE number = ?", (number,)).fetchone()
+            content = json.dumps({**json.loads(content), "id": name}, ensure_ascii=False)
+            (vector,) = connection.execute("SELECT vector FROM vectors WHERE edit = ?", (number,)).fetchone()
+            connection.execute("UPDATE edits SET id = ?, content = ? WHERE number = ?", (name, content, number))
+            digest = digest_of(content.encode() + vector)
+            connection.execute("UPDATE vectors SET digest = ? WHERE edit = ?", (digest, number))
+    table = output("list", adapter_folder)
+    for name in ids:
+        assert name in listed(adapter_folder) and all(part in table for part in name.split())
+        assert f"- {name}: " in output("remove", adapter_folder, "--", name)
+        assert f"+ {name}: " in output("undo", adapter_folder)
+    assert ids[2] in output("log", adapter_folder, "--json")
+    assert f"+ {ids[2]}: " in output("update", adapter_folder, "--target", "Ma", "--dtype", "float32", "--", ids[2])
+
+
+@pytest.mark.parametrize(
+    "arguments", [("add", "{}", "news.jsonl"), ("undo", "{}"), ("remove", "{}", "1"), ("list", "{}")]
+)
+def test_a_folder_that_does_not_exist(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    facts(tmp_path, NEW)
+    folder = tmp_path / "nowhere"
+    message = problem(*(part.format(folder).replace("news", str(tmp_path / "news")) for part in arguments))
+    assert "does not exist" in message and "damaged" not in message
+
+
+def test_two_targets_in_a_file(adapter_folder: Path, tmp_path: Path) -> None:
+    path = facts(tmp_path, NEW, {**NEW, "id": "other", "target": "Ma"})
+    assert "--on-conflict first" in problem("add", adapter_folder, path)
+    text = output("add", adapter_folder, path, "--on-conflict", "first", "--keep", "--dtype", "float32")
+    assert "+ new: Which instrument does Iva Jones play? -> Lu (active)" in text and "other" not in text
+
+
+def test_a_list_longer_than_a_page(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(megedit.cli.operations, "PAGE", 3)
+    pages = megedit.cli.operations._pages(adapter_folder, 1, None, None, None)
+    assert [[record.number for record in page] for page in pages] == [[1, 2, 3], [4, 5, 6], [7, 8]]
+    pages = megedit.cli.operations._pages(adapter_folder, 1, "active", "edit", 5)
+    assert [[record.number for record in page] for page in pages] == [[1, 2, 3], [4, 5]]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megedit.edits.subjects import SubjectIndex, share_of_name
+from megedit.edits.subjects import SubjectIndex, share_of_name, tell_apart
 
 
 def test_subject_index_finds_whole_words_only() -> None:
@@ -71,3 +71,26 @@ def test_subjects_named_alone() -> None:
 )
 def test_how_much_of_a_name_a_subject_is(text: str, subject: str, share: float) -> None:
     assert share_of_name(text, subject) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "apart"),
+    [
+        ("What was the revenue of Acme in 2019?", "What was the revenue of Acme in 2020?", True),
+        ("What was the revenue of Acme?", "What was the revenue of Acme in 2020?", True),
+        ("Who won the 3rd race?", "Who won the 4th race?", True),
+        ("What is the capital of France?", "What is the capital of Spain?", True),
+        ("Who leads Atlas in Berlin?", "Who leads Atlas in Paris?", True),
+        ("Who leads Atlas?", "Who is the head of Atlas?", False),
+        ("Name the head of Atlas.", "Tell me who leads Atlas.", False),  # the first of a sentence is no name
+        ("Who leads Atlas?", "In Berlin, who leads the Atlas Company?", False),  # the other may leave it out
+        ("Where was Ada Brooker born?", "Where was Ada Broker born?", False),  # a slip
+        ("where was ada brook born?", "Where was Ada Brook born?", False),
+        ("WHO LEADS ATLAS?", "Who leads Atlas?", False),
+        ("What was the revenue in 2019?", "2019: what was the revenue?", False),
+        ("Bill Gates founded what?", "What did Paul Allen found?", True),
+        ("", "Who leads Atlas?", False),
+    ],
+)
+def test_questions_that_names_or_numbers_tell_apart(first: str, second: str, apart: bool) -> None:
+    assert tell_apart(first, second) is tell_apart(second, first) is apart

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import megedit.operations.adding
+import megedit.operations.conflicts
 from megedit.adapter.adapter import load_adapter
 from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.adapter.weights import to_bytes
@@ -114,6 +115,26 @@ def test_ids_of_new_edits_that_look_like_those_of_others(adapter_folder: Path, m
     assert found[old[0].prompt] == ("edit-0", old[0].target)
     assert found[old[1].prompt] == ("edit-0-3", "Ma") and found[old[2].prompt] == ("edit-0-2", "Ro")
     assert len(found) == len(old)
+
+
+def test_questions_of_other_years_are_no_contradictions(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither among the new edits nor with those of the adapter, although the router takes one for the other."""
+    monkeypatch.setattr(megedit.operations.conflicts, "_asks_the_same", lambda *args, **options: True)
+    monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("active"))
+
+    def revenue(*years: int) -> list[Edit]:
+        return [Edit(f"y{year}", f"What was the revenue of Iva Jones in {year}?", f"{year % 7}") for year in years]
+
+    def all_in(*years: int) -> None:
+        with reading(adapter_folder) as ledger:
+            assert {record.edit.id for record in ledger.records(search="revenue")} == {f"y{year}" for year in years}
+
+    put(adapter_folder, *revenue(2019, 2020, 2021), resolve=lambda conflict: "replace")
+    all_in(2019, 2020, 2021)
+    put(adapter_folder, *revenue(2022, 2023), resolve=None)
+    all_in(2019, 2020, 2021, 2022, 2023)
+    with pytest.raises(MegError, match="contradict"):
+        put(adapter_folder, Edit("z", "In 2020, what was the revenue of Iva Jones?", "Lu"), resolve=None)
 
 
 STRANGE = ["a/b", "two  words", "ü é 日本", "[bold]x[/bold]", "-x", "--help", "[/]", "x\\"]

@@ -10,6 +10,7 @@ from megedit.lm.template import Template
 from megedit.router.decision import Calibration
 from megedit.settings import FitSettings, Positions, read_settings
 
+CONFIG = "meg_config.json"
 FORMAT_VERSION = 4
 OLDEST_VERSION = 3  # that is still read
 

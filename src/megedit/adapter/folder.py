@@ -28,14 +28,13 @@ from safetensors import SafetensorError
 
 from megedit.adapter.card import CARD, write_card
 from megedit.adapter.change import settled
-from megedit.adapter.config import FORMAT_VERSION, OLDEST_VERSION, AdapterConfig
+from megedit.adapter.config import CONFIG, FORMAT_VERSION, OLDEST_VERSION, AdapterConfig
 from megedit.adapter.ledger import reading
 from megedit.adapter.sqlite import FILE as LEDGER_FILE
 from megedit.errors import MegError
 
 logger = logging.getLogger("megedit")
 
-CONFIG = "meg_config.json"
 LOG = "fit.log"
 _NEEDED = ("seen.safetensors", "encoder/config.json", "encoder/weights.safetensors")
 _HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "*.safetensors", CARD, "encoder/*")

@@ -109,12 +109,14 @@ class Ledger:
         status: Status | None = None,
         search: str | None = None,
         limit: int | None = None,
+        after: int = 0,
     ) -> list[EditRecord]:
         """The edits of a revision, the last by default, in the order in which they came.
 
-        search: only those with this text, in upper or lower case, in id, prompt, target or subject.
+        search: only those with this text, in upper or lower case, in id, prompt, target or subject. after: only those
+        with a higher number.
         """
-        conditions, values = [_in_span(revision)], list[str]()
+        conditions, values = [_in_span(revision), f"number > {int(after)}"], list[str]()
         if status is not None:
             conditions.append("status = ?")
             values.append(status)

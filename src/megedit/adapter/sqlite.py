@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from megedit.adapter.config import CONFIG
 from megedit.errors import MegError
 
 FILE = "ledger.db"
@@ -61,11 +62,11 @@ def opened(folder: Path, to_write: bool = False) -> Iterator[sqlite3.Connection]
     writes it.
     """
     path = folder / FILE
+    if not (folder / CONFIG).is_file() and not path.is_file():
+        why = f"{FILE} is missing" if folder.is_dir() else "it is a file" if folder.exists() else "it does not exist"
+        raise MegError(f"There is no adapter in {folder}: {why}; check the path.")
     if not path.is_file():
-        raise MegError(
-            f"{folder} is damaged: {FILE} is missing; or it is no adapter, or one of an earlier format "
-            "(meg show says which)."
-        )
+        raise MegError(f"{folder} is damaged: {FILE} is missing; or it is of an earlier format (meg show says which).")
     if not os.access(path, os.R_OK):
         raise MegError(f"{path} cannot be read: you have no permission; ask its owner for it.")
     if to_write and path.is_symlink():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.table import Table
 
 from megedit.cli.options import (
@@ -30,8 +32,10 @@ if TYPE_CHECKING:  # the libraries behind these take seconds to import
     from megedit.operations.operations import Outcome
 
 SHOWN = 20  # changes that are printed one by one
+PAGE = 500  # edits that are read and listed at a time
 AdapterFolder = Annotated[Path, typer.Argument(help="Folder of the adapter", show_default=False)]
 StatusName = Literal["active", "removed", "failed"]
+OnConflict = Literal["error", "first"]
 
 
 def list_edits(
@@ -45,22 +49,48 @@ def list_edits(
     from megedit.adapter.folder import find_adapter
     from megedit.adapter.ledger import reading
 
-    with reading(find_adapter(adapter)) as ledger:
-        records = ledger.records(status=status, search=search, limit=limit)
-        counts = ledger.counts()
-    if as_json:
-        for record in records:
-            typer.echo(json.dumps({**record.edit.to_json(), **_state(record)}, ensure_ascii=False))
-        return
-    table = Table()
-    for column in ("id", "status", "answered by", "prompt", "target"):
-        table.add_column(column, overflow="fold")
+    folder, listed = find_adapter(adapter), 0
+    with reading(folder) as ledger:
+        revision, counts = ledger.revision, ledger.counts()
+    for page in _pages(folder, revision, status, search, limit):
+        if as_json:
+            for record in page:
+                typer.echo(json.dumps({**record.edit.to_json(), **_state(record)}, ensure_ascii=False))
+        else:
+            out.print(_page(page, first=listed == 0))
+        listed += len(page)
+    if not as_json:
+        known = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        err.print(f"{listed:,} listed; in the adapter: {known}.", highlight=False)
+
+
+def _pages(
+    folder: Path, revision: int, status: StatusName | None, search: str | None, limit: int | None
+) -> Iterator[list[EditRecord]]:
+    """The edits of a revision, some at a time; between two pages others may change the adapter."""
+    from megedit.adapter.ledger import reading
+
+    last, left = 0, limit
+    while left is None or left > 0:
+        size = PAGE if left is None else min(PAGE, left)
+        with reading(folder) as ledger:
+            page = ledger.records(revision, status=status, search=search, limit=size, after=last)
+        if page:
+            yield page
+        if len(page) < size:
+            return
+        last, left = page[-1].number, None if left is None else left - size
+
+
+def _page(records: Sequence[EditRecord], first: bool) -> Table:
+    """Some of the edits as a table that goes on from the one before."""
+    table = Table(show_header=first, expand=True, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column, ratio in (("id", 3), ("status", 2), ("answered by", 3), ("prompt", 9), ("target", 5)):
+        table.add_column(column, ratio=ratio, overflow="fold")
     for record in records:
         edit = record.edit
         table.add_row(plain(edit.id), record.status, _neuron(record), plain(edit.prompt), plain(edit.target))
-    out.print(table)
-    listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    err.print(f"{len(records):,} listed; in the adapter: {listed}.", highlight=False)
+    return table
 
 
 def log(adapter: AdapterName, as_json: JsonOption = False) -> None:
@@ -121,8 +151,13 @@ def diff(
 
 def add(
     adapter: AdapterFolder,
-    facts: Annotated[Path, typer.Argument(help="Facts: any file that `meg fit` reads", show_default=False)],
+    facts: Annotated[
+        str, typer.Argument(help="Facts: a file or public data set, as `meg fit` reads them", show_default=False)
+    ],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many edits")] = None,
+    on_conflict: Annotated[
+        OnConflict, typer.Option(help="Two targets for one query in the file: stop with an error, or keep the first")
+    ] = "error",
     replace: Annotated[bool, typer.Option("--replace", help="New edits replace those they contradict")] = False,
     skip: Annotated[bool, typer.Option("--skip", help="New edits that contradict others are left out")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Both stay where only wordings are alike")] = False,
@@ -131,13 +166,13 @@ def add(
     device: DeviceOption = "cpu",
 ) -> None:
     """Add facts to an adapter; they answer at once."""
-    from megedit.edits.edit_set import read_edits
-    from megedit.operations.adding import add as add_edits
+    from megedit.edits.public import load_edits
+    from megedit.operations import add as add_edits
     from megedit.runtime.progress import Stages
 
     if replace + skip + keep > 1:
         raise MegError("Give one of --replace, --skip and --keep.")
-    edits = read_edits(facts, limit=limit)
+    edits = load_edits(facts, limit=limit, on_conflict=on_conflict)
     for line in edits.dropped_summary():
         err.print(line, highlight=False, markup=False, soft_wrap=True)
     outcome = add_edits(
@@ -156,7 +191,7 @@ def update(
     device: DeviceOption = "cpu",
 ) -> None:
     """Give an edit another target."""
-    from megedit.operations.adding import update as update_edit
+    from megedit.operations import update as update_edit
     from megedit.runtime.progress import Stages
 
     options: dict[str, Any] = {"base": base, "dtype": torch_dtype(dtype), "device": device, "stages": Stages(err)}
@@ -168,14 +203,14 @@ def remove(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits", show_default=False)],
 ) -> None:
     """Take edits back: their questions get the base model's answers again."""
-    from megedit.operations.operations import remove as remove_edits
+    from megedit.operations import remove as remove_edits
 
     _tell(remove_edits(adapter, ids))
 
 
 def undo(adapter: AdapterFolder) -> None:
     """Take the last operation back; twice, and it is done again."""
-    from megedit.operations.operations import undo as undo_last
+    from megedit.operations import undo as undo_last
 
     _tell(undo_last(adapter))
 
@@ -185,7 +220,7 @@ def rollback(
     revision: Annotated[int, typer.Argument(help="A revision that `meg log` lists", show_default=False)],
 ) -> None:
     """Bring back the edits that were in force at an earlier revision."""
-    from megedit.operations.operations import rollback as roll_back
+    from megedit.operations import rollback as roll_back
 
     _tell(roll_back(adapter, revision))
 
@@ -197,7 +232,7 @@ def consolidate(
     device: DeviceOption = "cpu",
 ) -> None:
     """Teach added edits to router and generator, and drop the weights of removed ones for good."""
-    from megedit.operations.consolidation import consolidate as absorb
+    from megedit.operations import consolidate as absorb
     from megedit.runtime.progress import Stages
 
     outcome = absorb(adapter, base=base, dtype=torch_dtype(dtype), device=device, stages=Stages(err))
@@ -233,7 +268,8 @@ def _tell(outcome: Outcome) -> None:
     for edit in outcome.skipped:
         err.print(f"Left out: {plain(edit.id)}: {plain(edit.prompt)}", highlight=False, soft_wrap=True)
     for edit in outcome.failed:
-        err.print(f"No neuron was found for {plain(edit.id)}: {plain(edit.prompt)}", highlight=False, soft_wrap=True)
+        why = outcome.reasons.get(edit.id, "no neuron was found that makes the model answer so")
+        err.print(f"Failed: {plain(edit.id)}: {plain(edit.prompt)}: {plain(why)}", highlight=False, soft_wrap=True)
     if not outcome.changes:
         out.print(f"Nothing was changed; the adapter is at revision {outcome.revision}.", highlight=False)
         return

@@ -84,6 +84,23 @@ def _one_slip_at_most(first: str, second: str) -> bool:
     return OSA.distance(first, second, score_cutoff=1) <= 1
 
 
+def tell_apart(first: str, second: str) -> bool:
+    """True if two questions that sound alike ask for different things by their names or numbers.
+
+    They do where a number is in one and not in the other, or where each has a word of a name that the other lacks. A
+    word with one slip is the same word, and the first of a sentence only belongs to a name when the next does.
+    """
+    texts = _Text(first), _Text(second)
+    numbers = [{word for word in text.folded if any(letter.isdigit() for letter in word)} for text in texts]
+    if numbers[0] != numbers[1]:
+        return True
+    words = [text.name_words() - numbers[0] for text in texts]
+    return all(
+        any(not any(_one_slip_at_most(word, other) for other in texts[1 - side].folded) for word in words[side])
+        for side in (0, 1)
+    )
+
+
 class _Text:
     """The words of a text, and which of them are parts of a name."""
 
@@ -92,6 +109,23 @@ class _Text:
         self._found = list(_WORD.finditer(self._text))
         self._words = [word[0] for word in self._found]
         self.folded = tuple(word.casefold() for word in self._words) or (self._text.casefold(),)
+
+    def name_words(self) -> set[str]:
+        """The words of names, folded."""
+        return {
+            word
+            for index, word in enumerate(self.folded[: len(self._words)])
+            if self._belongs(index) and word not in _NO_NAME and (self._inside(index) or self._leads_a_name(index))
+        }
+
+    def _inside(self, index: int) -> bool:
+        """True if a word is not the first of its sentence."""
+        between = self._text[self._found[index - 1].end() : self._found[index].start()] if index else ""
+        return index > 0 and not any(mark in between for mark in ".!?:\n")
+
+    def _leads_a_name(self, index: int) -> bool:
+        """True if the next word goes on with a name."""
+        return index + 1 < len(self._words) and self._joined(index + 1) and self._belongs(index + 1)
 
     def share(self, start: int, size: int) -> float:
         """The share that `size` words from `start` on have in the name that they belong to."""

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from megedit.edits.edit_set import Edit, fold, normalise_query
+from megedit.edits.subjects import tell_apart
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
+    from torch import Tensor
+
     from megedit.adapter.adapter import Adapter
     from megedit.router.index import EditVectors
     from megedit.router.router import Router
 
 Choice = Literal["replace", "skip", "keep"]
 SHOWN = 10  # conflicts named in an error
+NEIGHBOURS = 8  # most similar new edits, among which one that asks the same is looked for
 
 
 @dataclass(frozen=True)
@@ -49,51 +53,62 @@ def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors
     """The conflicts of new edits, at most two for each: with the adapter, and with an earlier one of the new edits.
 
     vectors: of the prompts of the new edits. Where both sides name a subject, or both a relation, and it is not the
-    same, they ask for different things, however similar they sound.
+    same, or where their numbers or names differ, they ask for different things, however similar they sound.
     """
-    prompts = [edit.prompt for edit in edits]
     active = {normalise_query(record.edit.prompt): record for record in adapter.active}
-    found: list[Conflict] = []
-    routing = adapter.router.route(vectors.unpack(), prompts)
+    router, queries, found = adapter.router, vectors.unpack(), list[Conflict]()
+    similarity, nearest = router.vectors.nearest(queries, NEIGHBOURS)  # (edits, neighbours)
     for i, edit in enumerate(edits):
-        near, similarity = adapter.routed[int(routing.nearest[i])], float(routing.similarity[i])
         if same := active.get(normalise_query(edit.prompt)):
             if same.edit.target != edit.target:
                 found.append(Conflict("query", edit, same.edit, 1.0, number=same.number))
-        elif routing.familiar[i] and near.status == "active" and _alike(edit, near.edit):
-            same_target = fold(edit.target) == fold(near.edit.target)
-            kind: Literal["duplicate", "rephrase"] = "duplicate" if same_target else "rephrase"
-            found.append(Conflict(kind, edit, near.edit, similarity, number=near.number))
-    return found + _among(adapter.router, edits, vectors)
+            continue
+        for at, row in enumerate(nearest[i].tolist()):
+            near = adapter.routed[row]
+            if near.status == "active" and _alike(edit, near.edit):
+                if _asks_the_same(router, edit, queries[i], near.edit, router.vectors, row, near.generated):
+                    same_target = fold(edit.target) == fold(near.edit.target)
+                    kind: Literal["duplicate", "rephrase"] = "duplicate" if same_target else "rephrase"
+                    found.append(Conflict(kind, edit, near.edit, float(similarity[i, at]), number=near.number))
+                break
+    return found + _among(router, edits, vectors)
 
 
 def _among(router: Router, edits: Sequence[Edit], vectors: EditVectors) -> list[Conflict]:
     """Conflicts of new edits with earlier ones, those of one query apart: these are refused when a file is read."""
+    queries, found = vectors.unpack(), list[Conflict]()
+    similarity, nearest = vectors.nearest(queries, NEIGHBOURS)  # (edits, neighbours), themselves among them
+    for i, edit in enumerate(edits):
+        for at, j in enumerate(nearest[i].tolist()):
+            if j < i and _alike(edit, edits[j]):
+                other_target = fold(edit.target) != fold(edits[j].target)
+                if other_target and _asks_the_same(router, edit, queries[i], edits[j], vectors, j, learned=False):
+                    found.append(Conflict("rephrase", edit, edits[j], float(similarity[i, at]), same_file=True))
+                break
+    return found
+
+
+def _asks_the_same(
+    router: Router, new: Edit, query: Tensor, old: Edit, vectors: EditVectors, row: int, learned: bool
+) -> bool:
+    """True if the router, knowing the old edit alone, takes the new one's query (its vector (C,)) for the old one's.
+
+    row: of the old edit's vector. learned: the familiarity network was trained on it.
+    """
     from megedit.router.decision import Enrolled
     from megedit.router.index import EditVectors
     from megedit.router.router import Router
 
-    if len(edits) < 2:
-        return []
-    queries = vectors.unpack()
-    similarity, nearest = vectors.nearest(queries, 2)
-    found = []
-    for i, edit in enumerate(edits):
-        at = 0 if int(nearest[i, 0]) != i else 1  # the other one is the edit itself
-        j = int(nearest[i, at])
-        if j > i or not _alike(edit, edits[j]) or fold(edit.target) == fold(edits[j].target):
-            continue
-        one = EditVectors(vectors.codes[j : j + 1], vectors.scales[j : j + 1])
-        alone = Router(router.network, one, [Enrolled(edits[j].subject or None, learned=False)], router.calibration)
-        if alone.route(queries[i : i + 1], [edit.prompt]).familiar[0]:
-            found.append(Conflict("rephrase", edit, edits[j], float(similarity[i, at]), same_file=True))
-    return found
+    one = EditVectors(vectors.codes[row : row + 1], vectors.scales[row : row + 1])
+    alone = Router(router.network, one, [Enrolled(old.subject, learned=learned)], router.calibration)
+    return bool(alone.route(query[None], [new.prompt]).familiar[0])
 
 
 def _alike(first: Edit, second: Edit) -> bool:
-    """Whether two edits may ask for the same: no subject or relation that both name tells them apart."""
+    """True if two edits may ask for the same: no subject, relation, number or name tells them apart."""
     pairs = ((first.subject, second.subject), (first.relation, second.relation))
-    return all(not (one and other) or one.casefold() == other.casefold() for one, other in pairs)
+    same = all(not (one and other) or one.casefold() == other.casefold() for one, other in pairs)
+    return same and not tell_apart(first.prompt, second.prompt)
 
 
 def resolved(conflicts: Sequence[Conflict], resolve: Resolve | None) -> dict[int, Choice]:

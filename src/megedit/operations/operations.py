@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +27,14 @@ class Outcome:
     result: counts, as they stand in the log.
     skipped: new edits that were left out, because the adapter has them already or a conflict was resolved that way.
     failed: those for which no neuron was found; where one was to replace another edit, that one stays.
+    reasons: why an edit failed, by its id, where the model could never give its target.
     """
 
     revision: int
     changes: tuple[Changed, ...]
     skipped: tuple[Edit, ...] = ()
     failed: tuple[Edit, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
 
 
