@@ -87,3 +87,6 @@ def test_the_card_is_of_the_last_revision_whoever_writes_it(adapter_folder: Path
 def test_a_folder_is_as_readable_as_any_other(fitted: Fitted, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert fitted.adapter.stat().st_mode == (tmp_path / "other").stat().st_mode
+    (tmp_path / "file").touch()
+    modes = {path.name: path.stat().st_mode for path in fitted.adapter.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {(tmp_path / "file").stat().st_mode}, modes

@@ -182,7 +182,7 @@ def test_a_folder_that_does_not_exist(tmp_path: Path, arguments: tuple[str, ...]
 
 def test_two_targets_in_a_file(adapter_folder: Path, tmp_path: Path) -> None:
     path = facts(tmp_path, NEW, {**NEW, "id": "other", "target": "Ma"})
-    assert "--on-conflict first" in problem("add", adapter_folder, path)
+    assert "keep the first of each" in problem("add", adapter_folder, path)
     text = output("add", adapter_folder, path, "--on-conflict", "first", "--keep", "--dtype", "float32")
     assert "+ new: Which instrument does Iva Jones play? -> Lu (active)" in text and "other" not in text
 

@@ -50,11 +50,11 @@ def unedited(folder: Path, base: Base, queries: list[str]) -> list[str]:
         return model.answer(queries, max_new_tokens=8)
 
 
-def collected_without_models(status: str) -> Callable[..., list[NewEdit]]:
+def collected_without_models(status: str) -> Callable[..., tuple[list[NewEdit], dict[str, str]]]:
     """Stands for the collection: a neuron for each new edit, without a base model."""
 
-    def collected(adapter: Any, plan: Any, *args: Any) -> list[NewEdit]:
-        return [
+    def collected(adapter: Any, plan: Any, *args: Any) -> tuple[list[NewEdit], dict[str, str]]:
+        new = [
             NewEdit(
                 EditRecord(edit, status, 1.0, 1, False),  # type: ignore[arg-type]
                 vector if status == "active" else b"",
@@ -62,6 +62,7 @@ def collected_without_models(status: str) -> Callable[..., list[NewEdit]]:
             )
             for edit, vector in zip(plan.new, plan.vectors.rows(), strict=True)
         ]
+        return new, {}
 
     return collected
 
@@ -197,6 +198,18 @@ def test_a_failed_edit_is_kept_as_such(adapter_folder: Path, monkeypatch: pytest
     put(adapter_folder, new_edit())  # again, and it works
     with reading(adapter_folder) as ledger:
         assert [record.status for record in ledger.records() if record.edit.id == "new"] == ["active"]
+
+
+def test_a_target_that_no_answer_can_be(adapter_folder: Path) -> None:
+    good, bad = new_edit(), new_edit("bad", "Who taught Iva Jones?", target="</s>")
+    outcome = put(adapter_folder, good, bad)
+    assert [edit.id for edit in outcome.failed] == ["bad"] and "special token" in outcome.reasons["bad"]
+    with reading(adapter_folder) as ledger:
+        assert {r.edit.id: r.status for r in ledger.records()}.items() >= {"new": "active", "bad": "failed"}.items()
+    with pytest.raises(MegError, match="Edit edit-2 cannot be made: its target"):
+        update(adapter_folder, "edit-2", "</s>", dtype=torch.float32)
+    with reading(adapter_folder) as ledger:
+        assert ledger.revision == 2
 
 
 def test_another_base_model(adapter_folder: Path, fitted: Fitted, tmp_path: Path) -> None:

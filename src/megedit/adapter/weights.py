@@ -18,6 +18,7 @@ from megedit.encoder import TextEncoder
 from megedit.generator import WeightGenerator
 from megedit.router.familiarity import FamiliarityNetwork
 from megedit.runtime.device import first_device
+from megedit.runtime.files import replacing
 from megedit.runtime.tensors import load_tensors, save_tensors
 
 _MODEL_NAME = re.compile(r"model-\d+\.safetensors")
@@ -28,7 +29,8 @@ def write_unchanging(folder: Path, config: AdapterConfig, encoder: TextEncoder, 
 
     seen: int64 (texts,), sorted, `text_key` of every text that encoder and router were tuned on.
     """
-    save_file({"keys": seen}, folder / "seen.safetensors")
+    with replacing(folder / "seen.safetensors") as partial:
+        save_file({"keys": seen}, partial)
     encoder.save(folder / "encoder")
     write_config(folder, config)
 

@@ -25,7 +25,7 @@ from megedit.collect import collect
 from megedit.edits.edit_set import Edit, EditSet, normalise_query
 from megedit.errors import MegError
 from megedit.lm.backbone import Backbone
-from megedit.lm.batches import Example, tokenize
+from megedit.lm.batches import Example, tokenize_all
 from megedit.operations.conflicts import SHOWN, Choice, Conflict, Resolve, find_conflicts, resolved
 from megedit.operations.operations import Outcome, find
 from megedit.router.index import EditVectors
@@ -99,7 +99,8 @@ def _put(
             adapter = load_adapter(folder, device)
         plan = _plan(adapter, edits, resolve)
         kept, failed = list[NewEdit](), list[Edit]()
-        for new, replaced in zip(_collected(adapter, plan, load, stages), plan.replaced, strict=True):
+        collected, reasons = _collected(adapter, plan, load, stages)
+        for new, replaced in zip(collected, plan.replaced, strict=True):
             if new.record.status == "failed":
                 failed.append(new.record.edit)
                 if replaced or kind == "update":
@@ -115,7 +116,7 @@ def _put(
         revision = change.next if kept else change.next - 1
     if changes:
         describe(folder)
-    return Outcome(revision, changes, plan.skipped, tuple(failed))
+    return Outcome(revision, changes, plan.skipped, tuple(failed), reasons)
 
 
 def _from(base: str | None, dtype: torch.dtype | None, device: str | torch.device, stages: Stages) -> Load:
@@ -208,13 +209,15 @@ def _superseded(adapter: Adapter, added: Sequence[NewEdit]) -> list[int]:
 # Collecting
 
 
-def _collected(adapter: Adapter, plan: _Plan, load: Load, stages: Stages) -> list[NewEdit]:
-    """The new edits with their neurons, for the ledger."""
+def _collected(adapter: Adapter, plan: _Plan, load: Load, stages: Stages) -> tuple[list[NewEdit], dict[str, str]]:
+    """The new edits with their neurons, for the ledger; and why, by id, the model could never give a target."""
     if not plan.new:
-        return []
+        return [], {}
     model, tokenizer = load(adapter)
     backbone = Backbone(model, adapter.config.layer)
-    examples = [tokenize(tokenizer, adapter.config.template, edit) for edit in plan.new]
+    examples = tokenize_all(tokenizer, adapter.config.template, plan.new)
+    pairs = zip(plan.new, examples, strict=True)
+    reasons = {edit.id: example.refused for edit, example in pairs if example.refused is not None}
     with stages.stage("Collecting neurons", len(examples)) as advance:
         shared = _shared(adapter, plan.new, examples)
         found = collect(
@@ -231,12 +234,13 @@ def _collected(adapter: Adapter, plan: _Plan, load: Load, stages: Stages) -> lis
             generated=False,
         )
         collected.append(NewEdit(record, vector if works else b"", neuron))
-    return collected
+    return collected, reasons
 
 
 def _shared(adapter: Adapter, edits: Sequence[Edit], examples: Sequence[Example]) -> dict[tuple[int, ...], Tensor]:
     """By answer, the neuron that most edits of the adapter with the same target have."""
-    answers = {edit.target: example.answer for edit, example in zip(edits, examples, strict=True)}
+    pairs = zip(edits, examples, strict=True)
+    answers = {edit.target: example.answer for edit, example in pairs if example.refused is None}
     with reading(adapter.folder) as ledger:
         having = ledger.most_used_neurons(answers)
         weights = from_bytes(ledger.neurons(list(having.values())), adapter.config.weight_size)
