@@ -214,7 +214,7 @@ def test_eval(fitted: Fitted, tmp_path: Path) -> None:
         *("eval", fitted.adapter, "--out", place / "result.json", "--limit", 3, "--examples", 1, "--dtype", "float32"),
         *("--robustness", "upper,polite", "--rephrases", 1),
     )
-    assert "3 edits, protocol paper 2" in text and "Reliability, AG" in text and "100.0" in text
+    assert "3 edits, protocol paper 3" in text and "Reliability, AG" in text and "100.0" in text
     assert "upper, AG" in text and "polite, AG" in text
     assert "Where was Ada Brook born?" in text or "the edit" in text
     assert f"Every answer is in {place / 'result.json'}." in text

@@ -30,7 +30,7 @@ from megedit.evaluate import (
 )
 from megedit.evaluate.protocols import Metric
 from megedit.evaluate.result import summarise
-from megedit.evaluate.run import run
+from megedit.evaluate.run import ENDING, run
 from megedit.evaluate.systems import MegSystem
 from megedit.lm.batches import tokenize
 from megedit.lm.template import Template
@@ -329,46 +329,157 @@ def test_values_as_attributes(oracle: MegModel) -> None:
         result.edited.scores  # noqa: B018
 
 
-def test_an_interrupted_evaluation_goes_on(oracle: MegModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = evaluate(oracle, oracle.edits, settings=SETTINGS, resume=False)
-    assert not list(cache.glob("evaluations/*"))
+def interrupted(model: MegModel, batches: int, **options: Any) -> None:
+    """Evaluate until so many batches are done."""
+    stopped: list[int] = []
 
     def stop(done: int) -> None:
         stopped.append(done)
-        if len(stopped) == 3:
+        if len(stopped) == batches:
             raise KeyboardInterrupt
 
-    stopped: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        evaluate(oracle, oracle.edits, settings=SETTINGS, progress=stop)
-    (journal,) = cache.glob("evaluations/*")
-    assert len(journal.read_text().splitlines()) == 4
-    with journal.open("a") as file:
-        file.write('[3, [{"half')  # as if killed while writing
-    asked: list[str] = []
+        evaluate(model, model.edits, **{"settings": SETTINGS, "progress": stop, **options})
+
+
+def journals(cache: Path) -> list[Path]:
+    return list(cache.glob("evaluations/*.jsonl"))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The queries that are answered freely from here on."""
+    queries: list[str] = []
     answers = MegSystem.answers
 
-    def remember(system: MegSystem, queries: Sequence[str], *rest: int) -> list[Answer]:
-        asked.extend(queries)
-        return answers(system, queries, *rest)
+    def remember(system: MegSystem, texts: Sequence[str], *rest: Any) -> list[Answer]:
+        queries.extend(texts)
+        return answers(system, texts, *rest)
 
     monkeypatch.setattr(MegSystem, "answers", remember)
+    return queries
+
+
+def test_an_interrupted_evaluation_goes_on(oracle: MegModel, cache: Path, asked: list[str]) -> None:
+    whole = evaluate(oracle, oracle.edits, settings=SETTINGS, resume=False)
+    assert not list(cache.glob("evaluations/*"))
+    interrupted(oracle, 3)
+    (journal,) = journals(cache)
+    assert len(journal.read_text().splitlines()) == 3
+    with journal.open("a") as file:
+        file.write('{"batch": 3, "verdicts": [{"half')  # as if killed while writing
+    asked.clear()
     again = evaluate(oracle, oracle.edits, settings=SETTINGS)
     assert again.verdicts == whole.verdicts and again.metrics == whole.metrics
-    assert not journal.exists()
+    assert not list(cache.glob("evaluations/*"))
     assert not set(asked) & {edit.prompt for edit in oracle.edits}  # reliability: the first two batches
     assert {edit.neighbours[0] for edit in oracle.edits} <= set(asked)
 
 
-def test_another_evaluation_does_not_go_on_with_it(oracle: MegModel, cache: Path) -> None:
-    def stop(done: int) -> None:
-        raise KeyboardInterrupt
+def test_the_seconds_of_all_parts_are_counted(oracle: MegModel, cache: Path) -> None:
+    interrupted(oracle, 3)
+    (journal,) = journals(cache)
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    journal.write_text("".join(json.dumps({**line, "seconds": 1000.0}) + "\n" for line in lines))
+    assert 3000 < evaluate(oracle, oracle.edits, settings=SETTINGS).seconds < 4000
 
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(oracle, oracle.edits, settings=SETTINGS, progress=stop)
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "null", '{"batch": 0}', '{"batch": 99, "seconds": 1, "verdicts": []}', "\udcff"]
+)
+def test_a_mangled_line_of_a_journal_is_left_out(
+    oracle: MegModel, cache: Path, asked: list[str], caplog: pytest.LogCaptureFixture, line: str
+) -> None:
+    interrupted(oracle, 2)
+    (journal,) = journals(cache)
+    _, second = journal.read_text().splitlines()
+    journal.write_bytes(f"{line}\n{second}\n".encode(errors="surrogateescape"))
+    asked.clear()
+    result = evaluate(oracle, oracle.edits, settings=SETTINGS)
+    assert f"1 lines of {journal} cannot be used" in caplog.text
+    assert len([v for v in result.verdicts if v.case.kind == "reliability" and v.case.query in asked]) == 5
+    assert result.edited.score == pytest.approx(100.0)
+
+
+def test_verdicts_on_other_cases_are_not_taken(oracle: MegModel, cache: Path) -> None:
+    """Routes may differ by rounding from run to run, and then the batches do."""
+    interrupted(oracle, 2)
+    (journal,) = journals(cache)
+    first, second = (json.loads(line) for line in journal.read_text().splitlines())
+    first["verdicts"][0]["query"] = "Another?"
+    journal.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    result = evaluate(oracle, oracle.edits, settings=SETTINGS)
+    assert by_query(result) == by_query(evaluate(oracle, oracle.edits, settings=SETTINGS, resume=False))
+
+
+def test_every_evaluation_has_a_journal_of_its_own(oracle: MegModel, cache: Path) -> None:
+    """Another setting, protocol or part of the edits neither goes on with a journal nor ends it."""
+    interrupted(oracle, 1)
+    (journal,) = journals(cache)
+    content = journal.read_text()
     other = replace(SETTINGS, max_new_tokens=3)
     assert evaluate(oracle, oracle.edits, settings=other).protocol["settings"]["max_new_tokens"] == 3
+    evaluate(oracle, oracle.edits[:4], settings=SETTINGS)
+    interrupted(oracle, 1, protocol="wild")
+    assert journal.read_text() == content and len(journals(cache)) == 2
+
+
+def test_the_same_evaluation_twice_at_a_time(oracle: MegModel, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second keeps no journal, and both are whole."""
+    inner: list[Evaluation] = []
+
+    def again(done: int) -> None:
+        if not inner:
+            inner.append(evaluate(oracle, oracle.edits, settings=SETTINGS))
+            assert len(journals(cache)[0].read_text().splitlines()) == 1
+
+    outer = evaluate(oracle, oracle.edits, settings=SETTINGS, progress=again)
+    assert outer.verdicts == inner[0].verdicts and "The same evaluation is running already" in caplog.text
     assert not list(cache.glob("evaluations/*"))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Targets that are longer than the protocol's answers
+
+
+LONG = "Par. Par. Par. Par. Par. Par. Par. Par. Par. Par. Par. Par"  # 23 tokens
+
+
+def test_a_long_target_is_not_cut(monkeypatch: pytest.MonkeyPatch, oracle: MegModel) -> None:
+    """The limit of each answer has room for its target, whatever else is in the batch."""
+    limits: dict[str, int] = {}
+
+    def answers(system: MegSystem, queries: Sequence[str], room: Sequence[int], *rest: Any) -> list[Answer]:
+        limits.update(zip(queries, room, strict=True))
+        return [Answer(LONG[:-1]) if query.endswith("long?") else Answer("Par.") for query in queries]
+
+    monkeypatch.setattr(MegSystem, "answers", answers)
+    count = len(oracle.tokenizer(LONG).input_ids)
+    edits = [replace(oracle.edits[0], target=LONG, rephrases=("So long?",)), *oracle.edits[1:]]
+    evaluate(oracle, edits, resume=False)
+    assert count > 20 and limits["So long?"] == limits[edits[0].prompt] == count + ENDING
+    assert {limits[edit.prompt] for edit in edits[1:]} == {20}
+    assert limits[edits[0].neighbours[0]] == 20
+    evaluate(oracle, edits, settings=EvaluationSettings(max_new_tokens=7), resume=False)
+    assert set(limits.values()) == {7}
+
+
+def test_each_answer_ends_at_its_own_limit(model: MegModel) -> None:
+    """Not at that of the longest of its batch; one that does not end by itself is marked."""
+    system = MegSystem(model, "adapter").unedited()
+    queries = [edit.prompt for edit in model.edits[:3]]
+    (whole,) = {answer.tokens for answer in system.answers(queries, [9, 9, 9])}
+    assert whole is not None and len(whole) == 2  # `Fr.`
+    found = system.answers(queries, [9, 1, 2])
+    assert [(answer.tokens, answer.cut) for answer in found] == [(whole, False), (whole[:1], True), (whole, True)]
+    assert found == [system.answers([query], [limit])[0] for query, limit in zip(queries, [9, 1, 2], strict=True)]
+
+
+def test_a_cut_answer_is_marked(oracle: MegModel) -> None:
+    result = evaluate(oracle, oracle.edits, settings=replace(SETTINGS, max_new_tokens=1))
+    assert all(v.edited.cut and v.unedited and v.unedited.cut for v in result.verdicts)
+    assert result.to_json()["verdicts"][0]["edited"]["cut"] is True
+    assert not any(v.edited.cut for v in evaluate(oracle, oracle.edits, settings=SETTINGS).verdicts)
 
 
 def test_the_result_as_json(oracle: MegModel) -> None:
@@ -376,10 +487,10 @@ def test_the_result_as_json(oracle: MegModel) -> None:
     values = json.loads(json.dumps(result.to_json()))
     assert values["protocol"] == {
         "name": "paper",
-        "version": 2,
+        "version": 3,
         "settings": {
             "rephrases": 1, "neighbours": 1, "robustness": [], "max_new_tokens": 6, "template": "adapter",
-            "batch_size": 5, "seed": 0, "top_k": 1,
+            "batch_size": 5, "seed": 0, "top_k": 1, "room_for_target": False,
         },
     }  # fmt: skip
     assert values["system"]["name"] == "adapters/x" and values["system"]["edits"] == 8

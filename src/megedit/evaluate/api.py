@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -53,8 +53,8 @@ def evaluate(
     edit_set = edits if isinstance(edits, EditSet) else EditSet.of(edits, "Python")
     if not isinstance(edited, MegModel):
         system, standard = _as_system(edited, name), _as_system(unedited, "unedited") if unedited else None
-        journal = _journal(system, standard, protocol) if resume and system.identity else None
-        return run(chosen, system, standard, edit_set, settings, journal=journal, progress=progress)
+        journals = _journals() if resume and system.identity else None
+        return run(chosen, system, standard, edit_set, settings, journals=journals, progress=progress)
     adapter, template = edited.adapter, template_of(settings.template or chosen.template, edited.tokenizer)
     edit_set = known_edits(adapter, edit_set)
     system = MegSystem(edited, name or "adapter", template)
@@ -70,7 +70,7 @@ def evaluate(
         unfamiliar_is_unedited=True,
         system={"base": config.base, "edits": len(edited.edits)},
         fit={"stages": config.provenance.get("stages", {}), "calibration": calibration},
-        journal=_journal(system, standard, protocol) if resume else None,
+        journals=_journals() if resume else None,
         progress=progress,
         check=lambda cases: refuse_overlap(adapter, cases),
     )
@@ -127,6 +127,5 @@ def _as_system(given: Any, name: str) -> System:
     return FunctionSystem(given, name or getattr(given, "__name__", "function"))
 
 
-def _journal(edited: System, unedited: System | None, protocol: str) -> Any:
-    identity = f"{edited.identity} {unedited.identity if unedited else None}"
-    return cache_folder() / "evaluations" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{protocol}.jsonl"
+def _journals() -> Path:
+    return cache_folder() / "evaluations"

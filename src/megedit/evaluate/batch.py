@@ -41,6 +41,7 @@ class JudgedBatch:
             Judgement(
                 self.answers[i].text if self.answers else None,
                 {name: value for name, column in columns.items() if (value := column[i]) is not None},
+                self.answers[i].cut if self.answers else False,
             )
             for i in range(len(self.cases))
         ]

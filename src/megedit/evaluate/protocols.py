@@ -59,7 +59,7 @@ class EvaluationSettings:
     rephrases: int | None = field(default=None, metadata={"help": "rephrases an edit; all that there are by default"})
     neighbours: int | None = field(default=None, metadata={"help": "neighbourhood prompts an edit"})
     robustness: tuple[str, ...] = field(default=(), metadata={"help": "perturbations of the edits' own queries"})
-    max_new_tokens: int | None = field(default=None, metadata={"help": "longest answer, in tokens"})
+    max_new_tokens: int | None = field(default=None, metadata={"help": "longest answer, in tokens, of any target"})
     template: TemplateKind | None = field(default=None, metadata={"help": "adapter, chat or raw"})
     batch_size: int = field(default=128, metadata={"help": "questions asked at a time"})
     seed: int = field(default=0, metadata={"help": "seed of perturbations, sampling and bootstrap"})
@@ -81,7 +81,8 @@ class Protocol:
     """A named way to evaluate.
 
     cases: from the edits and the settings, the questions; raises MegError when the data lacks what the protocol needs.
-    score: the metrics whose harmonic mean is the Score. top_k: above 1, answers are sampled. neighbours: how many
+    score: the metrics whose harmonic mean is the Score. max_new_tokens: longest answer, in tokens; where the target is
+    longer, or nearly so, the answer may be so too. top_k: above 1, answers are sampled. neighbours: how many
     neighbourhood prompts of an edit are asked; None: all.
     """
 
@@ -97,16 +98,14 @@ class Protocol:
     neighbours: int | None = 1
 
     def with_settings(self, settings: EvaluationSettings) -> tuple[tuple[Metric, ...], EvaluationSettings]:
-        """The metrics, those of the robustness row among them, and the settings with nothing left open."""
+        """The metrics, those of the robustness row among them, and the settings with the protocol's own filled in."""
         first = self.metrics[0]
         rows = tuple(
             Metric(f"{name}, {LABELS[first.measure]}", f"{ROBUSTNESS}{name}", first.measure)
             for name in settings.robustness
         )
         filled = asdict(settings) | {
-            name: getattr(self, name)
-            for name in ("neighbours", "max_new_tokens", "template")
-            if getattr(settings, name) is None
+            name: getattr(self, name) for name in ("neighbours", "template") if getattr(settings, name) is None
         }
         return self.metrics + rows, EvaluationSettings(**{**filled, "robustness": tuple(settings.robustness)})
 
@@ -266,7 +265,7 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         Protocol(
             name="paper",
-            version=2,
+            version=3,
             help="Reliability, Generality, Locality: strict free answers (AG), teacher forcing (TF), the Score",
             cases=_general_cases,
             metrics=_SIX,
@@ -275,7 +274,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="wild",
-            version=1,
+            version=2,
             help="the question alone in the model's chat template, up to 50 tokens; exact match and contains apart",
             cases=_wild_cases,
             metrics=_WILD,
@@ -285,7 +284,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="cloze",
-            version=1,
+            version=2,
             help="prompts without template; right when the answer begins with the target at a word boundary",
             cases=_general_cases,
             metrics=(
@@ -322,7 +321,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="multi-hop",
-            version=1,
+            version=2,
             help="edit-wise, instance-wise and multi-hop accuracy on questions over several edits (MQuAKE)",
             cases=_multi_hop_cases,
             metrics=_HOPS,
@@ -331,7 +330,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="long",
-            version=1,
+            version=2,
             help="answers of many sentences: ROUGE-L, BLEU, token accuracy (UnKE)",
             cases=_long_cases,
             metrics=_LONG,
@@ -350,6 +349,11 @@ def find_protocol(name: str) -> Protocol:
 
 
 def describe(protocol: Protocol, settings: EvaluationSettings) -> dict[str, Any]:
-    """What a result says of how it was made; the batch size is not part of the rules but of the record."""
-    values = asdict(settings) | {"robustness": list(settings.robustness), "top_k": protocol.top_k}
+    """The part of a result that says how it was made; the batch size is not part of the rules."""
+    values = asdict(settings) | {
+        "robustness": list(settings.robustness),
+        "top_k": protocol.top_k,
+        "max_new_tokens": settings.max_new_tokens or protocol.max_new_tokens,
+        "room_for_target": settings.max_new_tokens is None,
+    }
     return {"name": protocol.name, "version": protocol.version, "settings": values}

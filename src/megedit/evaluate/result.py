@@ -22,10 +22,14 @@ REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"mean": fmean, "all": m
 
 @dataclass(frozen=True)
 class Judgement:
-    """A system's raw answer to a case, and its value under each measure that could be taken."""
+    """A system's raw answer to a case, and its value under each measure that could be taken.
+
+    cut: the answer did not end within its limit.
+    """
 
     answer: str | None
     values: Mapping[str, float]
+    cut: bool = False
 
 
 @dataclass(frozen=True)

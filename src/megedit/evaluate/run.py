@@ -17,12 +17,13 @@ from megedit.edits.edit_set import EditSet
 from megedit.errors import MegError
 from megedit.evaluate.batch import JudgedBatch, needs_answers, wanted_answers
 from megedit.evaluate.journal import Journal
-from megedit.evaluate.protocols import Case, EvaluationSettings, Metric, Protocol, describe
-from megedit.evaluate.result import Evaluation, Verdict, summarise
+from megedit.evaluate.protocols import Case, EvaluationSettings, Measure, Metric, Protocol, describe
+from megedit.evaluate.result import Evaluation, Judgement, Verdict, summarise
 from megedit.evaluate.systems import Answer, System
 from megedit.model import Route
 
 Progress = Callable[[int], None]
+ENDING = 4  # tokens behind a target that an answer may take: a full stop, the end of text, another spelling
 
 
 def run(
@@ -35,7 +36,7 @@ def run(
     unfamiliar_is_unedited: bool = False,
     system: Mapping[str, Any] | None = None,
     fit: Mapping[str, Any] | None = None,
-    journal: Path | None = None,
+    journals: Path | None = None,
     progress: Progress = lambda done: None,
     check: Callable[[Sequence[Case]], None] = lambda cases: None,
 ) -> Evaluation:
@@ -43,35 +44,35 @@ def run(
 
     unfamiliar_is_unedited: the edited system answers a query that its router does not let through exactly as the
     unedited one does, so that batches without a familiar row need not be asked twice. system: more fields of the
-    result's description of the edited system. journal: file for finished batches. check: sees the cases before
-    anything is asked, and may raise. progress: called with the number of cases just done.
+    result's description of the edited system. journals: folder for finished batches, by which an interrupted evaluation
+    goes on. check: sees the cases before anything is asked, and may raise. progress: called with the number of cases
+    just done.
 
     Raises MegError when there is nothing to evaluate.
     """
     metrics, settings = protocol.with_settings(settings)
     cases = cases_of(edits, protocol, settings)
     check(cases)
-    started = time.perf_counter()
+    started, identity = time.perf_counter(), edited.identity
     comparison = _Comparison(protocol, metrics, settings, edited, unedited, unfamiliar_is_unedited)
-    routes = _routes(edited, cases, settings.batch_size)
-    batches = list(_batches(cases, routes, settings.batch_size))
+    routed = _routed(edited, cases, protocol, settings)
+    batches = list(_batches(routed, settings.batch_size))
+    standard = unedited.identity if journals and unedited else None
+    key = [identity, standard, protocol.name, protocol.version, asdict(settings), [asdict(case) for case in cases]]
     verdicts: dict[int, Verdict] = {}
-    with Journal(
-        journal, [protocol.name, protocol.version, asdict(settings), [asdict(case) for case in cases]]
-    ) as kept:
+    with Journal(journals, key, [[cases[i] for i in batch] for batch in batches]) as journal:
         for number, batch in enumerate(batches):
-            done = kept.get(number)
-            if done is None:
-                found = comparison.verdicts([cases[i] for i in batch], [routes[i] for i in batch] if routes else None)
-                kept.add(number, found)
-            else:
-                found = [Verdict.from_json(cases[i], values) for i, values in zip(batch, done, strict=True)]
+            found = journal.get(number)
+            if found is None:
+                begun = time.perf_counter()
+                found = comparison.verdicts([routed[i] for i in batch])
+                journal.add(number, time.perf_counter() - begun, found)
             verdicts.update(zip(batch, found, strict=True))
             progress(len(batch))
     ordered = tuple(verdicts[i] for i in range(len(cases)))
     return Evaluation(
         protocol=describe(protocol, settings),
-        system={"name": edited.name, "base": None, "edits": None, "identity": edited.identity, **(system or {})},
+        system={"name": edited.name, "base": None, "edits": None, "identity": identity, **(system or {})},
         data={
             "source": edits.source,
             "digest": edits.digest,
@@ -81,7 +82,7 @@ def run(
         metrics=summarise(ordered, metrics, protocol.score, settings.seed),
         verdicts=ordered,
         fit=fit,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started + journal.seconds,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
@@ -94,22 +95,42 @@ def cases_of(edits: EditSet, protocol: Protocol, settings: EvaluationSettings) -
     return cases
 
 
-def _routes(edited: System, cases: Sequence[Case], size: int) -> list[Route] | None:
-    """The router's decision on every case; None for a system without a router."""
-    routes: list[Route] = []
-    for first in range(0, len(cases), size):
-        found = edited.routes([case.query for case in cases[first : first + size]])
-        if found is None:
-            return None
-        routes += found
-    return routes
+@dataclass(frozen=True)
+class _Routed:
+    """A case with the longest answer it may get, in tokens, and the routing decision, if there is a router."""
+
+    case: Case
+    limit: int
+    route: Route | None
+
+    @property
+    def familiar(self) -> bool:
+        return self.route is not None and self.route.familiar
 
 
-def _batches(cases: Sequence[Case], routes: Sequence[Route] | None, size: int) -> Iterator[list[int]]:
-    """Indices in batches of one kind each (their answers are of like length), unfamiliar ones first, then by length."""
-    for kind in dict.fromkeys(case.kind for case in cases):
-        chosen = [i for i, case in enumerate(cases) if case.kind == kind]
-        chosen.sort(key=lambda i: (routes is not None and routes[i].familiar, len(cases[i].query)))
+def _routed(edited: System, cases: Sequence[Case], protocol: Protocol, settings: EvaluationSettings) -> list[_Routed]:
+    limits = _limits(edited, cases, protocol, settings)
+    routes: list[Route | None] = []
+    for first in range(0, len(cases), settings.batch_size):
+        queries = [case.query for case in cases[first : first + settings.batch_size]]
+        routes += edited.routes(queries) or [None] * len(queries)
+    return [_Routed(*parts) for parts in zip(cases, limits, routes, strict=True)]
+
+
+def _limits(edited: System, cases: Sequence[Case], protocol: Protocol, settings: EvaluationSettings) -> list[int]:
+    """The longest answer to each case: that of the settings or, by default, the protocol's with room for the target."""
+    if settings.max_new_tokens is not None:
+        return [settings.max_new_tokens] * len(cases)
+    texts = list(dict.fromkeys(answer for case in cases for answer in case.answers))
+    lengths = dict(zip(texts, edited.token_counts(texts) or [0] * len(texts), strict=True))
+    return [max(protocol.max_new_tokens, *(lengths[answer] + ENDING for answer in case.answers), 0) for case in cases]
+
+
+def _batches(routed: Sequence[_Routed], size: int) -> Iterator[list[int]]:
+    """Indices in batches of one kind each: unfamiliar queries first, then by answers' limit, then by length."""
+    for kind in dict.fromkeys(each.case.kind for each in routed):
+        chosen = [i for i, each in enumerate(routed) if each.case.kind == kind]
+        chosen.sort(key=lambda i: (routed[i].familiar, routed[i].limit, len(routed[i].case.query)))
         yield from (chosen[i : i + size] for i in range(0, len(chosen), size))
 
 
@@ -124,37 +145,41 @@ class _Comparison:
     unedited: System | None
     unfamiliar_is_unedited: bool
 
-    def verdicts(self, cases: Sequence[Case], routes: Sequence[Route] | None) -> list[Verdict]:
+    def verdicts(self, batch: Sequence[_Routed]) -> list[Verdict]:
         """Verdicts on cases of one kind."""
-        measures = sorted({metric.measure for metric in self.metrics if metric.kind == cases[0].kind})
+        measures = sorted({metric.measure for metric in self.metrics if metric.kind == batch[0].case.kind})
         before = None
         if self.unedited is not None:
-            answers = self._answers(self.unedited, cases, needs_answers(measures, cases[0]))
-            before = self._judged(self.unedited, cases, answers, answers)
-        if before and self.unfamiliar_is_unedited and routes and not any(route.familiar for route in routes):
+            answers = self._answers(self.unedited, batch, measures)
+            before = self._judged(self.unedited, batch, answers, answers)
+        if before and self.unfamiliar_is_unedited and not any(each.familiar for each in batch):
             after = before
         else:
-            answers = self._answers(self.edited, cases, needs_answers(measures, cases[0]))
-            after = self._judged(self.edited, cases, answers, before.answers if before else None)
+            answers = self._answers(self.edited, batch, measures)
+            after = self._judged(self.edited, batch, answers, before.answers if before else None)
         edited = after.judgements(measures)
-        unedited = edited if before is after else before.judgements(measures) if before else [None] * len(cases)
-        shown = [route_to_json(route) for route in routes] if routes else [None] * len(cases)
-        return [Verdict(*parts) for parts in zip(cases, edited, unedited, shown, strict=True)]
+        unedited: Sequence[Judgement | None] = [None] * len(batch)
+        if before:
+            unedited = edited if before is after else before.judgements(measures)
+        return [
+            Verdict(each.case, after_edits, before_edits, route_to_json(each.route) if each.route else None)
+            for each, after_edits, before_edits in zip(batch, edited, unedited, strict=True)
+        ]
 
-    def _answers(self, system: System, cases: Sequence[Case], needed: bool) -> list[Answer] | None:
-        if not needed:
+    def _answers(self, system: System, batch: Sequence[_Routed], measures: Sequence[Measure]) -> list[Answer] | None:
+        if not needs_answers(measures, batch[0].case):
             return None
-        limit = self.settings.max_new_tokens
-        assert limit is not None
-        return system.answers([case.query for case in cases], limit, self.protocol.top_k, self.settings.seed)
+        queries, limits = [each.case.query for each in batch], [each.limit for each in batch]
+        return system.answers(queries, limits, self.protocol.top_k, self.settings.seed)
 
     def _judged(
         self,
         system: System,
-        cases: Sequence[Case],
+        batch: Sequence[_Routed],
         answers: Sequence[Answer] | None,
         unedited: Sequence[Answer] | None,
     ) -> JudgedBatch:
+        cases = [each.case for each in batch]
         return JudgedBatch(system, cases, answers, wanted_answers(cases, unedited), greedy=self.protocol.top_k == 1)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -26,10 +27,14 @@ from megedit.model import GREEDY, MegModel, Route, cut_answers, end_tokens
 
 @dataclass(frozen=True)
 class Answer:
-    """What a system said, without any normalisation. tokens: up to its end; None from a system without tokens."""
+    """A system's answer, without any normalisation.
+
+    tokens: up to its end; None from a system without tokens. cut: it did not end within its limit.
+    """
 
     text: str
     tokens: tuple[int, ...] | None = None
+    cut: bool = False
 
 
 class System(Protocol):
@@ -45,8 +50,12 @@ class System(Protocol):
         """Equal for systems that answer alike; None where that cannot be known."""
         ...
 
-    def answers(self, queries: Sequence[str], max_new_tokens: int, top_k: int = 1, seed: int = 0) -> list[Answer]:
-        """One answer a query; greedy, or sampled from the `top_k` likeliest tokens."""
+    def token_counts(self, answers: Sequence[str]) -> list[int] | None:
+        """The length of each answer in tokens; None from a system without tokens."""
+        ...
+
+    def answers(self, queries: Sequence[str], limits: Sequence[int], top_k: int = 1, seed: int = 0) -> list[Answer]:
+        """One answer a query, each up to its limit in tokens; greedy, or sampled from the `top_k` likeliest tokens."""
         ...
 
     def agreement(
@@ -75,7 +84,10 @@ class FunctionSystem:
     def __init__(self, function: Callable[[list[str]], list[str]], name: str = "function") -> None:
         self._function, self.name = function, name
 
-    def answers(self, queries: Sequence[str], max_new_tokens: int, top_k: int = 1, seed: int = 0) -> list[Answer]:
+    def token_counts(self, answers: Sequence[str]) -> None:
+        return None
+
+    def answers(self, queries: Sequence[str], limits: Sequence[int], top_k: int = 1, seed: int = 0) -> list[Answer]:
         """The function's answers; how long they are and how they are chosen is the function's own affair."""
         texts = self._function(list(queries))
         if len(texts) != len(queries):
@@ -106,16 +118,23 @@ class ModelSystem:
     def identity(self) -> str | None:
         return _digest(fingerprint(self.model), str(self.model.dtype), repr(self.template))
 
+    def token_counts(self, answers: Sequence[str]) -> list[int]:
+        texts = [self.template.answer_prefix + answer for answer in answers]
+        return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False).input_ids] if texts else []
+
     @torch.no_grad()
-    def answers(self, queries: Sequence[str], max_new_tokens: int, top_k: int = 1, seed: int = 0) -> list[Answer]:
+    def answers(self, queries: Sequence[str], limits: Sequence[int], top_k: int = 1, seed: int = 0) -> list[Answer]:
         prompts = self._prompts(queries)
         choice = GREEDY if top_k == 1 else {**GREEDY, "do_sample": True, "top_k": top_k, "top_p": 1.0}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            output = self._generate(prompts, queries, max_new_tokens=max_new_tokens, **choice)
-        rows = cut_answers(output[:, prompts["input_ids"].shape[1] :], end_tokens(self.model, self.tokenizer))
+            output = self._generate(prompts, queries, max_new_tokens=max(limits), **choice)
+        new = output[:, prompts["input_ids"].shape[1] :]  # (rows, longest limit, or less where all answers end before)
+        whole = cut_answers(new, end_tokens(self.model, self.tokenizer))
+        rows = [row[:limit] for row, limit in zip(whole, limits, strict=True)]
+        cut = [len(row) >= limit for row, limit in zip(whole, limits, strict=True)]
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [Answer(text, tuple(row)) for text, row in zip(texts, rows, strict=True)]
+        return [Answer(text, tuple(row), is_cut) for text, row, is_cut in zip(texts, rows, cut, strict=True)]
 
     def agreement(
         self, queries: Sequence[str], wanted: Sequence[str | Answer], said: Sequence[Answer] | None = None
@@ -193,9 +212,13 @@ class MegSystem(ModelSystem):
         other.name, other.edited = "unedited", False
         return other
 
+    @cached_property
+    def _adapter_identity(self) -> str:
+        return self.edited_model.adapter.identity
+
     @property
     def identity(self) -> str:
-        return _digest(self.edited_model.adapter.identity, str(self.model.dtype), repr(self.template), str(self.edited))
+        return _digest(self._adapter_identity, str(self.model.dtype), repr(self.template), str(self.edited))
 
     def routes(self, queries: Sequence[str]) -> list[Route] | None:
         routes: list[Route] | None = self.edited_model.route(queries) if self.edited else None
