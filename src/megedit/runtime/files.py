@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, and that everyone may read whom the user's umask lets."""
+"""Files that are written whole or not at all, and that everyone may read whom the user's umask lets; their sha256."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -46,3 +47,9 @@ def _flush(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
