@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megedit.edits.text import clean_query, is_blank, normalise_query, query_id
+from megedit.edits.text import clean_query, normalise_query, query_id, strip_invisible
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_cleaning_and_normalising_twice_change_nothing_more(text: str) -> None:
 
 
 @given(st.text(st.characters(categories=["Cc", "Cf", "Zs", "Zl", "Zp"])))
-def test_texts_of_invisible_characters_are_blank(text: str) -> None:
-    assert is_blank(text) and clean_query(text) == ""
-    assert not is_blank(f"{text}.{text}")
+def test_invisible_characters_at_the_ends_are_nothing(text: str) -> None:
+    assert strip_invisible(text) == clean_query(text) == ""
+    assert strip_invisible(f"{text}a{text}b{text}") == f"a{text}b"
 
 
 def test_ids_are_short_and_stable() -> None:

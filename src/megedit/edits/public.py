@@ -8,14 +8,14 @@ from pathlib import Path
 
 from megedit.edits.edit_set import EditSet, OnConflict, edits_of, read_edits
 from megedit.edits.rows import Row
-from megedit.errors import MegError
+from megedit.errors import MegError, needs
 
 logger = logging.getLogger("megedit")
 
 
 @dataclass(frozen=True)
 class PublicDataset:
-    """Where a public data set lies on the Hub, and by which schema it is read.
+    """A data set on the Hub, and the schema by which it is read.
 
     `file` names one file of the repository, for those whose files differ in their fields; `revision` is the commit,
     None for the newest; `licence` is that of the data as far as it is known.
@@ -85,6 +85,7 @@ def load_edits(name_or_path: str | Path, *, limit: int | None = None, on_conflic
 
 
 def _rows(name: str, public: PublicDataset) -> Iterable[Mapping[str, object]]:
+    needs("datasets", "hub-data", "reading a public data set")
     import datasets  # here, since it takes seconds to load and files do without it
 
     part = public.file or f"split {public.split}"

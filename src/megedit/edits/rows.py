@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from megedit.edits.text import is_blank, query_id
+from megedit.edits.text import query_id, strip_invisible
 from megedit.errors import MegError
 
 MAX_TEXT_CHARS = 8000
@@ -100,9 +100,10 @@ class Row:
                 f"the field `{name}` holds text that cannot be encoded "
                 f"(U+{ord(found[0]):04X} at character {found.start() + 1}); remove that character"
             )
-        if is_blank(text):
+        visible = strip_invisible(text)
+        if not visible:
             self.fail(f"the field `{name}` holds only characters that cannot be seen; fill it in or remove the record")
-        return text
+        return visible
 
 
 def kind_of(value: object) -> str:

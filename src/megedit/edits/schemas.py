@@ -1,4 +1,4 @@
-"""Schemas: what one record of a data set says, as edits and further questions.
+"""Schemas: one row of a data set read as edits and further questions.
 
 A schema is a function from a `Row` to a `ParsedRow`; `schema_of` tells which one a file follows. Sources:
 CounterFact (Meng et al. 2022, arXiv:2202.05262), ZsRE as in MEND (Mitchell et al. 2022, arXiv:2110.11309), KnowEdit
@@ -65,7 +65,7 @@ class Question:
 
 @dataclass(frozen=True)
 class ParsedRow:
-    """What one record says: its edits, none if it names no target, and the questions that belong to them.
+    """The content of one row: its edits, none if it names no target, and the questions that belong to them.
 
     `old_answers` are all the answers from before the edit; `case` is the id of an MQuAKE case, whose edits belong
     together; `neighbour_subjects` is the subject of each neighbour, None where it is not known, for schemas whose

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 import unicodedata
+from functools import lru_cache
 
 # "3. ", "(3) ", "- " and other marks of a list in front of its item; NFKC makes "3. " of other forms of it
 _LIST_MARKS = re.compile(r"(?:(?:\(?\d{1,3}[.)]|[-*•‣◦▪])\s+)+(?=\S)")
@@ -16,9 +17,11 @@ def clean_query(text: str) -> str:
     Characters that differ in their form only (wide, ligatures, separate accents) become the usual ones (NFKC).
     """
     cleaned = " ".join(unicodedata.normalize("NFKC", _visible(text)).split())
-    return cleaned[_list_mark(cleaned) :]
+    marks = _LIST_MARKS.match(cleaned)
+    return cleaned[marks.end() :] if marks else cleaned
 
 
+@lru_cache(maxsize=4096)  # a text is often compared several times in a row
 def normalise_query(text: str) -> str:
     """The form in which two queries count as the same: cleaned, without regard to case and closing marks."""
     cleaned = clean_query(text)
@@ -39,22 +42,20 @@ def fold(text: str) -> str:
     return text.strip().casefold()
 
 
-def is_blank(text: str) -> bool:
-    """True if nothing of the text can be seen: spaces, control and zero-width characters only."""
-    return not _visible(text).strip()
+def strip_invisible(text: str) -> str:
+    """The text without spaces, control and zero-width characters at its ends."""
+    text = text.strip()
+    while text and not text.isprintable() and (ends := _invisible(text[0]) or _invisible(text[-1])):
+        text = text.strip(ends).strip()
+    return text
 
 
 def _visible(text: str) -> str:
     if text.isprintable():  # the usual case, at a hundredth of the cost
         return text
-    return "".join(
-        character
-        for character in text
-        if character.isspace() or unicodedata.category(character) not in _INVISIBLE
-    )  # fmt: skip
+    return "".join(character for character in text if not _invisible(character))
 
 
-def _list_mark(text: str) -> int:
-    """The length of the list marks in front of a text."""
-    found = _LIST_MARKS.match(text)
-    return found.end() if found else 0
+def _invisible(character: str) -> str:
+    """The character if it is a control or format character and no space, else nothing."""
+    return "" if character.isspace() or unicodedata.category(character) not in _INVISIBLE else character
