@@ -34,6 +34,7 @@ ROOMS = {
     "generator": "the weight generator",
     "adapter": "the folder of data that holds all edits",
     "fitting": "the parts in order, resumable",
+    "routes": "the route and the neuron of a query",
     "model": "generate, route, detach",
     "explain": "why a question is answered as it is",
     "operations": "edits added, removed, undone",

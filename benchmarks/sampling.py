@@ -46,6 +46,7 @@ def main() -> None:
         generator.settings = replace(generator.settings, sample_steps=steps)
         model = MegModel(base, tokenizer, adapter)  # a new one: neurons are remembered by query
         result = evaluate(model, asked, settings=EvaluationSettings(neighbours=1), resume=False)
+        model.detach()
         spent = []
         for run in range(RUNS):
             started = time.perf_counter()

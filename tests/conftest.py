@@ -159,7 +159,7 @@ def model(fitted: Fitted, base: tuple[PreTrainedModel, PreTrainedTokenizerBase])
     """The edited model, its router and generator as they were fitted."""
     edited = MegModel(*base, load_adapter(fitted.adapter))
     yield edited
-    edited._neuron.detach()
+    edited.detach()
 
 
 Familiar = Callable[[MegModel, set[str]], None]

@@ -21,8 +21,8 @@ UNPLAIN = {
     "adapter.change", "adapter.config", "adapter.folder", "adapter.ledger", "adapter.weights", "cli.operations",
     "edits.edit_set", "edits.schemas", "edits.subjects", "evaluate.lm_eval.general", "evaluate.metrics",
     "evaluate.protocols", "evaluate.report.failures", "evaluate.report.overview", "evaluate.report.page",
-    "evaluate.statistics", "evaluate.systems", "explain", "fitting", "generator.training", "layers", "lm.batches",
-    "lm.structure", "lm.template", "model", "neuron", "operations.conflicts", "operations.consolidation",
+    "evaluate.statistics", "evaluate.systems", "fitting", "generator.training", "layers", "lm.batches",
+    "lm.structure", "lm.template", "operations.conflicts", "operations.consolidation",
     "operations.operations", "pseudo.knowledge", "router.decision", "router.familiarity", "router.index",
     "router.router", "runtime", "runtime.checkpoint", "runtime.processes", "runtime.resume", "settings",
 }  # fmt: skip

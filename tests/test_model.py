@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTraine
 
 from megedit.adapter.adapter import load_adapter
 from megedit.errors import MegError
-from megedit.model import MegModel, end_tokens
+from megedit.lm.decoding import end_tokens
+from megedit.model import MegModel
 from megedit.neuron import NeuronWeights
 from tests.conftest import TOWNS, Fitted, force_routing
 from tests.tiny import tiny_model

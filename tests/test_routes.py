@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megedit.model import MegModel, Route
+from megedit.model import MegModel
 from megedit.router.decision import Enrolled
 from megedit.router.index import EditVectors
 from megedit.router.router import Router
+from megedit.routes import Route
 from tests.test_model import OTHERS
 
 
@@ -72,7 +73,7 @@ def test_what_was_found_for_a_query_is_remembered(model: MegModel, monkeypatch: 
     assert asked == queries
     assert rows.tolist() == sorted(familiar) and again.tolist() == [0, 1]
     assert torch.equal(same.values, weights.values[[-1, -1]]) and torch.equal(same.keys, weights.keys[[-1, -1]])
-    monkeypatch.setattr("megedit.model.REMEMBERED", 2)
+    monkeypatch.setattr("megedit.routes.REMEMBERED", 2)
     model.neurons(queries)  # the first is forgotten
     model.neurons(queries[1:])
     assert asked == queries

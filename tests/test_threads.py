@@ -50,7 +50,7 @@ def test_every_thread_has_its_own_answers(model: MegModel) -> None:
     with model.disable_edits():
         unedited = dict(zip(queries, model.answer(queries), strict=True))
     assert sum(edited[query] != unedited[query] for query in queries) >= len(model.edits)
-    model._remembered.clear()
+    model._finder.forget()
 
     def ask(thread: int) -> list[str]:
         rng, wrong = random.Random(thread), []
@@ -77,7 +77,7 @@ def test_generate_in_threads(model: MegModel) -> None:
         batches.append(model.tokenizer([model.format(q) for q in queries], return_tensors="pt", padding=True))
     options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "num_beams": 2, "num_return_sequences": 2}
     expected = [model.generate(**inputs, **options) for inputs in batches]
-    model._remembered.clear()
+    model._finder.forget()
 
     def generate(thread: int) -> list[torch.Tensor]:
         return [model.generate(**batches[(thread + i) % THREADS], **options) for i in range(3)]
@@ -113,13 +113,13 @@ def test_edits_are_switched_off_in_one_model_only(model: MegModel) -> None:
         with other.disable_edits():
             assert model.answer([model.edits[0].prompt]) == ["Par."]
     finally:
-        other._neuron.detach()
+        other.detach()
 
 
 def test_a_remembered_row_does_not_keep_its_batch(model: MegModel) -> None:
     model.neurons([edit.prompt for edit in model.edits])
-    for _, weights in model._remembered.values():
-        assert weights is None or weights.untyped_storage().nbytes() == weights.nbytes
+    for found in model._finder._remembered.values():
+        assert (weights := found.weights) is None or weights.untyped_storage().nbytes() == weights.nbytes
 
 
 @pytest.mark.parametrize("kind", ["default", "dynamic"])

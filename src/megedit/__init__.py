@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from megedit.edits.public import load_edits
     from megedit.errors import MegError
     from megedit.fitting import FitSettings, fit
-    from megedit.model import MegModel, Route
+    from megedit.model import MegModel
     from megedit.pseudo.knowledge import load_pseudo_knowledge
+    from megedit.routes import Route
 
 __all__ = [
     "Edit",
@@ -35,7 +36,7 @@ _MODULES = {
     "FitSettings": "fitting",
     "MegError": "errors",
     "MegModel": "model",
-    "Route": "model",
+    "Route": "routes",
     "fit": "fitting",
     "load_edits": "edits.public",
     "load_pseudo_knowledge": "pseudo.knowledge",

@@ -6,83 +6,91 @@ familiar: sample the neuron's weights and generate with them. One batch may mix 
 
 from __future__ import annotations
 
+import copy
+import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from megedit.adapter.adapter import Adapter, check_base, load_adapter
 from megedit.adapter.folder import copy_adapter
-from megedit.adapter.ledger import Status
 from megedit.edits.edit_set import Edit
 from megedit.lm.backbone import Backbone
-from megedit.lm.batches import shared_columns
-from megedit.lm.loading import load_base
+from megedit.lm.batches import pad, position_ids, shared_columns
+from megedit.lm.decoding import Decoded, decode, end_tokens
+from megedit.lm.prompts import Prompts, cached_columns, last_columns, left_padded, mask_of, prompt_ids, texts_of
+from megedit.lm.surface import HuggingFaceSurface, number_format, one_device
 from megedit.lm.template import Template
 from megedit.neuron import DynamicNeuron, NeuronWeights
-from megedit.router.router import Routing, encode_queries
-from megedit.settings import Rule
+from megedit.routes import NeuronFinder, Route
 
-REMEMBERED = 4096  # queries
-# the most likely token each time, whatever a base model's own generation settings say
-GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+logger = logging.getLogger("megedit")
+
+ANSWER_TOKENS = 50  # an answer is at least allowed so many
+SPARE_TOKENS = 8  # and, where an edit is used, so many more than its target has
+CUT = " …"  # the mark of an answer that the default limit has cut
+
+OnOtherTemplate = Literal["edit", "base"]
 
 _switched_off: ContextVar[frozenset[int]] = ContextVar("switched_off", default=frozenset())  # `id` of the models
 
 
-@dataclass(frozen=True)
-class Route:
-    """What the router says of one query.
-
-    familiar: an edit is used. score: the decision value, familiar at or above `threshold` unless the nearest edit was
-    removed. rule: what the score is made of. entropy: nats, of the familiarity network's output. nearest: the most
-    similar edit, similarity: the cosine to it, and status: whether it is in force or removed. named: how far the query
-    names the subject of that edit, 1 on its own, less as a part of a longer name, 0 not at all. neuron: whether the
-    neuron that is used was generated from the query or is the one collected for the edit, None if none is.
-    """
-
-    query: str
-    familiar: bool
-    score: float
-    threshold: float
-    rule: Rule
-    entropy: float
-    nearest: Edit
-    similarity: float
-    status: Status
-    named: float
-    neuron: Literal["generated", "collected"] | None
-
-
 class _LastBatch(threading.local):
-    """What a thread has asked last."""
+    """The queries that a thread has asked last."""
 
     routes: Sequence[Route] = ()
 
 
-class MegModel:
+@dataclass(frozen=True)
+class _Edits:
+    """The neurons of a batch. weights: of n neurons; rows, start: int64 (n,), as `DynamicNeuron.active` takes them."""
+
+    weights: NeuronWeights
+    rows: Tensor
+    start: Tensor
+    batch_size: int
+
+
+class MegModel(HuggingFaceSurface):
     """An edited model: `generate` answers edited queries with their edits and all others as the base model does.
 
     Several threads may call one model at a time. `routes` and `disable_edits` belong to the thread that calls.
     """
 
-    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Adapter) -> None:
-        """Put an adapter on a loaded base model. Raises MegError when it was made for another base model."""
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        adapter: Adapter,
+        on_other_template: OnOtherTemplate = "edit",
+    ) -> None:
+        """Put an adapter on a loaded base model; `detach` takes it off again.
+
+        on_other_template: what becomes of an edited query whose prompt is not in the adapter's template, where its
+        neuron may say nothing: the neuron is used all the same, or the base model answers.
+        Raises MegError when the adapter was made for another base model.
+        """
         check_base(base, adapter.config)
         self.base, self.tokenizer, self.adapter = base, tokenizer, adapter
+        self.on_other_template = on_other_template
         self.backbone = Backbone(base, adapter.config.layer)
         self._neuron = DynamicNeuron(self.backbone.place, self.backbone.activation)
+        self._attached, self._warned = True, False
+        self._prompts = Prompts(tokenizer, adapter.config.template)
+        self._finder = NeuronFinder(adapter)
         self._last_batch = _LastBatch()
-        self._remembered: OrderedDict[str, tuple[Route, Tensor | None]] = OrderedDict()  # by query
-        self._routing = threading.RLock()  # held while encoder, tokenizer, generator or `_remembered` are used
+        self._continued: WeakKeyDictionary[Cache, _Edits] = WeakKeyDictionary()  # by the cache of a forward call
         self._turn: AbstractContextManager[Any] = threading.RLock() if _changes_itself(base) else nullcontext()
 
     @classmethod
@@ -91,16 +99,23 @@ class MegModel:
         name: str | Path,
         *,
         base: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: str | torch.device = "cpu",
+        on_other_template: OnOtherTemplate = "edit",
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
     ) -> MegModel:
         """Load an adapter (folder or hub name) and its base model.
 
-        base: where the base model is now, when it is not where the adapter's config says.
+        base: where the base model is now, when it is not where the adapter's config says. dtype: the base model's
+        number format; by default the one that is fast on the device. device: of all parts; `auto` spreads the base
+        model over several. on_other_template: as in the constructor. torch_dtype, device_map: Hugging Face's names for
+        dtype and device.
         """
+        device = device if device_map is None else one_device(device_map)
         adapter = load_adapter(name, device=device)
-        model, tokenizer = load_base(base or adapter.config.base, dtype=dtype, device=device)
-        return cls(model, tokenizer, adapter)
+        dtype = number_format(torch_dtype if dtype is None else dtype)
+        return cls(*adapter.load_base(base, dtype, device), adapter, on_other_template)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the adapter, as it is in its folder now, to another, which must not hold anything else."""
@@ -109,6 +124,12 @@ class MegModel:
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Upload the adapter to the Hugging Face Hub as `name` (owner/name); returns its address."""
         return self.adapter.push_to_hub(name, **options)
+
+    def detach(self) -> PreTrainedModel:
+        """Take the adapter off the base model, which is returned and answers as it did before. For good."""
+        self._neuron.detach()
+        self._attached = False
+        return self.base
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -120,86 +141,6 @@ class MegModel:
         """The routes of the rows of the last batch that this thread has had answered with edits."""
         return list(self._last_batch.routes)
 
-    def format(self, query: str) -> str:
-        """The query in the adapter's template, as text for the tokenizer."""
-        return self.adapter.config.template.format(query)
-
-    @torch.no_grad()
-    def route(self, queries: str | Sequence[str]) -> Any:
-        """The router's answer for one bare query (`Route`) or several (list of `Route`)."""
-        if isinstance(queries, str):
-            return self.route([queries])[0]
-        with self._routing:
-            return self._routes(queries, self.adapter.router.route(self.encode(queries), queries))
-
-    def neurons(self, queries: Sequence[str]) -> tuple[Tensor, NeuronWeights]:
-        """The familiar rows among the queries (int64 (n,)) and a neuron for each of them.
-
-        It is generated from the query or, where the generator does not give the edit's answer, the collected one.
-        What was found for a query is remembered, for the `REMEMBERED` queries asked last, and its route in `routes`.
-        """
-        found = self._found(queries)
-        self._last_batch.routes = [found[query][0] for query in queries]
-        rows = [row for row, query in enumerate(queries) if found[query][1] is not None]
-        weights = [weight for query in queries if (weight := found[query][1]) is not None]
-        stacked = torch.stack(weights) if weights else torch.zeros(0, self.backbone.weight_size)
-        return (
-            torch.tensor(rows, dtype=torch.long, device=self.backbone.device),
-            NeuronWeights.from_vectors(stacked.to(self.backbone.device), self.backbone.hidden_size),
-        )
-
-    def _found(self, queries: Sequence[str]) -> dict[str, tuple[Route, Tensor | None]]:
-        """The route and the weight vector of each query, from memory where it has been asked before."""
-        with self._routing:
-            new = [query for query in dict.fromkeys(queries) if query not in self._remembered]
-            found = {query: self._remembered[query] for query in queries if query in self._remembered}
-            found |= zip(new, self._generated(new), strict=True)
-            for query in queries:
-                self._remembered[query] = found[query]
-                self._remembered.move_to_end(query)
-            while len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)
-        return found
-
-    @torch.no_grad()
-    def _generated(self, queries: Sequence[str]) -> list[tuple[Route, Tensor | None]]:
-        """For each query its route and weight vector, float32 (L,), or None where it is not familiar."""
-        if not queries:
-            return []
-        vectors = self.encode(queries)
-        routing = self.adapter.router.route(vectors, queries)
-        routes = self._routes(queries, routing)
-        rows = [row for row, route in enumerate(routes) if route.neuron == "generated"]
-        generated = self.adapter.generate(vectors[rows], routing.nearest[rows]) if rows else vectors[:0]
-        # copies, so that one remembered row does not keep its whole batch in memory
-        found = {row: weights.clone() for row, weights in zip(rows, generated, strict=True)}
-        for row, route in enumerate(routes):
-            if route.neuron == "collected":
-                nearest = self.adapter.routed[int(routing.nearest[row])]
-                found[row] = self.adapter.collected[nearest.number].to(vectors.device)
-        return [(route, found.get(row)) for row, route in enumerate(routes)]
-
-    def _routes(self, queries: Sequence[str], routing: Routing) -> list[Route]:
-        routes = []
-        for i, query in enumerate(queries):
-            nearest, familiar = self.adapter.routed[int(routing.nearest[i])], bool(routing.familiar[i])
-            routes.append(
-                Route(
-                    query=query,
-                    familiar=familiar,
-                    score=float(routing.score[i]),
-                    threshold=float(routing.threshold[i]),
-                    rule=routing.rule[i],
-                    entropy=float(routing.entropy[i]),
-                    nearest=nearest.edit,
-                    similarity=float(routing.similarity[i]),
-                    status=nearest.status,
-                    named=float(routing.named[i]),
-                    neuron=None if not familiar else "generated" if nearest.generated else "collected",
-                )
-            )
-        return routes
-
     @contextmanager
     def disable_edits(self) -> Iterator[None]:
         """Within the context, this thread is answered by the base model; other threads keep the edits."""
@@ -209,41 +150,80 @@ class MegModel:
         finally:
             _switched_off.reset(before)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        queries: Sequence[str] | None = None,
-        **options: Any,
-    ) -> Any:
-        """Hugging Face `generate` on left-padded prompts (rows, columns), each row with its own neuron or none.
+    # -- queries
 
-        queries: the bare query of each row; found in the prompts when not given. options: those of `generate`.
-        Raises ValueError when the number of queries is not that of the rows.
+    def format(self, query: str) -> str:
+        """The query in the adapter's template, as text for the tokenizer."""
+        return self.adapter.config.template.format(query)
+
+    @overload
+    def route(self, queries: str) -> Route: ...  # type: ignore[overload-overlap]
+    @overload
+    def route(self, queries: Iterable[str]) -> list[Route]: ...
+    def route(self, queries: str | Iterable[str]) -> Route | list[Route]:
+        """The router's view of one bare query, or of each of several."""
+        return self._finder.route([queries])[0] if isinstance(queries, str) else self._finder.route(texts_of(queries))
+
+    def nearest(self, query: str, count: int = 1) -> list[tuple[int, float]]:
+        """The edits nearest to a bare query, as `NeuronFinder.nearest` gives them."""
+        return self._finder.nearest(query, count)
+
+    def encode(self, queries: Sequence[str]) -> Tensor:
+        """The vectors by which bare queries are routed, and from which neurons are generated: float32 (queries, C)."""
+        return self._finder.encode(queries)
+
+    def neurons(self, queries: Iterable[str]) -> tuple[Tensor, NeuronWeights]:
+        """The familiar rows among the queries (int64 (n,)) and a neuron for each of them.
+
+        It is generated from the query or, where the generator does not give the edit's answer, the collected one.
+        What was found for the queries asked last is remembered, and their routes are in `routes`.
         """
-        options.setdefault("pad_token_id", self.tokenizer.pad_token_id)
-        start = torch.full((len(input_ids),), input_ids.shape[1] - 1, device=input_ids.device)
-        cache = options.get("past_key_values")
-        column = cache.get_seq_length() if cache is not None else 0
-        with self._turn, self._edited(input_ids, attention_mask, start, queries, column):
-            return cast(Any, self.base).generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        found = self._finder.find(texts_of(queries))
+        self._last_batch.routes = [query.route for query in found]
+        rows = [row for row, query in enumerate(found) if query.weights is not None]
+        weights = [query.weights for query in found if query.weights is not None]
+        stacked = torch.stack(weights) if weights else torch.zeros(0, self.backbone.weight_size)  # (n, L)
+        return (
+            torch.tensor(rows, dtype=torch.long, device=self.backbone.device),
+            NeuronWeights.from_vectors(stacked.to(self.backbone.device), self.backbone.hidden_size),
+        )
 
-    def answer(self, queries: Sequence[str], max_new_tokens: int = 50) -> list[str]:
-        """Greedy answers to bare queries, each asked through the adapter's template."""
-        answers = self.answer_tokens(queries, max_new_tokens)
-        with self._routing:
-            return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    # -- answers
 
-    def answer_tokens(self, queries: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers as token ids, cut before the end-of-text token."""
-        prompts = self.prompts(queries)
-        output = self.generate(**prompts, queries=queries, max_new_tokens=max_new_tokens, **GREEDY)
-        return cut_answers(output[:, prompts["input_ids"].shape[1] :], end_tokens(self.base, self.tokenizer))
+    @overload
+    def answer(self, queries: str, max_new_tokens: int | None = None) -> str: ...  # type: ignore[overload-overlap]
+    @overload
+    def answer(self, queries: Iterable[str], max_new_tokens: int | None = None) -> list[str]: ...
+    def answer(self, queries: str | Iterable[str], max_new_tokens: int | None = None) -> str | list[str]:
+        """Greedy answers to bare queries, each asked through the adapter's template; one text for one query.
+
+        max_new_tokens: by default as many as `greedy` allows; an answer that this default has cut ends in `CUT`.
+        """
+        if isinstance(queries, str):
+            return self.answer([queries], max_new_tokens)[0]
+        mark = CUT if max_new_tokens is None else ""
+        return [found.text.strip() + mark * found.cut for found in self.greedy(queries, max_new_tokens)]
+
+    def greedy(self, queries: Iterable[str], max_new_tokens: int | None = None, scores: bool = False) -> list[Decoded]:
+        """Decode the greedy answers to bare queries, each asked through the adapter's template.
+
+        max_new_tokens: by default `ANSWER_TOKENS`, or more where the target of an edit that is used is longer.
+        scores: give the probabilities of the tokens too.
+        """
+        queries = texts_of(queries)
+        limit = self._longest_answer(queries) if max_new_tokens is None else max_new_tokens
+        generate, ends = partial(self.generate, queries=queries), end_tokens(self.base, self.tokenizer)
+        return decode(generate, self.tokenizer, self.prompts(queries), ends, limit, scores)
+
+    def _longest_answer(self, queries: Sequence[str]) -> int:
+        """The default limit of a batch, in tokens."""
+        if self._off:
+            return ANSWER_TOKENS
+        targets = {found.route.nearest.target for found in self._finder.find(queries) if found.route.familiar}
+        return max([ANSWER_TOKENS, *(self._prompts.answer_length(target) + SPARE_TOKENS for target in targets)])
 
     @torch.no_grad()
-    def prompts(self, queries: Sequence[str], template: Template | None = None) -> dict[str, Any]:
+    def prompts(self, queries: Iterable[str], template: Template | None = None) -> dict[str, Any]:
         """The queries in a template as one batch for `generate` or `logits`, to be used once.
 
         template: that of the adapter when not given.
@@ -251,36 +231,105 @@ class MegModel:
         for the base model: the keys and values are in `past_key_values`. What all prompts begin with (the template) was
         run as one row, and the padding stands behind it, unless attention is local.
         """
-        template = template or self.adapter.config.template
-        with self._routing:
-            rows = [self.tokenizer(template.format(query)).input_ids for query in queries]
+        rows = self._prompts.ids(texts_of(queries), template)
         shared = shared_columns(self.backbone, rows, self.adapter.config.positions)
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, :shared], mask[i, :shared] = torch.tensor(row[:shared], dtype=torch.long), 1
-            ids[i, width - len(row) + shared :] = torch.tensor(row[shared:])
-            mask[i, width - len(row) + shared :] = 1
-        ids, mask = ids.to(self.base.device), mask.to(self.base.device)
-        if self.adapter.config.positions == "all" or width == 1:
-            return {"input_ids": ids, "attention_mask": mask}
-        positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
+        batch = pad(rows, self.tokenizer.pad_token_id, shared).to(self.base.device)
+        inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        if rows and self.adapter.config.positions == "answer":
+            with self._turn:
+                cache = batch.run_context(self.backbone, max(batch.width - 1, 0))
+            if cache is not None:
+                inputs["past_key_values"] = cache
+        return inputs
 
-        def columns(count: int, first: int, last: int) -> dict[str, Tensor]:
-            return {
-                "input_ids": ids[:count, first:last],
-                "position_ids": positions[:count, first:last],
-                "attention_mask": mask[:count, :last],
-            }
+    # -- Hugging Face's generate and forward
 
-        with self._turn:
-            if shared:
-                cache = self.backbone.context(columns(1, 0, shared))
-                cache.batch_repeat_interleave(len(rows))
-            if shared < width - 1:
-                cache = self.backbone.context(columns(len(rows), shared, width - 1), cache)
-        return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        queries: Iterable[str] | None = None,
+        on_other_template: OnOtherTemplate | None = None,
+        **options: Any,
+    ) -> Any:
+        """Hugging Face `generate` on prompts (rows, columns), each row with its own neuron or none.
+
+        Prompts that are padded on the right are returned padded on the left. queries: the bare query of each row; found
+        in the prompts when not given. on_other_template: that of the model when not given. options: those of
+        `generate`, `inputs` as another name of `input_ids` among them.
+        Raises TypeError or ValueError when the prompts or queries are of another kind, or not one query a row.
+        """
+        ids = prompt_ids(input_ids, options.pop("inputs", None))
+        config = options.get("generation_config")
+        if config is None:
+            options.setdefault("pad_token_id", self.tokenizer.pad_token_id)
+        elif config.pad_token_id is None:  # within the configuration, since beside it Hugging Face warns
+            config = options["generation_config"] = copy.deepcopy(config)
+            config.pad_token_id = self.tokenizer.pad_token_id
+        if not len(ids):
+            as_dict = options.get("return_dict_in_generate", config is not None and config.return_dict_in_generate)
+            return GenerateDecoderOnlyOutput(sequences=ids) if as_dict else ids  # type: ignore[arg-type]
+        column = cached_columns(options.get("past_key_values"))
+        mask = self._mask_of(ids) if attention_mask is None else attention_mask
+        if not mask[:, -1].all():
+            if column:
+                raise ValueError("prompts whose first columns are cached must be padded on the left")
+            ids, mask = left_padded(ids, mask)
+            attention_mask = mask
+        start = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+        edits = self._edits(ids, mask, start, queries, on_other_template)
+        with self._turn, self._active(edits, column):
+            return cast(Any, self.base).generate(input_ids=ids, attention_mask=attention_mask, **options)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Run `forward`."""
+        return self.forward(*args, **options)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        queries: Iterable[str] | None = None,
+        answer_start: Tensor | None = None,
+        on_other_template: OnOtherTemplate | None = None,
+        **options: Any,
+    ) -> Any:
+        """The base model's forward pass on prompts (rows, columns), each row with its own neuron or none.
+
+        answer_start: int64 (rows,), the column of each row's first answer token, where answers stand behind the
+        prompts; by default a prompt ends with the last token of its row. queries: the bare query of each row; found in
+        the prompts when not given. Where `past_key_values` is what an earlier call has returned, the neurons of that
+        call go on; with a cache of another origin, `queries` must be given. options: those of the forward pass.
+        """
+        cache = options.get("past_key_values")
+        column = cached_columns(cache)
+        if attention_mask is not None and "position_ids" not in options and not attention_mask.all():
+            options["position_ids"] = position_ids(attention_mask)[:, column:]
+        known = self._continued.get(cache) if column and cache is not None and queries is None else None
+        if self._off:
+            edits = self._no_edits(len(input_ids))
+        elif known is not None:
+            edits = known
+        elif not column:
+            mask = self._mask_of(input_ids) if attention_mask is None else attention_mask
+            start = last_columns(mask) if answer_start is None else answer_start - 1
+            prompt = mask * (torch.arange(mask.shape[1], device=mask.device) <= start[:, None])  # (rows, columns)
+            edits = self._edits(input_ids, prompt, start, queries, on_other_template)
+        elif queries is not None:
+            last = torch.full((len(input_ids),), column + input_ids.shape[1] - 1, device=input_ids.device)
+            edits = self._edits(None, input_ids, last if answer_start is None else answer_start - 1, queries, None)
+        else:
+            raise ValueError("queries must be given, since the first columns are in a cache of another origin")
+        if edits.batch_size != len(input_ids):
+            raise ValueError(f"the cache is one of {edits.batch_size} rows, not of {len(input_ids)}")
+        with self._turn, self._active(edits, column):
+            output = self.base(input_ids=input_ids, attention_mask=attention_mask, **options)
+        if not self._off and (cache := getattr(output, "past_key_values", None)) is not None:
+            self._continued[cache] = edits
+        return output
 
     @torch.no_grad()
     def logits(
@@ -288,7 +337,7 @@ class MegModel:
         input_ids: Tensor,
         attention_mask: Tensor,
         answer_start: Tensor,
-        queries: Sequence[str],
+        queries: Iterable[str],
         **options: Any,
     ) -> Tensor:
         """Logits (rows, columns, vocabulary) of given prompts and answers, as teacher forcing needs them.
@@ -297,52 +346,90 @@ class MegModel:
         forward pass, `past_key_values` of the first columns among them. Positions are counted without padding, as
         `generate` counts them. Returns logits of the columns that are not in the cache.
         """
-        cache = options.get("past_key_values")
-        column = cache.get_seq_length() if cache is not None else 0
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        with self._turn, self._edited(input_ids, attention_mask, answer_start - 1, queries, column):
-            output = self.base(
-                input_ids=input_ids[:, column:],
-                attention_mask=attention_mask,
-                position_ids=positions[:, column:],
-                **options,
-            )
+        column = cached_columns(options.get("past_key_values"))
+        options["position_ids"] = position_ids(attention_mask)[:, column:]
+        output = self.forward(
+            input_ids[:, column:], attention_mask, queries=queries, answer_start=answer_start, **options
+        )
         logits: Tensor = output.logits
         return logits
 
+    # -- the neurons of a batch
+
+    def _moved(self) -> None:
+        self.adapter.to(self.device)
+        self._finder.forget()
+
+    @property
+    def _off(self) -> bool:
+        return id(self) in _switched_off.get()
+
+    def _mask_of(self, input_ids: Tensor) -> Tensor:
+        return mask_of(input_ids, self.tokenizer.pad_token_id, end_tokens(self.base, self.tokenizer))
+
     @contextmanager
-    def _edited(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        last_prompt_column: Tensor,
-        queries: Sequence[str] | None,
-        column: int = 0,
-    ) -> Iterator[None]:
-        if id(self) in _switched_off.get():
-            yield
-            return
-        if queries is None:
-            if attention_mask is None:  # only what stands before a prompt is padding; the same token may end a turn
-                attention_mask = (input_ids != self.tokenizer.pad_token_id).long().cummax(1).values
-            with self._routing:
-                queries = [
-                    self.adapter.config.template.query_of(str(self.tokenizer.decode(ids[mask.bool()])))
-                    for ids, mask in zip(input_ids, attention_mask, strict=True)
-                ]
-        if len(queries) != len(input_ids):
-            raise ValueError(f"{len(queries)} queries were given for {len(input_ids)} rows")
-        rows, weights = self.neurons(queries)
-        start = (
-            last_prompt_column if self.adapter.config.positions == "answer" else torch.zeros_like(last_prompt_column)
-        )
-        with self._neuron.active(weights, rows, start[rows], len(input_ids), column):
+    def _active(self, edits: _Edits, column: int) -> Iterator[None]:
+        with self._neuron.active(edits.weights, edits.rows, edits.start, edits.batch_size, column):
             yield
 
-    def encode(self, queries: Sequence[str]) -> Tensor:
-        """The vectors by which bare queries are routed, and from which neurons are generated: float32 (queries, C)."""
-        router = self.adapter.router
-        return encode_queries(self.adapter.encoder, queries, router.vectors, router.subjects)
+    def _edits(
+        self,
+        input_ids: Tensor | None,
+        mask: Tensor,
+        last_prompt_column: Tensor,
+        queries: Iterable[str] | None,
+        on_other_template: OnOtherTemplate | None,
+    ) -> _Edits:
+        """The neurons of a batch of prompts, none while the edits are switched off.
+
+        input_ids: None where the prompts are not known, only their queries. mask: of the prompts, without answers.
+        """
+        if queries is not None:
+            queries = texts_of(queries, len(mask))
+        if self._off:
+            return self._no_edits(len(mask))
+        if not self._attached:
+            raise RuntimeError("This model was detached from its base model; put the adapter on a base model anew.")
+        if queries is None:
+            assert input_ids is not None, "forward asks for queries where the prompts are in a cache"
+            queries = [self._prompts.query_of(text) for text in self._prompts.texts(input_ids, mask)]
+        rows, weights = self.neurons(queries)  # (n,)
+        if input_ids is not None and len(rows):
+            kept = self._kept(input_ids, mask, queries, rows, on_other_template or self.on_other_template)
+            rows, weights = rows[kept], weights[kept]
+        answer_only = self.adapter.config.positions == "answer"
+        start = last_prompt_column if answer_only else torch.zeros_like(last_prompt_column)
+        return _Edits(weights, rows, start[rows], len(mask))
+
+    def _no_edits(self, batch_size: int) -> _Edits:
+        none = torch.zeros(0, dtype=torch.long, device=self.backbone.device)
+        weights = torch.zeros(0, self.backbone.weight_size, device=self.backbone.device)
+        return _Edits(NeuronWeights.from_vectors(weights, self.backbone.hidden_size), none, none, batch_size)
+
+    def _kept(
+        self, input_ids: Tensor, mask: Tensor, queries: Sequence[str], rows: Tensor, on_other_template: OnOtherTemplate
+    ) -> Tensor:
+        """The familiar rows, of int64 (n,), that keep their neuron, whatever template they are in: bool (n,)."""
+        familiar = rows.tolist()
+        texts = self._prompts.texts(input_ids[rows], mask[rows])
+        inside = [self._prompts.in_template(text, queries[row]) for text, row in zip(texts, familiar, strict=True)]
+        if all(inside):
+            return torch.ones_like(rows, dtype=torch.bool)
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "A prompt with an edited query is not in the adapter's template, %r. Its neuron was made for that "
+                "template; elsewhere it may say nothing, or begin another text. Ask through answer() or format(), or "
+                "choose on_other_template='base' to leave such prompts to the base model.",
+                self.adapter.config.template.text,
+            )
+        if on_other_template == "edit":
+            return torch.ones_like(rows, dtype=torch.bool)
+        left = {row for row, own in zip(familiar, inside, strict=True) if not own}
+        self._last_batch.routes = [
+            replace(route, neuron=None) if row in left else route for row, route in enumerate(self._last_batch.routes)
+        ]
+        return torch.tensor(inside, device=rows.device)
 
 
 def _changes_itself(base: PreTrainedModel) -> bool:
@@ -350,15 +437,3 @@ def _changes_itself(base: PreTrainedModel) -> bool:
     kinds = [kind for module in base.modules() if (kind := getattr(module, "rope_type", None))]
     names = [name for kind in kinds for name in (kind.values() if isinstance(kind, dict) else [kind])]
     return any("dynamic" in name or name == "longrope" for name in names)
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Token ids at which a model's answer ends."""
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-
-
-def cut_answers(tokens: Tensor, ends: set[int]) -> list[list[int]]:
-    """New tokens (rows, columns) of a batch, each row cut before its first end token."""
-    rows: list[list[int]] = tokens.tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]

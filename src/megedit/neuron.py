@@ -75,7 +75,7 @@ class _Active:
 
 
 class _Call(threading.local):
-    """What a thread is computing. Several threads may run one model at a time, each with its own neurons."""
+    """The forward call of one thread. Several threads may run one model at a time, each with its own neurons."""
 
     active: _Active | None = None
     shape = torch.Size()  # (rows, positions, d) of the layer's input in the forward call that is under way

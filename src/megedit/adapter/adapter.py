@@ -79,6 +79,13 @@ class Adapter:
         digest.update(json.dumps([[record.status, record.generated] for record in self.routed]).encode())
         return digest.hexdigest()
 
+    def to(self, device: str | torch.device) -> None:
+        """Move encoder, router, generator and collected neurons to a device."""
+        for module in (self.encoder.model, self.router.network, self.generator):
+            module.to(device)
+        self.router.vectors = self.router.vectors.to(device)
+        self.collected = {number: weights.to(device) for number, weights in self.collected.items()}
+
     def generate(self, vectors: Tensor, nearest: Tensor) -> Tensor:
         """Neurons for query vectors (float32 (queries, C)) whose nearest edits are these rows of the router's vectors
         (int64 (queries,)): float32 (queries, L)."""

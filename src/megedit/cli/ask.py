@@ -22,7 +22,7 @@ from megedit.cli.options import (
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind it take seconds to import
-    from megedit.explain import Answer
+    from megedit.explain import TokenAnswer
 
 
 def ask(
@@ -112,6 +112,6 @@ def explain(
     out.print(table)
 
 
-def _probable(answer: Answer) -> str:
+def _probable(answer: TokenAnswer) -> str:
     tokens = " ".join(f"{token.strip()} {p:.2f}" for token, p in zip(answer.tokens, answer.probabilities, strict=True))
     return f"{plain(answer.text)}  [dim]({plain(tokens)})[/]"

@@ -20,7 +20,7 @@ from megedit.evaluate.journal import Journal
 from megedit.evaluate.protocols import Case, EvaluationSettings, Measure, Metric, Protocol, describe
 from megedit.evaluate.result import Evaluation, Judgement, Verdict, summarise
 from megedit.evaluate.systems import Answer, System
-from megedit.model import Route
+from megedit.routes import Route
 
 Progress = Callable[[int], None]
 ENDING = 4  # tokens behind a target that an answer may take: a full stop, the end of text, another spelling

@@ -20,9 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.evaluate.metrics import token_agreement
 from megedit.lm.batches import encode_answer
+from megedit.lm.decoding import GREEDY, cut_answers, end_tokens
 from megedit.lm.loading import fingerprint
 from megedit.lm.template import Template
-from megedit.model import GREEDY, MegModel, Route, cut_answers, end_tokens
+from megedit.model import MegModel
+from megedit.routes import Route
 
 
 @dataclass(frozen=True)

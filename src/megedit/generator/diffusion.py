@@ -87,8 +87,9 @@ class WeightGenerator(nn.Module):
     @torch.no_grad()
     def sample(self, vectors: Tensor) -> Tensor:
         """Weight vectors for query vectors: float32 (queries, C) -> float32 (queries, L), deterministic."""
-        parts = [self._sample(part) for part in vectors.split(SAMPLED_AT_ONCE)]
-        return torch.cat(parts) if parts else vectors.new_zeros(0, len(self.mean))
+        if not len(vectors):  # attention over no rows is not the same on every device
+            return vectors.new_zeros(0, len(self.mean))
+        return torch.cat([self._sample(part) for part in vectors.split(SAMPLED_AT_ONCE)])
 
     def _sample(self, vectors: Tensor) -> Tensor:
         condition = self._condition(vectors)

@@ -98,6 +98,11 @@ class Template:
             query = self._in_last_turn(prompt)
         return (prompt if query is None else query).strip()
 
+    def holds(self, prompt: str) -> bool:
+        """True for a prompt in the template's own text, or in a chat of the model where the template is a chat's."""
+        in_chat = bool(self.user_header) and self.user_header in self.text and self.user_header in prompt
+        return in_chat or self._in_own_text(prompt) is not None
+
     def _in_own_text(self, prompt: str) -> str | None:
         """What stands where the template has its query; of several such examples, the last one."""
         before, after = self.text.split(MARKER)
