@@ -1,18 +1,27 @@
 """The text encoder: vectors, files, the order of the training triples, and tuning on a toy problem."""
 
 import json
+import math
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
-from megedit.encoder import RELATIONS_PER_BATCH, EncoderSettings, TextEncoder, training_triples
+from megedit.encoder import (
+    RELATIONS_PER_BATCH,
+    EncoderSettings,
+    TextEncoder,
+    info_nce,
+    last_sentences,
+    training_triples,
+)
 from megedit.errors import MegError
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
+from megedit.runtime.processes import ALONE
 from tests.tiny import tiny_encoder
 
 QUERIES = ["The capital of France is", "The mother tongue of Jorge Luis Borges is", "Rome"]
@@ -70,10 +79,13 @@ def test_the_batch_does_not_matter(encoder: TextEncoder) -> None:
 @torch.no_grad()
 def pooled(encoder: TextEncoder, query: str, pool: Callable[[Tensor], Tensor]) -> Tensor:
     """The vector of a query, from the BERT model's own output."""
-    transformer = encoder.model[0]
-    assert isinstance(transformer, Transformer) and transformer.tokenizer is not None
-    states = transformer.auto_model(**transformer.tokenizer([query], return_tensors="pt")).last_hidden_state
+    states = encoder.model(**encoder.tokenizer([query], return_tensors="pt")).last_hidden_state
     return torch.nn.functional.normalize(pool(states[0]), dim=0)
+
+
+def weighted_sum(states: Tensor) -> Tensor:
+    """The first state once, the second twice and so on."""
+    return (states * torch.arange(1, len(states) + 1)[:, None]).sum(0)
 
 
 @pytest.mark.usefixtures("float32")
@@ -84,6 +96,8 @@ def pooled(encoder: TextEncoder, query: str, pool: Callable[[Tensor], Tensor]) -
         ({"pooling_mode": "cls"}, "cls", lambda states: states[0]),
         ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls", lambda states: states[0]),
         ({"pooling_mode_max_tokens": True}, "max", lambda states: states.amax(0)),
+        ({"pooling_mode_lasttoken": True}, "lasttoken", lambda states: states[-1]),
+        ({"pooling_mode": "weightedmean"}, "weightedmean", lambda states: weighted_sum(states)),
         ({"pooling_mode_mean_tokens": True}, "mean", lambda states: states.mean(0)),
     ],
 )
@@ -96,8 +110,85 @@ def test_pooling_is_read_from_the_folder(
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config), "utf-8")
     encoder = TextEncoder(tmp_path)
     assert encoder.pooling == pooling
-    torch.testing.assert_close(encoder.encode(QUERIES[:1])[0], pooled(encoder, QUERIES[0], pool))
+    expected = torch.stack([pooled(encoder, query, pool) for query in QUERIES])
+    torch.testing.assert_close(encoder.encode(QUERIES), expected)
     assert TextEncoder(tmp_path, "max").pooling == "max"
+
+
+def test_many_texts_come_back_in_their_order(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" ".join(["word"] * (i % 7 + 1)) + f" {i}" for i in range(23)]
+    expected = torch.cat([encoder.encode([text]) for text in texts])
+    monkeypatch.setattr("megedit.encoder.TOKENISED_AT_ONCE", 10)
+    monkeypatch.setattr("megedit.encoder.ENCODED_AT_ONCE", 4)
+    torch.testing.assert_close(encoder.encode(texts), expected, rtol=1e-4, atol=1e-5)  # float32 rounding
+
+
+def test_what_the_writer_did_not_mean_is_not_read(encoder: TextEncoder) -> None:
+    spellings = ["3. Who wrote\u200b  Emma? ", "Who wrote Emma?", "- Who wrote Emma?", "Who wrote Emma?"]
+    assert len(encoder.encode(spellings).unique(dim=0)) == 1
+
+
+@pytest.mark.parametrize("texts", [[""], ["", "Rome"], ["\u200b"]])
+def test_nothing_to_read(encoder: TextEncoder, texts: list[str]) -> None:
+    assert encoder.encode(texts).isfinite().all()
+
+
+PREAMBLE = "Once upon a time there was a town by a river, and nobody knew its name. " * 80
+QUESTION = "Who wrote Emma?"
+
+
+def test_the_end_of_a_long_text_is_read(encoder: TextEncoder) -> None:
+    """Not its beginning, which is the same for all questions behind one preamble."""
+    texts = [PREAMBLE + QUESTION, PREAMBLE + "What is the capital of France?", QUESTION, PREAMBLE[:100] + QUESTION]
+    assert encoder.overlong(texts) == [0, 1]
+    first, second = encoder.encode(texts[:2])
+    assert first @ second < 0.99
+    cut = last_sentences(PREAMBLE + QUESTION, 100)
+    assert cut == PREAMBLE[:72] + QUESTION
+    one_word = "abcdefgh" * 1000
+    assert encoder.overlong([one_word]) == [0] and encoder.encode([one_word]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "end"),
+    [
+        ("It rained. The sun came. Who is it?", 25, "Who is it?"),
+        ("It rained. The sun came. Who is it?", 26, "The sun came. Who is it?"),
+        ("It rained. The sun came. Who is it?", 99, "The sun came. Who is it?"),
+        ("a sentence of many words", 12, "many words"),
+        ("abcdefgh", 3, "fgh"),
+        ("abcdefgh", 0, ""),
+    ],
+)
+def test_the_last_sentences(text: str, length: int, end: str) -> None:
+    assert last_sentences(text, length) == end
+
+
+def test_no_code_of_a_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a configuration names, nothing is run, asked or looked for on the network."""
+    plant(tiny_encoder(tmp_path))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was used"))
+    encoder = TextEncoder(tmp_path)
+    (saved := tmp_path / "saved").mkdir()
+    encoder.save(saved)
+    plant(saved)
+    TextEncoder(saved, encoder.pooling).encode(QUERIES)
+    assert not (tmp_path / "ran").exists()
+
+
+def plant(folder: Path) -> None:
+    """Let the folder ask for its own code, and for an attention kernel of the hub, wherever transformers may look."""
+    (folder / "mine.py").write_text(f"from pathlib import Path\nPath({str(folder.parent / 'ran')!r}).touch()\n")
+    kinds = {"AutoConfig": "Config", "AutoModel": "Model", "AutoProcessor": "Processor"}
+    code: dict[str, object] = {kind: f"mine.{name}" for kind, name in kinds.items()}
+    code["AutoTokenizer"] = ["mine.Tokenizer", "mine.Tokenizer"]
+    kernel = "kernels-community/flash-attn"
+    more = {"auto_map": code, "attn_implementation": kernel, "_attn_implementation": kernel}
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+        path = folder / name
+        fields = json.loads(path.read_text("utf-8")) if path.is_file() else {"processor_class": "Mine"}
+        path.write_text(json.dumps({**fields, **more}), "utf-8")
 
 
 def test_saving_twice_changes_nothing(encoder: TextEncoder, tmp_path: Path) -> None:
@@ -122,6 +213,7 @@ def test_saving_twice_changes_nothing(encoder: TextEncoder, tmp_path: Path) -> N
         ("model.safetensors", "no tensors"),
         ("1_Pooling/config.json", "{"),
         ("1_Pooling/config.json", '{"pooling_mode": "sum"}'),
+        ("1_Pooling/config.json", '{"pooling_mode_cls_token": true, "pooling_mode_max_tokens": true}'),
     ],
 )
 def test_a_folder_that_cannot_be_loaded(tmp_path: Path, file: str, content: str | None) -> None:
@@ -155,6 +247,28 @@ def test_tuning_brings_rephrases_to_their_query(encoder: TextEncoder) -> None:
     assert not encoder.model.training
     vectors = encoder.encode(QUERIES)
     assert torch.equal(encoder.encode(QUERIES), vectors)  # no dropout left on
+
+
+def test_info_nce_by_hand() -> None:
+    """Cosines 1 and 0 at a temperature of 1/2: each rephrase is at its own query, or at nobody's."""
+    east, north, west = torch.eye(3)
+    found = info_nce(torch.stack([east]), torch.stack([east]), torch.stack([north]), 0.5)
+    assert found.item() == pytest.approx(math.log(1 + math.exp(-2)))
+    lost = info_nce(torch.stack([east, west]), torch.stack([north, west]), torch.stack([north, east]), 0.5)
+    each = [math.log(3 + math.exp(2)), math.log(3 + math.exp(2)) - 2]
+    assert lost.item() == pytest.approx(sum(each) / 2)
+
+
+def test_rows_of_one_length_at_a_time_change_no_gradient(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = list(training_triples(pseudo_knowledge(), TINY, 0))[:8]
+    gradients = []
+    for at_once in (3, 100):
+        monkeypatch.setattr("megedit.encoder.EMBEDDED_AT_ONCE", at_once)
+        encoder = TextEncoder(folder)  # no dropout: not in training
+        encoder.model.requires_grad_(True)
+        encoder._loss(batch, 0.05, ALONE).backward()
+        gradients.append(encoder.model.get_input_embeddings().weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)  # float32 rounding
 
 
 def test_a_seed_names_an_encoder(folder: Path) -> None:

@@ -2,100 +2,133 @@
 
 Source: MeG (arXiv 2512.14395), section 3.1: InfoNCE on pseudo-knowledge, facts that are not edited. Positives are
 rephrases, half of them behind a noise sentence; negatives are the other facts of the batch, which come from two
-relations only, and for each fact another question about the same subject. The loss is that of sentence-transformers.
+relations only, and for each fact another question about the same subject.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import shutil
-import tempfile
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util import batch_to_device
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
+from megedit.edits.text import clean_query
 from megedit.errors import MegError
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 from megedit.pseudo.wordings import OtherQuestions
 from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, set_rate
-from megedit.runtime.device import mixed_precision
+from megedit.runtime.device import default_dtype, mixed_precision
 from megedit.runtime.processes import ALONE, Processes
 from megedit.runtime.tensors import load_tensors, save_tensors
 from megedit.settings import EncoderSettings as EncoderSettings
 
+SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
 RELATIONS_PER_BATCH = 2
 CHECKPOINT_EVERY = 25  # steps
 WEIGHTS = "weights.safetensors"
+ENCODED_AT_ONCE = 128  # texts
+EMBEDDED_AT_ONCE = 48  # texts of a training step
+TOKENISED_AT_ONCE = 8192  # texts, sorted by length before they are cut into batches
+READ_END = 64  # tokens from the end that are read of a text longer than the encoder's window
+OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # no code of a folder is ever run
+
+# The poolings of sentence-transformers, without those factors that normalisation takes away again: states (texts,
+# tokens, size) and mask (texts, tokens), 1 where there is a token, 0 behind the last -> (texts, size).
+POOLING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda states, mask: (states * mask[..., None]).sum(1),
+    "mean_sqrt_len_tokens": lambda states, mask: (states * mask[..., None]).sum(1),
+    "weightedmean": lambda states, mask: (states * (mask * mask.cumsum(1))[..., None]).sum(1),
+    "max": lambda states, mask: states.masked_fill(mask[..., None] == 0, -torch.inf).amax(1),
+    "cls": lambda states, mask: states[:, 0],
+    "lasttoken": lambda states, mask: states.take_along_dim(mask.sum(1)[:, None, None] - 1, 1)[:, 0],
+}
+_FLAGS = {  # what older folders call them, each a field that is true or false
+    "mean": "mean_tokens",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+    "max": "max_tokens",
+    "cls": "cls_token",
+    "lasttoken": "lasttoken",
+}
 
 
 class TextEncoder:
-    """A BERT-like model, pooling and normalisation: queries to unit vectors.
+    """A BERT-like model, pooling and normalisation: texts to unit vectors.
 
-    The modules are always these three, whatever a folder asks for, so that a folder from a stranger is only data.
+    window: tokens of a text that the model can read. compute_dtype: the format of matrix products; weights and vectors
+    are float32.
     """
 
-    def __init__(self, folder: str | Path, pooling: str | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        pooling: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Load what `save` wrote, or a transformers or sentence-transformers folder; `pooling` is read from the latter.
 
-        Raises MegError when the folder cannot be loaded.
+        dtype: `compute_dtype`, by default what is fast on the device. Nothing in the folder is run and nothing is
+        downloaded. Raises MegError when the folder cannot be loaded.
         """
+        folder = Path(folder)
         try:
-            self.pooling = pooling or _pooling_of(Path(folder))
-            options = {"local_files_only": True}
-            with _readable(Path(folder)) as readable:
-                transformer = Transformer(
-                    str(readable),
-                    model_kwargs={**options, "use_safetensors": True, "dtype": torch.float32},
-                    config_kwargs=options,
-                )
-            modules = [transformer, Pooling(transformer.get_embedding_dimension(), self.pooling), Normalize()]
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            self.pooling = pooling or _pooling_of(folder)
+            if self.pooling not in POOLING:
+                raise ValueError(f"its pooling is {self.pooling!r}; it must be one of {', '.join(POOLING)}")
+            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OFFLINE)
+            self.model = _load_model(folder)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise MegError(f"The text encoder in {folder} could not be loaded: {error}") from error
-        self.model = SentenceTransformer(modules=modules, device=str(device))
-        self.model.eval().requires_grad_(True)
+        self.model.to(torch.device(device)).eval()  # type: ignore[arg-type]  # of the stubs of transformers
+        self.compute_dtype = dtype or default_dtype(device)
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        self._pad_id: int = 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        self.window: int = min(self.tokenizer.model_max_length, positions or self.tokenizer.model_max_length)
 
     @property
     def size(self) -> int:
         """Length of the vectors."""
-        size = self.model.get_embedding_dimension()
-        assert size is not None
+        size: int = self.model.config.hidden_size
         return size
 
-    def encode(self, queries: Sequence[str]) -> Tensor:
-        """Unit vectors of the queries: float32 (queries, size), on the CPU."""
-        if not queries:
-            return torch.zeros(0, self.size)
-        with mixed_precision(self.model.device):
-            vectors = self.model.encode(
-                list(queries),
-                batch_size=128,
-                convert_to_tensor=True,
-                normalize_embeddings=True,
-                show_progress_bar=False,
-            )
-        return F.normalize(vectors.float().cpu(), dim=1)
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors of cleaned texts: float32 (texts, size), on the CPU.
+
+        Of a text longer than the window, only the last sentences are read.
+        """
+        vectors = torch.zeros(len(texts), self.size)
+        for first in range(0, len(texts), TOKENISED_AT_ONCE):
+            rows = self._tokens(texts[first : first + TOKENISED_AT_ONCE])
+            order = _longest_first(rows)
+            for start in range(0, len(rows), ENCODED_AT_ONCE):
+                batch = order[start : start + ENCODED_AT_ONCE]
+                vectors[[first + i for i in batch]] = self._embed([rows[i] for i in batch]).cpu()
+        return vectors
+
+    def overlong(self, texts: Sequence[str]) -> list[int]:
+        """Indices of the texts that are longer than the window, so that only their last sentences are read."""
+        lengths = map(len, self._tokenise([clean_query(text) for text in texts]))
+        return [i for i, length in enumerate(lengths) if length > self.window]
 
     def save(self, folder: str | Path) -> None:
         """Write configuration, tokenizer and, in eight bits a number, the weights."""
-        transformer = self.model[0]
-        assert isinstance(transformer, Transformer)
-        transformer.auto_model.config.save_pretrained(str(folder))
-        transformer.tokenizer.save_pretrained(str(folder))
-        save_tensors(transformer.auto_model.state_dict(), Path(folder) / WEIGHTS, packed=True)
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_tensors(self.model.state_dict(), Path(folder) / WEIGHTS, packed=True)
 
     def tune(
         self,
@@ -113,11 +146,7 @@ class TextEncoder:
         """
         if settings.steps == 0:
             return
-        rows = list(training_triples(pseudo, settings, seed))
-        device, warmup = self.model.device, settings.steps // 10
-        infonce = MultipleNegativesRankingLoss(
-            self.model, scale=1 / settings.temperature, gather_across_devices=processes.count > 1
-        )
+        triples = list(training_triples(pseudo, settings, seed))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model.train()
@@ -128,14 +157,10 @@ class TextEncoder:
                 first = int(state["step"])
                 progress(first)
             for step in range(first, settings.steps):
-                left = (settings.steps - step) / (settings.steps - warmup)
-                set_rate(optimizer, settings.lr * min((step + 1) / (warmup + 1), left))
-                batch = rows[step * settings.batch_size : (step + 1) * settings.batch_size]
+                set_rate(optimizer, settings.lr * _linear(step, settings.steps))
+                batch = triples[step * settings.batch_size : (step + 1) * settings.batch_size]
                 batch = batch[: len(batch) // processes.count * processes.count]
-                columns = zip(*processes.own(batch), strict=True)
-                features = [batch_to_device(self.model.preprocess(list(texts)), device) for texts in columns]
-                with mixed_precision(device):
-                    loss = infonce(features, torch.empty(0))
+                loss = self._loss(processes.own(batch), settings.temperature, processes)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 processes.average_gradients(self.model.parameters())
@@ -145,6 +170,55 @@ class TextEncoder:
                 if (step + 1) % CHECKPOINT_EVERY == 0:
                     checkpoint.save(run.state(step=torch.tensor(step + 1)))
         self.model.eval()
+
+    def _loss(self, triples: Sequence[tuple[str, str, str]], temperature: float, processes: Processes) -> Tensor:
+        """InfoNCE of (rephrase, query, hard negative) triples, with gradients."""
+        columns = zip(*triples, strict=True)
+        rows = self._tokens([text for column in columns for text in column])
+        # rows of about one length at a time: little padding
+        order = _longest_first(rows)
+        parts = (order[first : first + EMBEDDED_AT_ONCE] for first in range(0, len(order), EMBEDDED_AT_ONCE))
+        vectors = torch.cat([self._embed([rows[i] for i in part]) for part in parts])  # (3 x facts, size), sorted
+        vectors = vectors[torch.tensor(order).argsort()]
+        rephrases, queries, negatives = vectors.split(len(triples))  # each (facts, size)
+        return info_nce(rephrases, queries, negatives, temperature, processes)
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each cleaned text, those of its last sentences where all would not fit."""
+        cleaned = [clean_query(text) for text in texts]
+        rows = [row or [self._pad_id] for row in self._tokenise(cleaned)]
+        for i, row in enumerate(rows):
+            if len(row) > self.window:
+                end = last_sentences(cleaned[i], len(cleaned[i]) * READ_END // len(row))
+                rows[i] = self._tokenise([end], truncation=True, max_length=self.window)[0]
+        return rows
+
+    def _tokenise(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(list(texts), verbose=False, **options).input_ids
+        return ids
+
+    def _embed(self, rows: Sequence[list[int]]) -> Tensor:
+        """Unit vectors of token ids: float32 (texts, size), on the model's device."""
+        tokens = [torch.tensor(row) for row in rows]
+        ids = pad_sequence(tokens, batch_first=True, padding_value=self._pad_id).to(self.model.device)
+        mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True).to(ids)  # (texts, tokens)
+        with mixed_precision(self.model.device, self.compute_dtype):
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (texts, tokens, size)
+        return F.normalize(POOLING[self.pooling](states.float(), mask), dim=1)
+
+
+def info_nce(
+    rephrases: Tensor, queries: Tensor, negatives: Tensor, temperature: float, processes: Processes = ALONE
+) -> Tensor:
+    """Cross-entropy of finding each rephrase's own query among all queries and hard negatives, by their cosine.
+
+    All three are float32 (facts, size), unit length. The candidates are those of all processes.
+    """
+    candidates = torch.cat([processes.gather(queries), processes.gather(negatives)])  # (2 x all facts, size)
+    own = processes.rank * len(queries) + torch.arange(len(queries), device=queries.device)  # (facts,)
+    return F.cross_entropy(rephrases @ candidates.T / temperature, own)
 
 
 def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: int) -> Iterator[tuple[str, str, str]]:
@@ -185,30 +259,54 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
             yield rephrase, fact.prompt, negative
 
 
-@contextmanager
-def _readable(folder: Path) -> Iterator[Path]:
-    """The folder, or, if `TextEncoder.save` wrote it, a copy that transformers can read for as long as the context."""
+def last_sentences(text: str, length: int) -> str:
+    """The last sentences of a text, together at most `length` characters; its last words where one is longer."""
+    start = max(len(text) - length, 0)
+    for boundary in (SENTENCE_END, re.compile(r"\s+")):
+        found = boundary.search(text, start)
+        if found and found.end() < len(text):
+            return text[found.end() :]
+    return text[start:]
+
+
+def _longest_first(rows: Sequence[Sequence[int]]) -> list[int]:
+    """Indices of rows by falling length, so that rows of about one length stand together."""
+    return sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+
+
+def _linear(step: int, steps: int) -> float:
+    """The share of the learning rate at a step: a warm-up over the first tenth, then a linear decay to 0."""
+    warm_up = steps // 10
+    return min((step + 1) / (warm_up + 1), (steps - step) / (steps - warm_up))
+
+
+def _load_model(folder: Path) -> PreTrainedModel:
+    """The model in float32, from the packed weights of `TextEncoder.save` or from safetensors of transformers."""
+    config = AutoConfig.from_pretrained(folder, **OFFLINE)
+    if getattr(config, "quantization_config", None):
+        raise ValueError("it is quantised; give it in float32 or half precision")
+    # attention as transformers chooses it: a configuration may name a kernel on the hub, which would be run
+    options: dict[str, Any] = {"attn_implementation": None, "dtype": torch.float32}
     if not (folder / WEIGHTS).is_file():
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        for path in folder.glob("*.json"):
-            shutil.copy(path, copy)
-        save_file(load_tensors(folder / WEIGHTS), Path(copy) / "model.safetensors", {"format": "pt"})
-        yield Path(copy)
+        model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, **options, **OFFLINE)
+    else:
+        with no_init_weights():
+            model = AutoModel.from_config(config, trust_remote_code=False, **options)
+        model.load_state_dict(load_tensors(folder / WEIGHTS))
+    return cast(PreTrainedModel, model)
 
 
 def _pooling_of(folder: Path) -> str:
-    """The pooling mode a sentence-transformers folder names; mean pooling for a plain transformers folder."""
+    """The pooling a sentence-transformers folder names; mean pooling for a plain transformers folder."""
     config = folder / "1_Pooling" / "config.json"
     if not config.is_file():
         return "mean"
     fields = json.loads(config.read_text("utf-8"))
-    if isinstance(mode := fields.get("pooling_mode"), str):
-        return mode
-    named = {
-        "cls": "pooling_mode_cls_token",
-        "mean": "pooling_mode_mean_tokens",
-        "max": "pooling_mode_max_tokens",
-    }
-    return next((mode for mode, name in named.items() if fields.get(name)), "mean")
+    named = fields.get("pooling_mode") or [
+        name for name, suffix in _FLAGS.items() if fields.get(f"pooling_mode_{suffix}")
+    ]
+    if isinstance(named, str):
+        return named
+    if len(named) > 1:
+        raise ValueError(f"it joins several poolings, {' and '.join(named)}; one is possible")
+    return named[0] if named else "mean"

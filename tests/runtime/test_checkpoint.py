@@ -82,6 +82,6 @@ def test_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         encoder, steps = TextEncoder(folder), list[int]()
         encoder.tune(pseudo, settings, 0, steps.append, checkpoint)
         assert sum(steps) == settings.steps
-        return encoder.model.state_dict()
+        return dict(encoder.model.state_dict())
 
     assert_same(*whole_and_resumed(run, 2))

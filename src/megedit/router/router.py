@@ -7,7 +7,6 @@ the last sentence of a query may belong to it or not; both readings are looked a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,13 +15,12 @@ from torch import Tensor
 
 from megedit.edits.edit_set import normalise_query
 from megedit.edits.subjects import share_of_name
-from megedit.encoder import TextEncoder
+from megedit.encoder import SENTENCE_END, TextEncoder
 from megedit.router.decision import Calibration, Enrolled, Features
 from megedit.router.familiarity import FamiliarityNetwork
 from megedit.router.index import EditVectors
 from megedit.settings import Rule
 
-SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
 QUESTION_WORDS = 4  # of which a sentence has at least as many to be a question of its own
 
 

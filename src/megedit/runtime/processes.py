@@ -67,6 +67,14 @@ class Processes:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient) / self.count)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, one process after the other; gradients go back to where the rows are from."""
+        if self.count == 1:
+            return rows
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(rows))
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over the processes."""
         if self.count > 1:
