@@ -203,6 +203,20 @@ def test_second_target_of_a_subject_and_relation_goes_only_when_keeping_the_firs
     assert len(read_edits(file, limit=2)) == 2
 
 
+def test_facts_of_other_years_do_not_contradict_each_other(file: Path) -> None:
+    fact = {"subject": "Acme", "relation": "revenue"}
+    years = [
+        {**fact, "prompt": f"What was Acme's revenue in {year}?", "target": f"{year}0 dollars"} for year in range(9)
+    ]
+    again = {**fact, "prompt": "Acme's revenue in 3 was", "target": "nothing"}
+    file.write_text(jsonl(*years, again))
+    edits = read_edits(file, on_conflict="first")
+    assert [edit.prompt for edit in edits] == [year["prompt"] for year in years]
+    assert edits.dropped == (
+        Dropped("line 10", "same subject and relation as an earlier one, another target", "line 4"),
+    )
+
+
 def test_edits_made_in_python_get_the_same_checks() -> None:
     spain = Edit("b", " The capital of Spain is ", "Oslo")
     edits = EditSet.from_edits([FULL, replace(FULL, id="z"), spain])

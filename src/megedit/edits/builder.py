@@ -1,16 +1,18 @@
 """The checks of an edit set: repetitions, contradictions, edits that change nothing, neighbours that are edited."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, NoReturn
 
 from megedit.edits.schemas import Edit, ParsedRow, Question
-from megedit.edits.subjects import SubjectIndex
+from megedit.edits.subjects import SubjectIndex, tell_apart
 from megedit.edits.text import fold, normalise_query, query_id
 from megedit.errors import MegError
 
 OnConflict = Literal["error", "first"]
 
+_Fact = tuple[str, str, frozenset[str]]
 _EDITED_NEIGHBOURS = "only the neighbourhood prompts about what is edited"
 
 
@@ -52,7 +54,7 @@ class Builder:
         self._neighbour_subjects: dict[str, tuple[str | None, ...]] = {}  # by id
         self._places: dict[str, str] = {}  # by id
         self._by_query: dict[str, Edit] = {}
-        self._by_fact: dict[tuple[str, str], Edit] = {}
+        self._by_fact: dict[_Fact, list[Edit]] = {}
 
     def add(self, row: ParsedRow, place: str) -> None:
         """Keep all of a row, or nothing and note why; MegError if neither may be done."""
@@ -132,8 +134,9 @@ class Builder:
                 self._fail_as_contradiction(edit, same, place)
             return "same query as an earlier one, another target", self._places[same.id]
         fact = _fact(edit)
-        if fact and self._keep_first and (earlier := self._by_fact.get(fact)) and earlier.target != edit.target:
-            return "same subject and relation as an earlier one, another target", self._places[earlier.id]
+        for earlier in self._by_fact.get(fact, ()) if fact and self._keep_first else ():
+            if earlier.target != edit.target and not tell_apart(earlier.prompt, edit.prompt):
+                return "same subject and relation as an earlier one, another target", self._places[earlier.id]
         return None
 
     def _fail_as_contradiction(self, edit: Edit, same: Edit, place: str) -> NoReturn:
@@ -160,19 +163,23 @@ class Builder:
         self._places[edit.id] = place
         self._by_query[normalise_query(edit.prompt)] = edit
         if fact := _fact(edit):
-            self._by_fact.setdefault(fact, edit)
+            self._by_fact.setdefault(fact, []).append(edit)
 
     def _forget(self, edits: list[Edit]) -> None:
         """Undo `_keep` for the edits kept last."""
         for edit in edits:
             self.kept.pop()
             del self._places[edit.id], self._by_query[normalise_query(edit.prompt)]
-            if (fact := _fact(edit)) and self._by_fact.get(fact) is edit:
-                del self._by_fact[fact]
+            if fact := _fact(edit):
+                self._by_fact[fact].remove(edit)
 
 
-def _fact(edit: Edit) -> tuple[str, str] | None:
-    return (edit.subject.casefold(), edit.relation) if edit.subject and edit.relation else None
+def _fact(edit: Edit) -> _Fact | None:
+    """The subject, relation and numbers that an edit asks for; None where it names no subject or relation."""
+    if not edit.subject or not edit.relation:
+        return None
+    numbers = frozenset(re.findall(r"\w*\d\w*", normalise_query(edit.prompt)))
+    return edit.subject.casefold(), edit.relation, numbers
 
 
 class _Edited:
