@@ -81,7 +81,8 @@ class Adapter:
 
     def to(self, device: str | torch.device) -> None:
         """Move encoder, router, generator and collected neurons to a device."""
-        for module in (self.encoder.model, self.router.network, self.generator):
+        modules: tuple[torch.nn.Module, ...] = (self.encoder.model, self.router.network, self.generator)
+        for module in modules:
             module.to(device)
         self.router.vectors = self.router.vectors.to(device)
         self.collected = {number: weights.to(device) for number, weights in self.collected.items()}
