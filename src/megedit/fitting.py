@@ -10,26 +10,27 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version as _version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.card import write_card
 from megedit.adapter.change import changing
 from megedit.adapter.config import AdapterConfig
 from megedit.adapter.folder import LOG, check_replaceable, replacing_folder
-from megedit.adapter.ledger import EditRecord, NewEdit, reading
+from megedit.adapter.ledger import EditRecord, NewEdit, Status, reading
 from megedit.adapter.sqlite import create
 from megedit.adapter.weights import save_model, to_bytes, write_unchanging
-from megedit.collect import answer_leads_of, collect, prepare_all
+from megedit.collect import Collected, answer_leads_of, collect, prepare_all
 from megedit.edits.edit_set import EditSet
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
@@ -46,6 +47,7 @@ from megedit.router.decision import Calibration
 from megedit.router.familiarity import FamiliarityNetwork, train_familiarity, training_steps
 from megedit.router.index import EditVectors
 from megedit.router.router import encode_queries
+from megedit.runtime.callbacks import Advance
 from megedit.runtime.device import SPREAD
 from megedit.runtime.processes import Processes, launched
 from megedit.runtime.progress import Stages, log_file, run_logger
@@ -75,120 +77,162 @@ def fit(
 
     pseudo: facts that are not edited, for the encoder and the router; the shipped ones by default. Whatever belongs
     to an edited fact is taken out of them first, and facts in the words of the edits are added where those are new
-    (`settings.own_words`). A run that was interrupted is continued when called again with the same input and settings.
-    Started as several processes by `accelerate launch` or `torchrun`, they share the work; `out` must then be on a disk
-    that all of them see. Raises MegError for input that cannot be used.
+    (`settings.own_words`). dtype: the number format of the base model; by default the fast one of the device.
+
+    A run that was interrupted is continued when called again with the same input and settings. Started as several
+    processes by `accelerate launch` or `torchrun`, they share the work; `out` must then be on a disk that all of them
+    see. Raises MegError for input that cannot be used.
     """
-    out, processes = Path(out), launched(device)
-    check_replaceable(out, overwrite)
+    processes = launched(device)
+    check_replaceable(Path(out), overwrite)
     stages = (stages or Stages()) if processes.main else Stages(Console(quiet=True))
     with stages.stage("Loading the base model"):
         spread = str(device) == SPREAD
         model, tokenizer = load_base(base, dtype=dtype, device=device if spread else processes.device)
-    if settings.layer is not None:
-        Backbone(model, settings.layer)  # out of range? then before anything is written
-    template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
-    examples = tokenize_all(tokenizer, template, edits)
-    pseudo = (pseudo or load_pseudo_knowledge()).without(edits)
-    if settings.own_words:
-        pseudo = in_words_of(pseudo, edits.edits, settings.seed)
-    training, held_out = pseudo.split(settings.held_out, settings.seed)
-    inputs: dict[str, Any] = {
-        "base": fingerprint(model),
-        "edits": [edit.to_json() for edit in edits],
-        "pseudo": hashlib.sha256(repr(pseudo).encode()).hexdigest(),
-        "settings": asdict(settings),
-        "dtype": str(model.dtype),
-        "version": _version("megedit"),
-    }
-    work = Workspace(out, hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest(), processes)
-    with ExitStack() as context:
-        context.enter_context(work)
+    given = _Input.of(base, model, tokenizer, edits, settings, pseudo or load_pseudo_knowledge())
+    with _begun(given, Path(out), stages, processes) as run:
+        backbone = run.place()
+        encoder = run.encoder()
+        neurons = run.neurons(backbone)
+        vectors = run.vectors(encoder, neurons)
+        calibration = run.calibration(encoder, vectors, neurons)
+        network = run.network(vectors)
+        generator = run.generator(backbone, vectors, neurons)
+        generated = run.generated(backbone, generator, vectors, neurons)
+        config, entries = run.config(backbone, encoder, calibration), run.entries(neurons, vectors, generated)
         if processes.main:
-            stages.keep_costs(work.folder / "costs.json")
-            context.enter_context(log_file(work.folder / LOG))
-            run_logger.info("Fit of %s (%d edits) to %s: %s", edits.source, len(edits), base, asdict(settings))
-        place: dict[str, Any] = {"layer": settings.layer, "why": "as it was set"}
-        if settings.layer is None:
-
-            def find_place() -> dict[str, Any]:
-                noise, collection = training.noise, settings.collection
-                layer, why = choose_layer(model, tokenizer, template, edits, noise, collection, settings.seed, stages)
-                return {"layer": layer, "why": why}
-
-            place = work.json("layer", find_place)
-            logger.info("The neuron goes in layer %s: %s.", place["layer"], place["why"])
-        backbone = Backbone(model, place["layer"])
-        course = _Fit(settings, edits, examples, backbone, tokenizer.pad_token_id, held_out, work, stages, processes)
-        encoder = course.encoder(training)
-        neurons, active = course.neurons()
-        vectors = course.vectors(encoder, active)
-        network, calibration = course.router(encoder, vectors, active)
-        generator, record = course.generator(vectors, neurons["weights"], active)
-        generated = course.generated(generator, vectors, active)
-        config = AdapterConfig(
-            base=str(Path(base).resolve()) if Path(base).exists() else base,  # as it can be found from anywhere
-            base_fingerprint=inputs["base"],
-            layer=backbone.layer,
-            hidden_size=backbone.hidden_size,
-            weight_size=backbone.weight_size,
-            template=template,
-            encoder_pooling=encoder.pooling,
-            encoder_size=encoder.size,
-            calibration=calibration,
-            settings=settings,
-            provenance={
-                "source": edits.source,
-                "layer": place["why"],
-                "stages": stages.costs,
-                "processes": processes.count,
-                "generator_training": record,
-                "versions": {name: _version(name) for name in ("megedit", "torch", "transformers", "diffusers")},
-            },
-        )
-        rows = dict(zip(active.tolist(), vectors.rows(), strict=True))
-        new, weights = [], to_bytes(neurons["weights"])
-        for i, edit in enumerate(edits):
-            lead, steps = round(float(neurons["leads"][i]), 3), int(neurons["steps"][i])
-            found = EditRecord(edit, "active" if i in rows else "failed", lead, steps, bool(generated[i]))
-            new.append(NewEdit(found, rows.get(i, b""), weights[i]))
-    if processes.main:
-        seen = torch.tensor(sorted({text_key(text) for text in pseudo.texts()}))
-        with replacing_folder(out, overwrite) as folder:
-            shutil.copyfile(work.folder / LOG, folder / LOG)
-            write_unchanging(folder, config, encoder, seen)
-            create(folder, config.weight_size)
-            with changing(folder, "fit", edits.source) as change:
-                change.add(new)
-                change.set_model(*save_model(folder, 1, network, generator))
-                change.note(active=len(active), failed=len(edits) - len(active))
-            with reading(folder) as ledger:
-                write_card(folder, config, ledger)
-    work.remove()
+            with replacing_folder(Path(out), overwrite) as folder:
+                shutil.copyfile(run.work.folder / LOG, folder / LOG)
+                write_unchanging(folder, config, encoder, given.seen)
+                _write_ledger(folder, config, entries, edits.source, save_model(folder, 1, network, generator))
     return load_adapter(out, processes.device)
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """The stages of one fit, and what they share. active: int64 (n,), the edits for which there is a neuron."""
+class _Input:
+    """All that decides the result of a fit. The pseudo-knowledge is what is left beside the edits."""
 
-    settings: FitSettings
+    base: str
+    base_fingerprint: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
     edits: EditSet
     examples: Sequence[Example]
-    backbone: Backbone
-    pad_id: int
-    held_out: PseudoKnowledge
+    pseudo: PseudoKnowledge
+    settings: FitSettings
+
+    @classmethod
+    def of(
+        cls,
+        base: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        edits: EditSet,
+        settings: FitSettings,
+        pseudo: PseudoKnowledge,
+    ) -> _Input:
+        """The input, checked. Raises MegError for what cannot be used, before anything is written."""
+        if settings.layer is not None:
+            Backbone(model, settings.layer)  # out of range?
+        template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
+        examples = tokenize_all(tokenizer, template, edits)
+        pseudo = pseudo.without(edits)
+        if settings.own_words:
+            pseudo = in_words_of(pseudo, edits.edits, settings.seed)
+        return cls(base, fingerprint(model), model, tokenizer, template, edits, examples, pseudo, settings)
+
+    @property
+    def key(self) -> str:
+        """A digest of all of it: the run of another key is another run."""
+        inputs: dict[str, Any] = {
+            "base": self.base_fingerprint,
+            "edits": [edit.to_json() for edit in self.edits],
+            "pseudo": hashlib.sha256(repr(self.pseudo).encode()).hexdigest(),
+            "settings": asdict(self.settings),
+            "dtype": str(self.model.dtype),
+            "version": version("megedit"),
+        }
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def seen(self) -> Tensor:
+        """Keys of the texts that encoder and router learn from: int64 (texts,), sorted."""
+        return torch.tensor(sorted({text_key(text) for text in self.pseudo.texts()}))
+
+
+@contextmanager
+def _begun(given: _Input, out: Path, stages: Stages, processes: Processes) -> Iterator[_Run]:
+    """Begin a run, or go on with it where it was interrupted; its folder goes away when all went well."""
+    with Workspace(out, given.key, processes) as work:
+        with ExitStack() as context:
+            if processes.main:
+                stages.keep_costs(work.folder / "costs.json")
+                context.enter_context(log_file(work.folder / LOG))
+                edits, settings = given.edits, asdict(given.settings)
+                run_logger.info("Fit of %s (%d edits) to %s: %s", edits.source, len(edits), given.base, settings)
+            yield _Run(given, work, stages, processes)
+        work.remove()
+
+
+def _write_ledger(
+    folder: Path, config: AdapterConfig, entries: Sequence[NewEdit], source: str, model: tuple[str, str]
+) -> None:
+    """Write the ledger of a new adapter, and its card. model: name and sha256 of the model's file."""
+    create(folder, config.weight_size)
+    active = sum(entry.record.status == "active" for entry in entries)
+    with changing(folder, "fit", source) as change:
+        change.add(entries)
+        change.set_model(*model)
+        change.note(active=active, failed=len(entries) - active)
+    with reading(folder) as ledger:
+        write_card(folder, config, ledger)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The stages of one fit: each result is read where it is there already, else computed and kept."""
+
+    given: _Input
     work: Workspace
     stages: Stages
     processes: Processes
 
-    def encoder(self, training: PseudoKnowledge) -> TextEncoder:
-        settings, device, folder = self.settings, self.processes.device, self.work.folder / "encoder"
+    def place(self) -> Backbone:
+        """The base model, split at the layer of the neuron (the layer set, known for the model, or probed)."""
+        given = self.given
+
+        def choose() -> dict[str, Any]:
+            if given.settings.layer is not None:
+                return {"layer": given.settings.layer, "why": "as it was set"}
+            layer, why = choose_layer(
+                given.model,
+                given.tokenizer,
+                given.template,
+                given.edits,
+                self._pseudo()[0].noise,
+                given.settings.collection,
+                given.settings.seed,
+                self.stages,
+            )
+            return {"layer": layer, "why": why}
+
+        found = self.work.json("layer", choose)
+        if given.settings.layer is None:
+            logger.info("The neuron goes in layer %s: %s.", found["layer"], found["why"])
+        return Backbone(given.model, found["layer"])
+
+    def encoder(self) -> TextEncoder:
+        """The text encoder, tuned on pseudo-knowledge."""
+        settings, device, folder = self.given.settings.encoder, self.processes.device, self.work.folder / "encoder"
         if self.work.missing("encoder"):
-            tuned = TextEncoder(resolve_folder(settings.encoder.name), device=device)
-            with self.stages.stage("Tuning the text encoder", settings.encoder.steps) as advance:
-                checkpoint = self.work.checkpoint("encoder")
-                tuned.tune(training, settings.encoder, settings.seed, advance, checkpoint, self.processes)
+            tuned = TextEncoder(resolve_folder(settings.name), device=device)
+            with self.stages.stage("Tuning the text encoder", settings.steps) as advance:
+                seed, checkpoint = self.given.settings.seed, self.work.checkpoint("encoder")
+                tuned.tune(self._pseudo()[0], settings, seed, advance, checkpoint, self.processes)
 
             def save(partial: Path) -> None:
                 tuned.save(partial)
@@ -199,128 +243,199 @@ class _Fit:
         encoder.model.requires_grad_(False)
         return encoder
 
-    def neurons(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Weights, leads and steps of all edits, and the active ones."""
+    def neurons(self, backbone: Backbone) -> Collected:
+        """The neurons of all edits. Raises MegError when none of them makes the model give its target."""
+        given = self.given
 
-        def compute() -> dict[str, Tensor]:
-            how, keep = self.settings.collection, self.work.shard
-            with self.stages.stage("Collecting neurons", len(self.edits)) as advance:
-                return asdict(
-                    collect(self.backbone, self.examples, how, self.pad_id, advance, keep, processes=self.processes)
-                )
+        def compute(advance: Advance) -> dict[str, Tensor]:
+            settings, pad_id = given.settings.collection, given.tokenizer.pad_token_id
+            found = collect(
+                backbone, given.examples, settings, pad_id, advance, self.work.shard, processes=self.processes
+            )
+            return asdict(found)
 
-        found = self.work.tensors("neurons", compute)
-        for i in (found["leads"] <= 0).nonzero()[:, 0].tolist():
-            edit = self.edits[i]
-            why = self.examples[i].refused or f"no neuron was found that makes the model answer {edit.target!r}"
+        found = Collected(**self._stage("neurons", "Collecting neurons", len(given.edits), compute))
+        for i in (~found.succeeded).nonzero()[:, 0].tolist():
+            edit = given.edits[i]
+            why = given.examples[i].refused or f"no neuron was found that makes the model answer {edit.target!r}"
             logger.warning("Edit %s failed: %s.", edit.id, why)
-        active = (found["leads"] > 0).nonzero()[:, 0]
-        if len(active) == 0:
+        if not found.succeeded.any():
             raise MegError("None of the edits could be made; look at the log, or choose another layer.")
-        return found, active
+        return found
 
-    def vectors(self, encoder: TextEncoder, active: Tensor) -> EditVectors:
-        def compute() -> dict[str, Tensor]:
-            with self.stages.stage("Encoding the edits"):
-                return {"edits": encoder.encode(self._queries(active))}
+    def vectors(self, encoder: TextEncoder, neurons: Collected) -> EditVectors:
+        """The vectors of the queries of the edits that have a neuron."""
 
-        return EditVectors.pack(self.work.tensors("vectors", compute, packed=True)["edits"].to(self.processes.device))
+        def compute(advance: Advance) -> dict[str, Tensor]:
+            return {"edits": encoder.encode([self.given.edits[i].prompt for i in _active(neurons)])}
 
-    def router(
-        self, encoder: TextEncoder, vectors: EditVectors, active: Tensor
-    ) -> tuple[FamiliarityNetwork, Calibration]:
-        settings, seed = self.settings.familiarity, self.settings.seed
-        enrolled, familiar, unfamiliar, near = calibration_texts(self.held_out, seed)
+        found = self._stage("vectors", "Encoding the edits", None, compute, packed=True)
+        return EditVectors.pack(found["edits"].to(self.processes.device))
+
+    def calibration(self, encoder: TextEncoder, vectors: EditVectors, neurons: Collected) -> Calibration:
+        """The router's decision, calibrated on pseudo-knowledge that the encoder has not seen."""
+        settings, seed = self.given.settings.familiarity, self.given.settings.seed
+        enrolled, familiar, unfamiliar, near = calibration_texts(self._pseudo()[1], seed)
         if not familiar or not unfamiliar:
             raise MegError(
                 "Too little pseudo-knowledge is left after taking out what belongs to the edits; give more of it "
                 "(--pseudo) to calibrate the router."
             )
 
-        def compute() -> dict[str, Any]:
-            subjects = [self.edits[i].subject for i in active]
+        def compute(advance: Advance) -> dict[str, Any]:
+            subjects = [self.given.edits[i].subject for i in _active(neurons)]
             played_subjects = [fact.subject for fact in enrolled]
             all_subjects = [*subjects, *played_subjects]
-            total = training_steps(len(vectors) + len(enrolled), settings)
-            with self.stages.stage("Calibrating the router", total) as advance:
-                played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.codes.device)
-                known = EditVectors.pack(torch.cat([vectors.unpack(), played]))
-                texts = CalibrationSet(
-                    played,
-                    played_subjects,
-                    encode_queries(encoder, familiar, known, all_subjects),
-                    encode_queries(encoder, [*unfamiliar, *near], known, all_subjects),
-                    [*familiar, *unfamiliar, *near],
-                    len(near),
-                )
-                return calibrate(vectors, subjects, texts, settings, seed, advance).to_json()
+            played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.codes.device)
+            known = EditVectors.pack(torch.cat([vectors.unpack(), played]))
+            texts = CalibrationSet(
+                played,
+                played_subjects,
+                encode_queries(encoder, familiar, known, all_subjects),
+                encode_queries(encoder, [*unfamiliar, *near], known, all_subjects),
+                [*familiar, *unfamiliar, *near],
+                len(near),
+            )
+            return calibrate(vectors, subjects, texts, settings, seed, advance).to_json()
 
-        def train() -> dict[str, Tensor]:
-            with self.stages.stage("Training the router", training_steps(len(vectors), settings)) as advance:
-                return train_familiarity(vectors.unpack(), settings, seed, advance).state_dict()
+        total = training_steps(len(vectors) + len(enrolled), settings)
+        return Calibration.from_json(
+            self.work.json("calibration", self._timed("Calibrating the router", total, compute))
+        )
 
-        calibration = Calibration.from_json(self.work.json("calibration", compute))
-        network = FamiliarityNetwork(encoder.size, settings).to(vectors.codes.device)
-        network.load_state_dict(self.work.tensors("router", train, packed=True))
-        return network.eval().requires_grad_(False), calibration
+    def network(self, vectors: EditVectors) -> FamiliarityNetwork:
+        """The familiarity network, which has memorised the edits."""
+        settings, seed = self.given.settings.familiarity, self.given.settings.seed
 
-    def generator(
-        self, vectors: EditVectors, weights: Tensor, active: Tensor
-    ) -> tuple[WeightGenerator, dict[str, Any]]:
-        """The generator, and the record of its training."""
-        settings, seed, device = self.settings.generator, self.settings.seed, self.processes.device
-        known = vectors.unpack()
+        def train(advance: Advance) -> dict[str, Tensor]:
+            return train_familiarity(vectors.unpack(), settings, seed, advance).state_dict()
 
-        def train() -> dict[str, Tensor]:
+        total = training_steps(len(vectors), settings)
+        state = self._stage("router", "Training the router", total, train, packed=True)
+        network = FamiliarityNetwork(vectors.codes.shape[1], settings)
+        network.load_state_dict(state)
+        return network.to(self.processes.device).eval().requires_grad_(False)
+
+    def generator(self, backbone: Backbone, vectors: EditVectors, neurons: Collected) -> WeightGenerator:
+        """The weight generator, trained on the collected neurons."""
+        settings, seed, device = self.given.settings.generator, self.given.settings.seed, self.processes.device
+        active, known = _active(neurons), vectors.unpack()
+
+        def train(advance: Advance) -> dict[str, Tensor]:
             chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed))[:CHECKED]
-            with self.stages.stage("Training the generator", settings.training_steps(len(active))) as advance:
-                answered = answer_check(self.backbone, self._batches(active[chosen]), known[chosen.to(device)])
-                generator, history = train_generator(
-                    weights[active].to(device),
-                    known,
-                    self.backbone.hidden_size,
-                    settings,
-                    seed,
-                    answered,
-                    advance,
-                    checkpoint=self.work.checkpoint("generator"),
-                    processes=self.processes,
-                )
+            answered = answer_check(backbone, self._batches(backbone, active[chosen]), known[chosen.to(device)])
+            generator, history = train_generator(
+                neurons.weights[active].to(device),
+                known,
+                backbone.hidden_size,
+                settings,
+                seed,
+                answered,
+                advance,
+                checkpoint=self.work.checkpoint("generator"),
+                processes=self.processes,
+            )
             self.work.json("generator_training", lambda: asdict(history))
             return generator.state_dict()
 
-        generator = WeightGenerator(self.backbone.weight_size, known.shape[1], settings).to(device)
-        generator.load_state_dict(self.work.tensors("generator", train, packed=True))
-        return generator.eval().requires_grad_(False), self.work.json("generator_training", dict)
+        total = settings.training_steps(len(active))
+        state = self._stage("generator", "Training the generator", total, train, packed=True)
+        generator = WeightGenerator(backbone.weight_size, known.shape[1], settings)
+        generator.load_state_dict(state)
+        return generator.to(device).eval().requires_grad_(False)
 
-    def generated(self, generator: WeightGenerator, vectors: EditVectors, active: Tensor) -> Tensor:
-        """Whether the generated neuron gives the answer: bool (edits,)."""
+    def generated(
+        self, backbone: Backbone, generator: WeightGenerator, vectors: EditVectors, neurons: Collected
+    ) -> Tensor:
+        """For each edit, true where the generated neuron gives the answer: bool (edits,)."""
+        active = _active(neurons)
 
-        def compute() -> dict[str, Tensor]:
-            with self.stages.stage("Checking generated neurons", len(active)) as advance:
-                rows, leads = self.processes.own(torch.arange(len(active))), torch.zeros(len(active))
-                sampled = generator.sample(vectors.unpack()[rows.to(self.processes.device)])
-                leads[rows] = answer_leads_of(self.backbone, self._batches(active[rows]), sampled, advance)
-                return {"leads": self.processes.sum(leads)}
+        def compute(advance: Advance) -> dict[str, Tensor]:
+            rows, leads = self.processes.own(torch.arange(len(active))), torch.zeros(len(active))
+            sampled = generator.sample(vectors.unpack()[rows.to(self.processes.device)])
+            leads[rows] = answer_leads_of(backbone, self._batches(backbone, active[rows]), sampled, advance)
+            return {"leads": self.processes.sum(leads)}
 
-        found = torch.zeros(len(self.edits), dtype=torch.bool)
-        found[active] = self.work.tensors("generated", compute)["leads"] >= ANSWERED_LEAD
+        found = torch.zeros(len(self.given.edits), dtype=torch.bool)
+        leads = self._stage("generated", "Checking generated neurons", len(active), compute)["leads"]
+        found[active] = leads >= ANSWERED_LEAD
         for i in active[~found[active]].tolist():
-            edit = self.edits[i]
+            edit = self.given.edits[i]
             logger.warning("Edit %s: the generated neuron does not give %r with certainty.", edit.id, edit.target)
         return found
 
-    def _queries(self, active: Tensor) -> list[str]:
-        return [self.edits[i].prompt for i in active]
+    def config(self, backbone: Backbone, encoder: TextEncoder, calibration: Calibration) -> AdapterConfig:
+        """The adapter's configuration."""
+        given = self.given
+        return AdapterConfig(
+            base=str(Path(given.base).resolve()) if Path(given.base).exists() else given.base,  # as found from anywhere
+            base_fingerprint=given.base_fingerprint,
+            layer=backbone.layer,
+            hidden_size=backbone.hidden_size,
+            weight_size=backbone.weight_size,
+            template=given.template,
+            encoder_pooling=encoder.pooling,
+            encoder_size=encoder.size,
+            calibration=calibration,
+            settings=given.settings,
+            provenance={
+                "source": given.edits.source,
+                "layer": self.work.json("layer", dict)["why"],
+                "stages": self.stages.costs,
+                "processes": self.processes.count,
+                "generator_training": self.work.json("generator_training", dict),
+                "versions": {name: version(name) for name in ("megedit", "torch", "transformers", "diffusers")},
+            },
+        )
 
-    def _batches(self, rows: Tensor) -> Iterable[Prepared]:
-        return prepare_all(self.backbone, [self.examples[i] for i in rows], self.settings.collection, self.pad_id)
+    def entries(self, neurons: Collected, vectors: EditVectors, generated: Tensor) -> list[NewEdit]:
+        """The edits as the ledger keeps them: in force where there is a neuron, otherwise failed."""
+        rows, found = dict(zip(_active(neurons).tolist(), vectors.rows(), strict=True)), []
+        for i, (edit, weights) in enumerate(zip(self.given.edits, to_bytes(neurons.weights), strict=True)):
+            status: Status = "active" if i in rows else "failed"
+            lead, steps = round(float(neurons.leads[i]), 3), int(neurons.steps[i])
+            record = EditRecord(edit, status, lead, steps, bool(generated[i]))
+            found.append(NewEdit(record, rows.get(i, b""), weights))
+        return found
+
+    def _stage(
+        self,
+        name: str,
+        title: str,
+        total: int | None,
+        compute: Callable[[Advance], dict[str, Tensor]],
+        packed: bool = False,
+    ) -> dict[str, Tensor]:
+        """The tensors of a stage."""
+        return self.work.tensors(name, self._timed(title, total, compute), packed)
+
+    def _timed(self, title: str, total: int | None, compute: Callable[[Advance], T]) -> Callable[[], T]:
+        """The computation as a stage that shows its progress and whose costs are kept."""
+
+        def timed() -> T:
+            with self.stages.stage(title, total) as advance:
+                return compute(advance)
+
+        return timed
+
+    def _pseudo(self) -> tuple[PseudoKnowledge, PseudoKnowledge]:
+        """The pseudo-knowledge to learn from, and that held out for the calibration."""
+        return self.given.pseudo.split(self.given.settings.held_out, self.given.settings.seed)
+
+    def _batches(self, backbone: Backbone, rows: Tensor) -> Iterable[Prepared]:
+        examples, pad_id = [self.given.examples[i] for i in rows], self.given.tokenizer.pad_token_id
+        return prepare_all(backbone, examples, self.given.settings.collection, pad_id)
+
+
+def _active(neurons: Collected) -> Tensor:
+    """The edits that have a neuron: int64 (n,)."""
+    return neurons.succeeded.nonzero()[:, 0]
 
 
 def answer_check(
     backbone: Backbone, batches: Iterable[Prepared], vectors: Tensor
 ) -> Callable[[WeightGenerator], float]:
-    """A function from a generator to the share of these edits whose neuron, sampled for the vectors, answers.
+    """A function that gives the share of these edits that a generator answers, sampled for their vectors.
 
     Where there are no edits, the share is 1.
     """
