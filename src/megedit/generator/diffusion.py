@@ -28,9 +28,12 @@ class WeightGenerator(nn.Module):
     condition_scale: Tensor
     initial_noise: Tensor
 
-    def __init__(self, length: int, condition_size: int, settings: GeneratorSettings) -> None:
+    def __init__(
+        self, length: int, condition_size: int, settings: GeneratorSettings, compute_dtype: torch.dtype | None = None
+    ) -> None:
+        """compute_dtype: in which matrices are multiplied; `default_dtype` of the device where it is None."""
         super().__init__()
-        self.settings = settings
+        self.settings, self.compute_dtype = settings, compute_dtype
         self.denoiser: nn.Module = DiT(length, condition_size, settings)
         self.register_buffer("mean", torch.zeros(length))
         self.register_buffer("scale", torch.ones(length))
@@ -47,7 +50,7 @@ class WeightGenerator(nn.Module):
         )
 
     def fit_scales(self, weights: Tensor, conditions: Tensor, hidden_size: int, seed: int) -> None:
-        """Measure what standardises weights (edits, L) and conditions (edits, C), and draw the initial noise.
+        """Measure the scales of weights (edits, L) and conditions (edits, C), and draw the initial noise.
 
         Weights: mean removed, then the k-block, b and the v-block each divided by its own standard deviation.
         """
@@ -62,6 +65,7 @@ class WeightGenerator(nn.Module):
         self.initial_noise.copy_(torch.randn(len(self.initial_noise), generator=torch.Generator().manual_seed(seed)))
 
     def standardise(self, weights: Tensor) -> Tensor:
+        """Weights (rows, L) without their mean, each block in units of its own standard deviation."""
         return (weights - self.mean) / self.scale
 
     def loss(
@@ -71,35 +75,36 @@ class WeightGenerator(nn.Module):
 
         Of several processes, each takes its part of the rows; all draw the random numbers of the whole batch.
         """
-        clean = self.standardise(weights)
-        condition = self._condition(vectors)
-        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-        towards_noise = 1 - torch.rand(len(clean), generator=generator) ** self.settings.timestep_bias
-        timesteps = (TRAIN_TIMESTEPS * towards_noise).long().clamp(max=TRAIN_TIMESTEPS - 1)
+        clean = self.standardise(weights)  # (B, L)
+        condition = self._condition(vectors)  # (B, C)
+        noise = torch.randn(clean.shape, generator=generator).to(clean.device)  # (B, L)
+        towards_noise = 1 - torch.rand(len(clean), generator=generator) ** self.settings.timestep_bias  # (B,)
+        timesteps = (TRAIN_TIMESTEPS * towards_noise).long().clamp(max=TRAIN_TIMESTEPS - 1)  # (B,)
         timesteps = timesteps.to(clean.device)
         clean, condition, noise, timesteps = map(processes.own, (clean, condition, noise, timesteps))
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        predicted = self.denoiser(noisy, timesteps, condition)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)  # (own B, L)
+        with mixed_precision(clean.device, self.compute_dtype):
+            predicted = self.denoiser(noisy, timesteps, condition).float()  # (own B, L)
         if self.settings.prediction == "v_prediction":
-            return F.mse_loss(predicted.float(), self.scheduler.get_velocity(clean, noise, timesteps))
-        return F.mse_loss(predicted.float(), clean)
+            return F.mse_loss(predicted, self.scheduler.get_velocity(clean, noise, timesteps))
+        return F.mse_loss(predicted, clean)
 
     @torch.no_grad()
     def sample(self, vectors: Tensor) -> Tensor:
         """Weight vectors for query vectors: float32 (queries, C) -> float32 (queries, L), deterministic."""
-        if not len(vectors):  # attention over no rows is not the same on every device
+        if not len(vectors):  # attention over no rows gives nothing on a GPU
             return vectors.new_zeros(0, len(self.mean))
         return torch.cat([self._sample(part) for part in vectors.split(SAMPLED_AT_ONCE)])
 
     def _sample(self, vectors: Tensor) -> Tensor:
-        condition = self._condition(vectors)
-        weights = self.initial_noise.expand(len(vectors), -1)
+        condition = self._condition(vectors)  # (queries, C)
+        weights = self.initial_noise.expand(len(vectors), -1)  # (queries, L)
         self.scheduler.set_timesteps(self.settings.sample_steps)
         for timestep in self.scheduler.timesteps:
             at = timestep.expand(len(vectors)).to(vectors.device)
-            with mixed_precision(vectors.device):
-                predicted = self.denoiser(weights, at, condition)
-            weights = self.scheduler.step(predicted.float(), timestep, weights, eta=0.0).prev_sample
+            with mixed_precision(vectors.device, self.compute_dtype):
+                predicted = self.denoiser(weights, at, condition).float()  # (queries, L)
+            weights = self.scheduler.step(predicted, timestep, weights, eta=0.0).prev_sample
         return weights * self.scale + self.mean
 
     def _condition(self, vectors: Tensor) -> Tensor:

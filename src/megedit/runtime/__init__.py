@@ -1,1 +1,1 @@
-"""How a run lives on a machine: files, devices, processes, progress, checkpoints. Nothing here knows of MeG."""
+"""The life of a run on a machine: files, devices, processes, progress, checkpoints. Nothing here knows of MeG."""

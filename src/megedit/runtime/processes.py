@@ -26,7 +26,7 @@ PATIENCE = timedelta(hours=2)  # for the slowest process, where they meet
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is. device: where its models go."""
+    """This process among those of the run. device: where its models go."""
 
     rank: int = 0
     count: int = 1
@@ -34,7 +34,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and reports."""
+        """True for the process that writes and reports."""
         return self.rank == 0
 
     def own(self, items: Any) -> Any:

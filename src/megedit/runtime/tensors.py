@@ -41,15 +41,6 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def distinct_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Half-precision rows without repetition, in order of appearance, and for each row its place among them (int32)."""
-    rows = matrix.detach().half().cpu().contiguous()
-    places: dict[bytes, int] = {}
-    index = torch.tensor([places.setdefault(row.tobytes(), len(places)) for row in rows.numpy()], dtype=torch.int32)
-    first = torch.full((len(places),), len(rows)).scatter_reduce(0, index.long(), torch.arange(len(rows)), "amin")
-    return rows[first], index
-
-
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, packed: bool = False) -> None:
     """Write tensors in half precision, or packed, whole or not at all."""
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
