@@ -55,7 +55,7 @@ def resolve_copy(name: str, files: Sequence[str]) -> Path:
 
 
 def _local(name: str) -> Path | None:
-    """What stands on this disk under a name; None for the name of a hub repository."""
+    """The place on this disk that has this name; None for the name of a hub repository."""
     if name.startswith(_PACKAGE):
         return _in_package(name.removeprefix(_PACKAGE))
     path = Path(os.path.expanduser(name))
@@ -158,7 +158,7 @@ class _Unreachable(MegError):
 
 
 def _asking_the_hub(name: str, ask: Callable[[], T]) -> T:
-    """What the Hub answers; MegError, `_Unreachable` among them, where it does not."""
+    """The answer of the Hub; MegError, `_Unreachable` among them, where it does not."""
     repository, revision = _repository(name)
     try:
         return ask()
