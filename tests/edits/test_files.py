@@ -82,6 +82,11 @@ def test_utf_8_text_of_a_zero_character_is_not_taken_for_another_encoding(file: 
     assert error_of(file).startswith("FILE, line 2: the field `target` holds text that cannot be encoded (U+0000")
 
 
+def test_damaged_text_with_a_byte_order_mark_is_not_guessed_at(file: Path) -> None:
+    file.write_bytes("prompt,target\na,é\n".encode("utf-16")[:-1])
+    assert error_of(file) == "FILE: byte 37 is not UTF-16; save the file with UTF-8 encoding"
+
+
 def test_line_numbers_behind_a_line_that_names_the_delimiter(file: Path) -> None:
     file.write_text("sep=;\nprompt;target\na;b\nc;\n")
     assert error_of(file) == "FILE, line 4: the field `target` is missing; add it"
@@ -162,6 +167,16 @@ def test_other_names_are_logged_once(file: Path, caplog: pytest.LogCaptureFixtur
 def test_columns_that_cannot_be_told(file: Path, text: str, message: str) -> None:
     file.write_text(text)
     assert error_of(file).startswith(message)
+
+
+def test_of_two_names_of_a_field_each_row_may_fill_another_but_not_both(file: Path) -> None:
+    rows = [{"instruction": "a", "input": "", "output": "b"}, {"instruction": "", "input": "c", "output": "d"}]
+    file.write_text(jsonl(*rows))
+    assert [(edit.prompt, edit.target) for edit in read_edits(file)] == [("a", "b"), ("c", "d")]
+    file.write_text(jsonl(*rows, {"instruction": "e", "input": "f", "output": "g"}))
+    assert error_of(file) == (
+        "FILE, line 3: `instruction` and `input` may both be the field `prompt`; rename the right one to `prompt`"
+    )
 
 
 # --- empty and missing cells

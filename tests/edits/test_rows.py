@@ -102,7 +102,7 @@ from tests.edits.test_edit_set import FRANCE, SPAIN, error_of, jsonl, zsre
         ),
         (
             'prompt,target\n"a\nb",c\n\nd\n',
-            "FILE, line 5: the row has 1 cells and the header 2; put cells that",
+            "FILE, line 5: the row has 1 cell and the header 2; put cells that",
         ),
         ('prompt,target\na,b\n"c"d,e\n', "FILE, line 3: this is not valid CSV"),
         ("prompt,target\na,\n", "FILE, line 2: the field `target` is missing; add it"),

@@ -57,32 +57,32 @@ class PlainNames:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._known: dict[tuple[str, ...], dict[str, str]] = {}
+        self._columns: dict[tuple[str, ...], dict[str, list[int]]] = {}  # by the names of a row's fields
         self._logged: set[str] = set()
 
     def __call__(self, row: Row) -> Row:
         """The row with plain names; MegError if two of its fields may be the same one."""
         found = tuple(row.fields)
-        if (names := self._known.get(found)) is None:
-            names = self._known[found] = self._names(row, found)
-        if all(field == name for field, name in names.items()):
-            return row
+        if (columns := self._columns.get(found)) is None:
+            columns = self._columns[found] = columns_of(found)
+        names = {field: self._name(row, field, [found[i] for i in indices]) for field, indices in columns.items()}
+        if new := {field: name for field, name in names.items() if name not in self._logged}:
+            log_other_names(self._source, new)
+            self._logged.update(new.values())
         fields = {field: row.fields[name] for field, name in names.items()}
         for field in LISTS:  # the singular names may hold one text
             if isinstance(value := fields.get(field), str) and _folded(names[field]) != field:
                 fields[field] = [value] if value.strip() else []
         return Row(row.where, fields)
 
-    def _names(self, row: Row, found: tuple[str, ...]) -> dict[str, str]:
-        names: dict[str, str] = {}
-        for field, indices in columns_of(found).items():
-            filled = [found[i] for i in indices if row.fields[found[i]] not in (None, "", [])] or [found[indices[0]]]
-            if len(filled) > 1:
-                row.fail(several(field, filled))
-            names[field] = filled[0]
-        log_other_names(self._source, {f: name for f, name in names.items() if name not in self._logged})
-        self._logged.update(names.values())
-        return names
+    def _name(self, row: Row, field: str, names: list[str]) -> str:
+        """The name under which the row has a field: of several, the one that holds something."""
+        if len(names) == 1:
+            return names[0]
+        filled = [name for name in names if row.fields[name] not in (None, "", [])] or names[:1]
+        if len(filled) > 1:
+            row.fail(several(field, filled))
+        return filled[0]
 
 
 def _folded(name: str) -> str:

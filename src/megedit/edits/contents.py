@@ -1,5 +1,6 @@
 """The content of a file: unpacked within limits, and its text in whatever encoding it is."""
 
+import gzip
 import io
 import logging
 import zipfile
@@ -108,8 +109,9 @@ def _is_utf_8(data: bytes) -> bool:
 def _decode_by_content(source: str, data: bytes, problem: str) -> str:
     import chardet  # here, since files in Unicode do without it
 
+    marked = data.startswith(tuple(_BYTE_ORDER_MARKS))  # it says what it is, and is damaged
     lines = [line for line in data.splitlines() if not line.isascii()]
-    encoding = chardet.detect(b"\n".join(lines)[:_SAMPLE_BYTES])["encoding"]
+    encoding = None if marked else chardet.detect(b"\n".join(lines)[:_SAMPLE_BYTES])["encoding"]
     try:
         text = data.decode(encoding) if encoding else None
     except (UnicodeDecodeError, LookupError):
@@ -117,7 +119,7 @@ def _decode_by_content(source: str, data: bytes, problem: str) -> str:
     if text is None:
         tried = f" and not {encoding}, which it resembles" if encoding else ""
         raise MegError(f"{source}: {problem}{tried}; save the file with UTF-8 encoding")
-    example = " ".join(lines[0].decode(str(encoding)).split())[:60]
+    example = next((" ".join(line.split())[:60] for line in text.splitlines() if not line.isascii()), "")
     logger.warning(
         "%s: %s, so it was read as %s (%r); if letters are wrong, save the file with UTF-8 encoding",
         source, problem, encoding, example,
@@ -126,16 +128,11 @@ def _decode_by_content(source: str, data: bytes, problem: str) -> str:
 
 
 def _gunzip(path: Path, data: bytes) -> bytes:
-    unpacked = bytearray()
     try:
-        while data:  # a file may hold several gzip members
-            unpacker = zlib.decompressobj(wbits=31)
-            unpacked += unpacker.decompress(data, MAX_UNPACKED_BYTES + 1 - len(unpacked))
-            if len(unpacked) > MAX_UNPACKED_BYTES:
-                raise MegError(f"{path}: the gzip data unpack to more than {_LIMIT}; split the file")
-            if not unpacker.eof:
-                raise zlib.error("it ends too early")
-            data = unpacker.unused_data.lstrip(b"\0")
-    except zlib.error as error:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+            unpacked = packed.read(MAX_UNPACKED_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise MegError(f"{path}: the gzip data is damaged ({error}); copy or compress it again") from None
-    return bytes(unpacked)
+    if len(unpacked) > MAX_UNPACKED_BYTES:
+        raise MegError(f"{path}: the gzip data unpack to more than {_LIMIT}; split the file")
+    return unpacked

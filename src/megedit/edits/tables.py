@@ -110,7 +110,7 @@ def _read(table: _Table, required: Sequence[str]) -> Iterator[Row]:
         where = f"{table.source}, {place}"
         beyond = cells[len(table.header) :]
         if table.hint and (len(cells) <= needed or not all(map(_is_empty, beyond))):
-            counts = f"the row has {len(cells)} cells and the header {len(table.header)}"
+            counts = f"the row has {len(cells)} cell{'s' * (len(cells) != 1)} and the header {len(table.header)}"
             raise MegError(f"{where}: {counts}; {table.hint}")
         values = {field: cells[i] for field, i in columns.items() if i < len(cells)}
         yield Row(where, {field: _value(where, field, cell) for field, cell in values.items() if not _is_empty(cell)})
