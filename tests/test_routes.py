@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megedit.adapter.ledger import Records
 from megedit.model import MegModel
 from megedit.router.decision import Enrolled
 from megedit.router.index import EditVectors
@@ -36,9 +37,9 @@ def test_a_route_and_routes(model: MegModel) -> None:
 
 def test_only_active_edits_are_nearest(model: MegModel) -> None:
     """Vectors stand for the active edits, in their order, whatever failed between them."""
-    records, router = list(model.adapter.records), model.adapter.router
-    records[2] = replace(records[2], status="failed")
-    model.adapter.records = tuple(records)
+    rows, router = list(model.adapter.records._rows), model.adapter.router
+    rows[2] = (*rows[2][:-1], "failed")
+    model.adapter.records = Records(rows)
     vectors = EditVectors.pack(router.vectors[torch.tensor([0, 1, 3, 4, 5, 6, 7])])
     enrolled = [Enrolled(edit.subject, prompt=edit.prompt) for edit in model.edits]
     model.adapter.router = Router(router.network, vectors, enrolled, router.calibration)

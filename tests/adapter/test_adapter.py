@@ -19,11 +19,12 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils._paths import filter_repo_objects
 
+import megedit.adapter.ledger
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.change import changing
 from megedit.adapter.config import CONFIG, FORMAT_VERSION
 from megedit.adapter.folder import copy_adapter, describe, is_adapter, read_config
-from megedit.adapter.ledger import reading
+from megedit.adapter.ledger import Records, reading
 from megedit.errors import MegError
 from megedit.runtime.files import sha256_of
 from tests.adapter.test_folder import files_of
@@ -86,11 +87,35 @@ def test_a_round_trip_changes_nothing(fitted: Fitted, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changed", [{"nearest_edit_share": 0.0}, {"sample_steps": 3}])
 def test_how_neurons_are_made_is_part_of_the_identity(fitted: Fitted, changed: dict[str, float]) -> None:
-    adapter = load_adapter(fitted.adapter)
-    before = adapter.identity
+    adapter, before = load_adapter(fitted.adapter), load_adapter(fitted.adapter).identity
     assert load_adapter(fitted.adapter).identity == before
     adapter.generator.settings = replace(adapter.generator.settings, **changed)  # type: ignore[arg-type]
     assert adapter.identity != before
+
+
+@pytest.mark.parametrize("changed", [{"subject": "Somebody"}, {"prompt": "Who was born where?"}])
+def test_what_the_router_reads_of_an_edit_is_part_of_the_identity(fitted: Fitted, changed: dict[str, str]) -> None:
+    adapter, before = load_adapter(fitted.adapter), load_adapter(fitted.adapter).identity
+    number, content, *rest = adapter.records._rows[0]
+    rows = [(number, json.dumps({**json.loads(content), **changed}), *rest), *adapter.records._rows[1:]]
+    assert replace(adapter, records=Records(rows)).identity != before
+
+
+def test_edits_are_read_when_they_are_asked_for(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    from_row = megedit.adapter.ledger._record
+
+    def counted(row: Any) -> Any:
+        read.append(row[0])
+        return from_row(row)
+
+    monkeypatch.setattr(megedit.adapter.ledger, "_record", counted)
+    adapter = load_adapter(fitted.adapter)
+    assert len(adapter.routed) == len(adapter.active) == 8 and not read
+    assert adapter.routed[3].edit == adapter.routed[-5].edit == fitted.edits[3] and read == [4]
+    assert adapter.active[1:3] == [adapter.active[1], adapter.active[2]]
+    with pytest.raises(IndexError):
+        adapter.active[8]
 
 
 def test_it_is_data_only(fitted: Fitted) -> None:
@@ -368,8 +393,8 @@ class FakeHub:
         FakeHub.calls.append(("create_repo", {"name": name, **options}))
         return f"https://huggingface.co/{name}"
 
-    def upload_folder(self, repo_id: str, folder_path: Path) -> None:
-        FakeHub.calls.append(("upload_folder", {"repo_id": repo_id}))
+    def upload_folder(self, repo_id: str, folder_path: Path, delete_patterns: list[str]) -> None:
+        FakeHub.calls.append(("upload_folder", {"repo_id": repo_id, "delete_patterns": delete_patterns}))
         FakeHub.uploaded = files_of(folder_path)
 
 
@@ -380,7 +405,7 @@ def test_push_to_the_hub(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> Non
     assert FakeHub.calls == [
         ("HfApi", {"token": "key"}),
         ("create_repo", {"name": "owner/name", "exist_ok": True, "private": True}),
-        ("upload_folder", {"repo_id": "owner/name"}),
+        ("upload_folder", {"repo_id": "owner/name", "delete_patterns": ["model-*.safetensors", "encoder/*"]}),
     ]
     assert FakeHub.uploaded == files_of(fitted.adapter)
 

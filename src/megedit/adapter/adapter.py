@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.config import AdapterConfig
 from megedit.adapter.folder import copy_adapter, find_adapter, read_config, unreadable
-from megedit.adapter.ledger import EditRecord, reading
+from megedit.adapter.ledger import EditRecord, Records, reading
 from megedit.adapter.weights import from_bytes, load_model
 from megedit.edits.edit_set import Edit
 from megedit.encoder import TextEncoder
@@ -47,28 +47,31 @@ class Adapter:
     encoder: TextEncoder
     router: Router
     generator: WeightGenerator
-    records: tuple[EditRecord, ...]
+    records: Records
     collected: dict[int, Tensor]
     seen: Tensor
 
-    @property
-    def active(self) -> tuple[EditRecord, ...]:
+    @cached_property
+    def active(self) -> Records:
         """The edits in force, with what became of them."""
-        return tuple(record for record in self.records if record.status == "active")
+        return self.records.having("active")
 
-    @property
+    @cached_property
     def active_edits(self) -> tuple[Edit, ...]:
         """The edits in force."""
         return tuple(record.edit for record in self.active)
 
     @cached_property
-    def routed(self) -> tuple[EditRecord, ...]:
+    def routed(self) -> Records:
         """The edits that the router knows, the active and the removed, in the order of its vectors."""
-        return tuple(record for record in self.records if record.status != "failed")
+        return self.records.having("active", "removed")
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """A digest of what decides its answers: base model, template, encoder, router, generator and edits."""
+        """A digest of what decides its answers: base model, template, encoder, router, generator and edits.
+
+        Of an edit these are status, vector, prompt and subject, and its neuron where that is the collected one.
+        """
         digest = hashlib.sha256(json.dumps([self.config.base_fingerprint, asdict(self.config.template)]).encode())
         modules = (self.encoder.model, self.router.network, self.generator)
         tensors = [self.router.vectors.unpack(), *self.collected.values()]
@@ -76,7 +79,8 @@ class Adapter:
         for tensor in tensors:
             digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
         digest.update(json.dumps([self.config.calibration.to_json(), asdict(self.generator.settings)]).encode())
-        digest.update(json.dumps([[record.status, record.generated] for record in self.routed]).encode())
+        edits = [[record.edit.prompt, record.edit.subject] for record in self.routed]
+        digest.update(json.dumps([self.config.positions, self.routed.states, edits]).encode())
         return digest.hexdigest()
 
     def to(self, device: str | torch.device) -> None:
@@ -118,7 +122,8 @@ class Adapter:
         address = api.create_repo(name, exist_ok=True, **options)
         with tempfile.TemporaryDirectory() as folder:
             copy_adapter(self.folder, Path(folder) / "adapter")
-            api.upload_folder(repo_id=name, folder_path=Path(folder) / "adapter")
+            old = ["model-*.safetensors", "encoder/*"]  # of these, what the folder has no more is deleted there
+            api.upload_folder(repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=old)
         return str(address)
 
 
@@ -132,9 +137,9 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
     with reading(folder) as ledger:
         try:
             network, generator = load_model(folder, ledger, config, device)
-            revision, records = ledger.revision, tuple(ledger.records())
+            revision, records, queries = ledger.revision, ledger.records(), ledger.queries()
             vectors = EditVectors.from_rows(ledger.vectors(), config.encoder_size).to(device)
-            apart = [record.number for record in records if record.status == "active" and not record.generated]
+            apart = records.having("active", generated=False).numbers
             collected = dict(zip(apart, from_bytes(ledger.neurons(apart), config.weight_size), strict=True))
             seen = load_file(folder / "seen.safetensors")["keys"]
         except FileNotFoundError as error:
@@ -150,10 +155,10 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
     encoder.model.requires_grad_(False)
     for used in (encoder.model, generator):
         hold_cast(used, device)
+    states = records.having("active", "removed").states
     enrolled = [
-        Enrolled(record.edit.subject or None, record.generated, record.status == "removed", record.edit.prompt)
-        for record in records
-        if record.status != "failed"
+        Enrolled(subject, generated, status == "removed", prompt)
+        for (status, generated), (prompt, subject) in zip(states, queries, strict=True)
     ]
     router = Router(network, vectors, enrolled, config.calibration)
     return Adapter(folder, revision, config, encoder, router, generator, records, collected, seen)

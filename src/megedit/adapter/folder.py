@@ -31,6 +31,7 @@ from megedit.adapter.config import CONFIG, FORMAT_VERSION, OLDEST_VERSION, Adapt
 from megedit.adapter.ledger import reading
 from megedit.adapter.sqlite import FILE as LEDGER_FILE
 from megedit.errors import MegError
+from megedit.runtime.cache import remembered_sha256
 from megedit.runtime.files import sha256_of
 
 logger = logging.getLogger("megedit")
@@ -74,7 +75,7 @@ def read_config(folder: Path, *, verify: bool = True) -> AdapterConfig:
         if unlisted := [name for name in _NEEDED if name not in values["files"]]:
             raise ValueError(f"{unlisted[0]} is not listed")
         for name, expected in values["files"].items() if verify else ():
-            if sha256_of(inside(folder, name)) != expected:
+            if remembered_sha256(inside(folder, name)) != expected:
                 raise damaged(folder, name)
         return AdapterConfig.from_json(values)
     except (FileNotFoundError, NotADirectoryError) as error:

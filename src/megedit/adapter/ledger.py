@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 from megedit.adapter.sqlite import FILE, opened
 from megedit.edits.edit_set import Edit
@@ -74,6 +74,48 @@ class Changed:
     after: Status | None
 
 
+class Records(Sequence[EditRecord]):
+    """Edits of a ledger, each read from its row when it is first asked for.
+
+    rows: number, content, lead, steps, generated, status.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._rows, self._read = rows, dict[int, EditRecord]()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> EditRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Records: ...
+    def __getitem__(self, index: int | slice) -> EditRecord | Records:
+        if isinstance(index, slice):
+            return Records(self._rows[index])
+        index = range(len(self._rows))[index]
+        if index not in self._read:
+            self._read[index] = _record(self._rows[index])
+        return self._read[index]
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Records | list | tuple) else NotImplemented
+
+    def having(self, *statuses: Status, generated: bool | None = None) -> Records:
+        """Those with one of these statuses, and where it is given, with this `generated`."""
+        return Records([row for row in self._rows if row[5] in statuses and (generated is None or row[4] == generated)])
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the edits, none of which is read for it."""
+        return [row[0] for row in self._rows]
+
+    @property
+    def states(self) -> list[tuple[Status, bool]]:
+        """Status of each edit, and whether its neuron is generated; none of them is read for it."""
+        return [(row[5], bool(row[4])) for row in self._rows]
+
+
 class Ledger:
     """Reading, within one transaction; `reading` and `changing` open it."""
 
@@ -110,7 +152,7 @@ class Ledger:
         search: str | None = None,
         limit: int | None = None,
         after: int = 0,
-    ) -> list[EditRecord]:
+    ) -> Records:
         """The edits of a revision, the last by default, in the order in which they came.
 
         search: only those with this text, in upper or lower case, in id, prompt, target or subject. after: only those
@@ -128,7 +170,7 @@ class Ledger:
             f"ORDER BY number LIMIT {-1 if limit is None else int(limit)}",
             values,
         )
-        return [_record(row) for row in rows]
+        return Records(rows.fetchall())
 
     def statuses(self, revision: int | None = None) -> dict[int, Status]:
         """The status of each edit of a revision, the last by default, by its number."""
@@ -177,7 +219,15 @@ class Ledger:
         with closing(sqlite3.connect(folder / FILE)) as other:
             self._connection.backup(other)
 
-    # -- vectors and neurons
+    # -- prompts, vectors and neurons
+
+    def queries(self) -> list[tuple[str, str | None]]:
+        """Prompt and subject of the edits that the router knows, in the order of `vectors`."""
+        rows = self._connection.execute(
+            "SELECT json_extract(content, '$.prompt'), json_extract(content, '$.subject') FROM edits "
+            f"CROSS JOIN spans ON edit = number WHERE {_in_span(None)} AND status != 'failed' ORDER BY number"
+        )
+        return rows.fetchall()
 
     def vectors(self) -> list[bytes]:
         """The vectors of the edits that the router knows, the active and the removed, in the order of `records`."""

@@ -17,6 +17,7 @@ from megedit.adapter.ledger import Ledger
 from megedit.encoder import TextEncoder
 from megedit.generator import WeightGenerator
 from megedit.router.familiarity import FamiliarityNetwork
+from megedit.runtime.cache import remembered_sha256
 from megedit.runtime.device import first_device
 from megedit.runtime.files import replacing, sha256_of
 from megedit.runtime.tensors import load_tensors, save_tensors
@@ -53,7 +54,7 @@ def load_model(
     name, sha256 = ledger.model
     if not _MODEL_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a model file")
-    if sha256_of(inside(folder, name)) != sha256:
+    if remembered_sha256(inside(folder, name)) != sha256:
         raise damaged(folder, name)
     tensors, device = load_tensors(folder / name), first_device(device)
     network = FamiliarityNetwork(config.encoder_size, config.settings.familiarity)

@@ -66,7 +66,7 @@ def list_edits(
 
 def _pages(
     folder: Path, revision: int, status: StatusName | None, search: str | None, limit: int | None
-) -> Iterator[list[EditRecord]]:
+) -> Iterator[Sequence[EditRecord]]:
     """The edits of a revision, some at a time; between two pages others may change the adapter."""
     from megedit.adapter.ledger import reading
 
@@ -85,8 +85,8 @@ def _pages(
 def _page(records: Sequence[EditRecord], first: bool) -> Table:
     """Some of the edits as a table that goes on from the one before."""
     table = Table(show_header=first, expand=True, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column, ratio in (("id", 3), ("status", 2), ("answered by", 3), ("prompt", 9), ("target", 5)):
-        table.add_column(column, ratio=ratio, overflow="fold")
+    for column, width in (("id", None), ("status", 7), ("answered by", 11), ("prompt", None), ("target", None)):
+        table.add_column(column, width=width, ratio=None if width else 3 if column == "prompt" else 1, overflow="fold")
     for record in records:
         edit = record.edit
         table.add_row(plain(edit.id), record.status, _neuron(record), plain(edit.prompt), plain(edit.target))

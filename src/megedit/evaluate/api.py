@@ -16,10 +16,10 @@ from megedit.evaluate.protocols import Case, EvaluationSettings, TemplateKind, f
 from megedit.evaluate.result import Evaluation
 from megedit.evaluate.run import Progress, run
 from megedit.evaluate.systems import FunctionSystem, MegSystem, System
-from megedit.lm.places import cache_folder
 from megedit.lm.template import Template
 from megedit.model import MegModel
 from megedit.pseudo.knowledge import text_key
+from megedit.runtime.cache import cache_folder
 
 logger = logging.getLogger("megedit")
 

@@ -6,7 +6,6 @@ Weights are read from safetensors (or GGUF) only, and code that a model folder b
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import tempfile
@@ -30,9 +29,9 @@ from transformers import (
 )
 
 from megedit.errors import MegError, needs
-from megedit.lm.places import brief, cache_folder, has_weights, resolve_model
+from megedit.lm.places import brief, has_weights, resolve_model
+from megedit.runtime.cache import cache_folder, remembered_sha256
 from megedit.runtime.device import SPREAD, default_dtype, first_device
-from megedit.runtime.files import sha256_of, write_whole
 
 logger = logging.getLogger("megedit")
 
@@ -189,7 +188,7 @@ def _converted(file: Path) -> Path:
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise MegError(f"{file} is not a GGUF file; name a .gguf file or the folder of a model.")
-    folder = cache / _remembered_sha256(file)[:16]
+    folder = cache / remembered_sha256(file)[:16]
     if folder.is_dir():
         return folder
     logger.info("Converting %s once, into %s", file.name, folder)
@@ -202,23 +201,6 @@ def _converted(file: Path) -> Path:
             if not folder.is_dir():  # else another process was first
                 raise
     return folder
-
-
-def _remembered_sha256(file: Path) -> str:
-    """The sha256 of a file, remembered by its path, size and time of change: reading gigabytes takes seconds."""
-    memory, status = cache_folder() / "gguf.json", file.stat()
-    unchanged = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    try:
-        known: dict[str, Any] = json.loads(memory.read_text("utf-8"))
-        found = known.get(str(file), {})
-        if {name: found.get(name) for name in unchanged} == unchanged:
-            return str(found["sha256"])
-    except (OSError, ValueError, AttributeError, KeyError):  # there is none yet, or it is damaged
-        known = {}
-    sha256 = sha256_of(file)
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(memory, json.dumps({**known, str(file): {**unchanged, "sha256": sha256}}, indent=1))
-    return sha256
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -184,13 +184,6 @@ def has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors")) or any(folder.glob("*/*.safetensors"))
 
 
-def cache_folder() -> Path:
-    """MegEdit's cache folder: $MEGEDIT_CACHE, or `megedit` in the user's cache folder."""
-    if chosen := os.environ.get("MEGEDIT_CACHE"):
-        return Path(chosen).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "megedit"
-
-
 def brief(error: BaseException) -> str:
     """The class of an error and the first line of its text."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
