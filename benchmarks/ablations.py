@@ -1,4 +1,4 @@
-"""Why the defaults are what they are: collection, positions and generators, each varied alone.
+"""The reasons for the defaults: collection, positions and generators, each varied alone.
 
     python -m benchmarks.ablations collection --data DIR
     python -m benchmarks.ablations positions  --data DIR

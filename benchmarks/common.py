@@ -1,4 +1,4 @@
-"""What every benchmark shares: where data is, what a result file holds."""
+"""The parts that all benchmarks share: places, names and content of result files."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def base_name(base: str) -> str:
 
 
 def suffix(base: str) -> str:
-    """What stands in the name of a result for another base model than the usual one."""
+    """The part of a result's name that tells another base model than the usual one."""
     return "" if base == BASE else "_" + re.sub(r"\W", "_", Path(base_name(base)).stem)
 
 
 def on_device(device: str) -> str:
-    """What stands in the name of a result for another device than the processor."""
+    """The part of a result's name that tells another device than the processor."""
     return "" if device == "cpu" else f"_{device.split(':')[0]}"
 
 

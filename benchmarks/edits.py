@@ -41,7 +41,7 @@ from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.adapter.folder import is_adapter
 from megedit.edits.edit_set import Edit, EditSet, normalise_query
 from megedit.edits.subjects import SubjectIndex
-from megedit.evaluate import EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
+from megedit.evaluate import Evaluation, EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
 from megedit.evaluate.result import summarise
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge, load_pseudo_knowledge
 from megedit.pseudo.wordings import OtherQuestions
@@ -61,6 +61,12 @@ class BenchmarkSet:
     asked: Sequence[Edit]
     more_rephrases: dict[str, dict[str, str]]
     more_neighbours: dict[str, dict[str, str]]
+
+    @property
+    def further(self) -> dict[str, set[str]]:
+        """The texts of each row of further questions that has any."""
+        rows = self.more_rephrases | self.more_neighbours
+        return {row: set(texts.values()) for row, texts in rows.items() if texts}
 
 
 def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
@@ -132,39 +138,20 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def pseudo_knowledge(kind: str) -> PseudoKnowledge:
-    """What a fit may see, of the kind that --pseudo names."""
+    """The pseudo-knowledge that a fit may see, of the kind that --pseudo names."""
     shipped = load_pseudo_knowledge()
     kept = [fact for fact in shipped.facts if kind == "all" or fact.prompt.endswith("?") == (kind == "questions")]
     return replace(shipped, facts=tuple(kept))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--set", choices=("counterfact", "zsre_style", "zsre", "zsre-all", RAW), default="counterfact")
-    parser.add_argument("--edits", type=int, default=1000)
-    parser.add_argument("--asked", type=int, default=None, help="edits drawn at random to be asked [default: all]")
-    parser.add_argument("--pseudo", choices=PSEUDO, default="all")
-    parser.add_argument("--no-own-words", action="store_true")
-    parser.add_argument("--out", type=Path, default=None, help="adapter folder [default: adapters/edit_EDITS_SET]")
-    parser.add_argument("--base", default=BASE)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verdicts", type=Path, default=None)
-    options = parser.parse_args()
-    name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
-    name += "" if options.pseudo == "all" else f"_{options.pseudo}"
-    name += "_no_own_words" if options.no_own_words else ""
-    name += on_device(options.device)
-    name += "" if default_dtype(options.device) == torch.bfloat16 else "_float32"
-    name += suffix(options.base)
+    options = arguments()
+    name = result_name(options)
     out: Path = options.out or Path("adapters") / name
-
     chosen = load_set(options.data, options.set, options.edits)
-    edits = chosen.edits
     template = "raw" if options.set == RAW else "auto"
     settings = FitSettings(seed=options.seed, template=template, own_words=not options.no_own_words)
-    fitted = fit_or_load(options.base, edits, out, settings, pseudo_knowledge(options.pseudo), options.device)
+    fitted = fit_or_load(options.base, chosen.edits, out, settings, pseudo_knowledge(options.pseudo), options.device)
     model = MegModel.from_pretrained(out, base=options.base, device=options.device)
     adapter = model.adapter
 
@@ -174,25 +161,7 @@ def main() -> None:
     stages = Stages()
     with stages.stage("Evaluating", len(cases_of(asked, find_protocol(protocol), evaluation))) as advance:
         result = evaluate(model, asked, protocol, evaluation, progress=advance)
-    more_rows = chosen.more_rephrases | chosen.more_neighbours
-    further = {row: set(texts.values()) for row, texts in more_rows.items() if texts}
-    rows = {
-        row: [verdict for verdict in result.verdicts if verdict.case.query in texts] for row, texts in further.items()
-    }
-    more = set().union(*further.values())
-    measured = measure([verdict for verdict in result.verdicts if verdict.case.query not in more], protocol)
-    results: dict[str, Any] = {
-        "edits": len(edits),
-        "asked": len(asked),
-        "edited": {metric.name: metric.edited and metric.edited.value for metric in measured},
-        "unedited": {metric.name: metric.unedited and metric.unedited.value for metric in measured},
-        "intervals": {metric.name: [metric.edited.low, metric.edited.high] for metric in measured if metric.edited},
-        **{
-            row: {m.name: m.edited.value for m in measure(found, protocol) if m.edited and m.name != "score"}
-            for row, found in rows.items()
-            if found
-        },
-    }
+    results = {"edits": len(chosen.edits), "asked": len(asked), **metrics_of(result, chosen, protocol)}
     results |= {
         "counts": result.counts,
         "failed": [record.edit.id for record in adapter.records if record.status == "failed"],
@@ -214,9 +183,56 @@ def main() -> None:
     path = write_result(name, used, results)
     if options.verdicts:
         options.verdicts.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1), "utf-8")
-    shown = ("edited", *filter(results.get, further), "fit_seconds", "collection_seconds_per_edit", "adapter_mb")
+    rows = (row for row in chosen.further if row in results)
+    shown = ("edited", *rows, "fit_seconds", "collection_seconds_per_edit", "adapter_mb")
     print(json.dumps({key: results[key] for key in shown}, indent=1))
     print(path)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--set", choices=("counterfact", "zsre_style", "zsre", "zsre-all", RAW), default="counterfact")
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--asked", type=int, default=None, help="edits drawn at random to be asked [default: all]")
+    parser.add_argument("--pseudo", choices=PSEUDO, default="all")
+    parser.add_argument("--no-own-words", action="store_true")
+    parser.add_argument("--out", type=Path, default=None, help="adapter folder [default: adapters/edit_EDITS_SET]")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verdicts", type=Path, default=None)
+    return parser.parse_args()
+
+
+def result_name(options: argparse.Namespace) -> str:
+    """The name of the result file: that of the set, and what is not the default."""
+    name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
+    name += "" if options.pseudo == "all" else f"_{options.pseudo}"
+    name += "_no_own_words" if options.no_own_words else ""
+    name += on_device(options.device)
+    name += "" if default_dtype(options.device) == torch.bfloat16 else "_float32"
+    return name + suffix(options.base)
+
+
+def metrics_of(result: Evaluation, chosen: BenchmarkSet, protocol: str) -> dict[str, Any]:
+    """The metrics of the headline, and those of each row of further questions that was asked."""
+    more = set().union(*chosen.further.values())
+    measured = measure([verdict for verdict in result.verdicts if verdict.case.query not in more], protocol)
+    rows = {
+        row: [verdict for verdict in result.verdicts if verdict.case.query in texts]
+        for row, texts in chosen.further.items()
+    }
+    return {
+        "edited": {metric.name: metric.edited and metric.edited.value for metric in measured},
+        "unedited": {metric.name: metric.unedited and metric.unedited.value for metric in measured},
+        "intervals": {metric.name: [metric.edited.low, metric.edited.high] for metric in measured if metric.edited},
+        **{
+            row: {m.name: m.edited.value for m in measure(found, protocol) if m.edited and m.name != "score"}
+            for row, found in rows.items()
+            if found
+        },
+    }
 
 
 def fit_or_load(

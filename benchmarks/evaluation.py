@@ -1,4 +1,4 @@
-"""What an evaluation costs, and what every protocol says of the same adapter.
+"""The cost of an evaluation, and the metrics of every protocol for the same adapter.
 
     python -m benchmarks.evaluation --data DIR --adapter adapters/edit_10000_counterfact
 

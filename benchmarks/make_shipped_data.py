@@ -76,7 +76,7 @@ def pseudo_knowledge(data: Path) -> PseudoKnowledge:
 
 
 def fact_key(edit: Edit) -> tuple[str, str | None]:
-    """What two records of the same fact have in common, whatever their wording."""
+    """The key that two records of one fact share, whatever their wording."""
     return (edit.subject or "").casefold(), edit.relation
 
 

@@ -1,4 +1,4 @@
-"""What an answer costs through the edited model: unfamiliar and familiar queries against the base model.
+"""The cost of an answer through the edited model: unfamiliar and familiar queries against the base model.
 
     python -m benchmarks.overhead --adapter adapters/edit_10000_counterfact --data DIR
 

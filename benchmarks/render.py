@@ -38,7 +38,7 @@ def figure_path(root: Path, name: str) -> Path:
 
 
 def block(name: str, document: Path, root: Path, results: Results) -> str:
-    """What stands between the comments `results:NAME` and `end` of a document. Raises ValueError for other names."""
+    """The text between the comments `results:NAME` and `end` of a document. Raises ValueError for other names."""
     if name.removesuffix("-figure") in FIGURES and name.endswith("-figure"):
         figure = name.removesuffix("-figure")
         data, _, _, title = FIGURES[figure]

@@ -1,4 +1,4 @@
-"""What the number of DDIM steps changes: the strict evaluation of one adapter with each number of steps.
+"""The number of DDIM steps varied: the strict evaluation of one adapter with each number of steps.
 
     python -m benchmarks.sampling --data DIR --adapter adapters/edit_10000_counterfact --set counterfact --asked 500
 

@@ -1,4 +1,4 @@
-"""What collection and generator cost on models of the shapes of large ones, with random weights.
+"""The cost of collection and generator on models of the shapes of large ones, with random weights.
 
     python -m benchmarks.shapes --shape phi-2 --device cuda --batch-sizes 256 512 1024 2048 4096
 

@@ -84,7 +84,7 @@ def stages(sets: Sets) -> str:
 
 
 def probes(sets: Sets) -> str:
-    """What collection does in each layer of the models that were probed."""
+    """The quality of collected neurons in each layer of the models that were probed."""
     rows = []
     for title, values in sets.items():
         for row in values["rows"]:
@@ -166,7 +166,7 @@ def curve(sets: Sets) -> str:
 
 
 def overhead(sets: Sets) -> str:
-    """What the edits add to the time of an answer."""
+    """The time that the edits add to an answer."""
     (found,) = sets.values()
     costs = {
         "routing alone": found["routing_seconds"],
@@ -194,7 +194,7 @@ def overhead(sets: Sets) -> str:
 
 
 def evaluation_cost(sets: Sets) -> str:
-    """What the timed evaluation took."""
+    """The time that the evaluation took."""
     (found,) = sets.values()
     row = [number(found["edits"], 0), number(found["questions"], 0), number(found["seconds"] / 60)]
     return table(["edits", "questions", "minutes"], [row])

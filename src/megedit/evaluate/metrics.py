@@ -42,12 +42,12 @@ def answer_text(generated: str) -> str:
 
 
 def answers_target(generated: str, target: str) -> bool:
-    """Whether the whole answer is the target, ignoring case."""
+    """True if the whole answer is the target, ignoring case."""
     return answer_text(generated).casefold() == answer_text(target).casefold()
 
 
 def begins_with_target(generated: str, target: str) -> bool:
-    """Whether the text begins with the target and the target ends at a word boundary, ignoring case."""
+    """True if the text begins with the target and the target ends at a word boundary, ignoring case."""
     text, target = generated.strip().casefold(), answer_text(target).casefold()
     return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
 
@@ -65,7 +65,7 @@ def normalise_answer(text: str) -> str:
 
 
 def exact_match(generated: str, answers: Sequence[str]) -> bool:
-    """Whether the whole answer (`answer_text`) is one of the accepted answers when both are normalised.
+    """True if the whole answer (`answer_text`) is one of the accepted answers when both are normalised.
 
     An accepted answer of which normalisation leaves nothing (`The The`, `?`) is compared as it is, ignoring case.
     """
@@ -73,7 +73,7 @@ def exact_match(generated: str, answers: Sequence[str]) -> bool:
 
 
 def contains_target(generated: str, answers: Sequence[str]) -> bool:
-    """Whether the words of an accepted answer stand one after the other in the first line, both normalised.
+    """True if the words of an accepted answer stand one after the other in the first line, both normalised.
 
     Words are whole: `Paris` is not in `Parisian`, nor in `Paris-Nord`. Scripts without spaces between words (Chinese,
     Japanese, Thai, Lao, Khmer, Myanmar) are compared letter by letter, a letter with its marks, so that 東京 is in
@@ -112,7 +112,7 @@ def mean_log_prob(log_probs: Sequence[float]) -> float:
 
 
 def success(log_prob_wanted: float, log_prob_other: float) -> bool:
-    """Whether the wanted continuation is the more probable one: ES, PS and NS of CounterFact; a tie is no success.
+    """True if the wanted continuation is the more probable one: ES, PS and NS of CounterFact; a tie is no success.
 
     ROME (arXiv 2202.05262, section 3) writes P[new] > P[true]. The published evaluations of ROME and MEMIT compare
     the mean negative log-likelihood per token, so that a long target has no handicap; give `mean_log_prob` of both to
@@ -169,7 +169,7 @@ def _bleu_scorer() -> Any:
 
 
 class _RougeTokenizer:
-    """What rouge-score asks for its words."""
+    """The words that rouge-score compares."""
 
     def tokenize(self, text: str) -> list[str]:
         return _words("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in _fold(text)))

@@ -54,7 +54,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How much is asked, and in which batches. None stands for what the protocol says."""
+    """Settings of an evaluation: amount and form of the questions. None stands for the protocol's own value."""
 
     rephrases: int | None = field(default=None, metadata={"help": "rephrases an edit; all that there are by default"})
     neighbours: int | None = field(default=None, metadata={"help": "neighbourhood prompts an edit"})

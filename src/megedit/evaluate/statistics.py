@@ -86,7 +86,7 @@ def _resampled_means(values: Floats, there: NDArray[np.bool_], resamples: int, s
 
 
 def _draws(groups: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each group is in each resample: float64 (some resamples, groups), until all are drawn."""
+    """Count of each group in each resample: float64 (some resamples, groups), until all are drawn."""
     generator = np.random.default_rng(seed)
     step = max(1, _CHUNK // max(1, groups))
     for first in range(0, resamples if groups else 0, step):

@@ -1,4 +1,4 @@
-"""What can be evaluated: an edited model of ours, any Hugging Face model, any function from questions to answers.
+"""The systems that can be evaluated: our edited models, Hugging Face models, functions from questions to answers.
 
 A system answers bare queries and, where it is a language model, tells what it makes of given answers. Every system
 is asked in the same way, so that the same rules hold for every editor.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.evaluate.metrics import token_agreement
-from megedit.lm.batches import encode_answer
-from megedit.lm.decoding import GREEDY, cut_answers, end_tokens
+from megedit.lm.batches import encode_answer, position_ids, right_padded
+from megedit.lm.decoding import decode, end_tokens
 from megedit.lm.loading import fingerprint
 from megedit.lm.template import Template
 from megedit.model import MegModel
@@ -44,7 +44,7 @@ class System(Protocol):
 
     @property
     def name(self) -> str:
-        """How results call it."""
+        """Name of the system in results."""
         ...
 
     @property
@@ -126,17 +126,15 @@ class ModelSystem:
 
     @torch.no_grad()
     def answers(self, queries: Sequence[str], limits: Sequence[int], top_k: int = 1, seed: int = 0) -> list[Answer]:
-        prompts = self._prompts(queries)
-        choice = GREEDY if top_k == 1 else {**GREEDY, "do_sample": True, "top_k": top_k, "top_p": 1.0}
+        choice: dict[str, Any] = {} if top_k == 1 else {"do_sample": True, "top_k": top_k, "top_p": 1.0}
+        generate, ends = partial(self._generate, queries), end_tokens(self.model, self.tokenizer)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            output = self._generate(prompts, queries, max_new_tokens=max(limits), **choice)
-        new = output[:, prompts["input_ids"].shape[1] :]  # (rows, longest limit, or less where all answers end before)
-        whole = cut_answers(new, end_tokens(self.model, self.tokenizer))
-        rows = [row[:limit] for row, limit in zip(whole, limits, strict=True)]
-        cut = [len(row) >= limit for row, limit in zip(whole, limits, strict=True)]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [Answer(text, tuple(row), is_cut) for text, row, is_cut in zip(texts, rows, cut, strict=True)]
+            found = decode(generate, self.tokenizer, self._prompts(queries), ends, max(limits, default=1), **choice)
+        rows = [answer.tokens[:limit] for answer, limit in zip(found, limits, strict=True)]
+        texts = self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+        cut = [len(row) == limit for row, limit in zip(rows, limits, strict=True)]
+        return [Answer(*parts) for parts in zip(texts, rows, cut, strict=True)]
 
     def agreement(
         self, queries: Sequence[str], wanted: Sequence[str | Answer], said: Sequence[Answer] | None = None
@@ -163,14 +161,11 @@ class ModelSystem:
     def _logits_of(self, queries: Sequence[str], tokens: Sequence[list[int]]) -> Tensor:
         """Logits (rows, longest answer, vocabulary) from which each token of the given answers would be chosen."""
         prompts = self._prompts(queries)
-        width, longest = prompts["input_ids"].shape[1], max(map(len, tokens))
-        ids = torch.full((len(tokens), longest), self.tokenizer.pad_token_id)
-        for row, answer in enumerate(tokens):
-            ids[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
-        ids = ids.to(self.model.device)
-        prompts["input_ids"] = torch.cat([prompts["input_ids"], ids], 1)
+        width = prompts["input_ids"].shape[1]
+        ids = right_padded(tokens, self.tokenizer.pad_token_id).to(self.model.device)  # (rows, longest answer)
+        prompts["input_ids"] = torch.cat([prompts["input_ids"], ids], 1)  # (rows, width + longest answer)
         prompts["attention_mask"] = torch.cat([prompts["attention_mask"], torch.ones_like(ids)], 1)
-        return self._logits(prompts, queries, width, longest + 1)[:, :-1]
+        return self._logits(prompts, queries, width, ids.shape[1] + 1)[:, :-1]
 
     def routes(self, queries: Sequence[str]) -> list[Route] | None:
         return None
@@ -188,14 +183,13 @@ class ModelSystem:
         batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
         return {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
 
-    def _generate(self, prompts: dict[str, Any], queries: Sequence[str], **options: Any) -> Tensor:
+    def _generate(self, queries: Sequence[str], **options: Any) -> Any:
         model: Any = self.model
-        output: Tensor = model.generate(**prompts, pad_token_id=self.tokenizer.pad_token_id, **options)
-        return output
+        return model.generate(**options)
 
     def _logits(self, inputs: dict[str, Any], queries: Sequence[str], width: int, keep: int) -> Tensor:
         """Logits of the last `keep` columns; the prompts are `width` columns wide."""
-        positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        positions = position_ids(inputs["attention_mask"])
         logits: Tensor = self.model(**inputs, position_ids=positions, logits_to_keep=keep).logits
         return logits
 
@@ -229,10 +223,9 @@ class MegSystem(ModelSystem):
     def _prompts(self, queries: Sequence[str]) -> dict[str, Any]:
         return self._shared.of(queries)
 
-    def _generate(self, prompts: dict[str, Any], queries: Sequence[str], **options: Any) -> Tensor:
+    def _generate(self, queries: Sequence[str], **options: Any) -> Any:
         with self._state():
-            output: Tensor = self.edited_model.generate(**prompts, queries=queries, **options)
-        return output
+            return self.edited_model.generate(queries=queries, **options)
 
     def _logits(self, inputs: dict[str, Any], queries: Sequence[str], width: int, keep: int) -> Tensor:
         start = torch.full((len(queries),), width, device=inputs["input_ids"].device)

@@ -1,4 +1,4 @@
-"""Where a result was made: processor, memory, versions. Saved beside everything that is measured."""
+"""Origin of a result: processor, memory, versions. Saved beside everything that is measured."""
 
 from __future__ import annotations
 

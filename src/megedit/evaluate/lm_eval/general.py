@@ -67,7 +67,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class GeneralResult:
-    """What `general_ability` measured, and with what."""
+    """The result of `general_ability`, with the settings and the version of the harness."""
 
     harness_version: str
     limit: int | None

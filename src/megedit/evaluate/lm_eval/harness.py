@@ -21,6 +21,7 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from megedit.errors import MegError
+from megedit.lm.batches import pad
 from megedit.model import MegModel
 
 logger = logging.getLogger("megedit")
@@ -110,13 +111,10 @@ class MegLM(HFLM):  # type: ignore[misc]
         Padding stands on the left, so that only the continuations' logits need be computed.
         """
         tokens = [row.tokens[-self.max_length :] for row in batch]
-        width, longest = max(map(len, tokens)), max(row.scored for row in batch)
-        ids = torch.full((len(batch), width), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(tokens):
-            ids[i, width - len(row) :], mask[i, width - len(row) :] = torch.tensor(row), 1
-        start = torch.tensor([width - row.answered for row in batch])
-        ids, mask, start = (tensor.to(self.device) for tensor in (ids, mask, start))
+        longest = max(row.scored for row in batch)
+        padded = pad(tokens, self.tokenizer.pad_token_id)
+        start = torch.tensor([padded.width - row.answered for row in batch])  # (rows,)
+        ids, mask, start = (tensor.to(self.device) for tensor in (padded.ids, padded.mask, start))
         with nullcontext() if batch[0].query else self.meg.disable_edits():
             logits = self.meg.logits(
                 ids, mask, start, [row.query for row in batch], logits_to_keep=longest, use_cache=False

@@ -1,4 +1,4 @@
-"""Why an answer is wrong: the router let the question pass, the neuron is another edit's, the words are not right."""
+"""Kinds of wrong answers: the router let the question pass, the neuron is another edit's, the words are not right."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DECIDING = {"ag": "AG", "exact": "exact match", "success": "success", "begins": 
 
 
 class Failure(StrEnum):
-    """What went wrong with a question."""
+    """The kinds of failure."""
 
     NOT_ROUTED = "not routed"
     WRONG_NEURON = "wrong neuron"
@@ -31,7 +31,7 @@ MEANINGS = {
 
 
 def classify(verdict: VerdictJson, own: Collection[str] = ()) -> Failure | None:
-    """Why the edited model failed on a question; None when it did not, or when no yes-or-no measure was taken.
+    """The kind of the edited model's failure; None when it did not fail, or no yes-or-no measure was taken.
 
     own: ids of edits that are right for the question beside the one it belongs to (questions over several edits).
     """
@@ -56,6 +56,6 @@ def deciding_measure(verdict: VerdictJson) -> str | None:
 
 
 def deciding_value(verdict: VerdictJson) -> float | None:
-    """What the deciding measure gives the edited model: 1 for right, 0 for wrong."""
+    """Value of the deciding measure for the edited model: 1 for right, 0 for wrong."""
     name = deciding_measure(verdict)
     return None if name is None else float(verdict["edited"]["values"][name])

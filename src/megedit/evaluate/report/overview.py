@@ -29,7 +29,7 @@ class Table:
 
 
 def labels_of(results: Sequence[ResultJson]) -> list[str]:
-    """The systems' names; one that occurs again gets a number."""
+    """The systems' names; a name that occurs again gets a number."""
     seen: Counter[str] = Counter()
     labels = []
     for result in results:
@@ -40,7 +40,7 @@ def labels_of(results: Sequence[ResultJson]) -> list[str]:
 
 
 def measured(results: Sequence[ResultJson], labels: Sequence[str]) -> Table:
-    """What was measured, and how."""
+    """The systems, the data and the protocol of each result."""
     rows = {
         "Base model": [result["system"].get("base") for result in results],
         "Edits in the model": [result["system"].get("edits") for result in results],

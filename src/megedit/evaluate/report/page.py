@@ -111,7 +111,7 @@ def write_report(results: Sequence[ResultJson], folder: Path, examples: int = 5)
 
 
 def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """What differs between two protocols, in words."""
+    """The first difference between two protocols, in words."""
     names = [f"{protocol['name']} version {protocol['version']}" for protocol in (first, other)]
     if names[0] != names[1]:
         return f"different protocols, {names[0]} and {names[1]}"
