@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.settings_page import PAGE, page
+from megedit.cli.settings import settings_help, settings_of, with_changes
 from megedit.errors import MegError
 from megedit.settings import (
     PRESETS,
@@ -72,3 +75,50 @@ def test_unknown_settings_are_ignored_and_missing_ones_have_their_default() -> N
     values = asdict(FitSettings(seed=4))
     values |= {"later": 1, "generator": {"depth": 2, "later": 2}}
     assert read_settings(values) == replace(FitSettings(seed=4), generator=GeneratorSettings(depth=2))
+
+
+# ---------------------------------------------------------------------------------------------------
+# --set and the page
+
+
+def test_settings_by_their_names() -> None:
+    changes = ["collection.margin=6", "layer=3", "own_words=false", "familiarity.rule = named", "collection.margin=7"]
+    assert with_changes(FitSettings(seed=2), [*changes, "template=Q: {query} = ?"]) == FitSettings(
+        seed=2,
+        layer=3,
+        own_words=False,
+        template="Q: {query} = ?",
+        collection=CollectionSettings(margin=7.0),
+        familiarity=FamiliaritySettings(rule="named"),
+    )
+    assert with_changes(FitSettings(layer=3), ["layer=none"]) == FitSettings()
+    assert with_changes(FitSettings(), ["generator.width=30", "generator.heads=5"]).generator.heads == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("collection.margin", "give a name and a value, such as --set collection.margin=6"),
+        ("margin=6", "there is no setting 'margin'; did you mean collection.margin?"),
+        ("collection.margni=6", "did you mean collection.margin"),
+        ("generator.anchor=0", "there is no setting 'generator.anchor'"),
+        ("collection.steps=many", "collection.steps can be a whole number, not 'many'"),
+        ("collection.steps=2.5", "collection.steps can be a whole number, not '2.5'"),
+        ("collection.positions=some", "collection.positions can be answer or all, not 'some'"),
+        ("own_words=2", "own_words can be true or false, not '2'"),
+        ("collection.steps=0", "steps must be above 0"),
+    ],
+)
+def test_settings_that_cannot_be(change: str, message: str) -> None:
+    with pytest.raises(MegError, match=re.escape(message)):
+        with_changes(FitSettings(), [change])
+
+
+def test_every_setting_has_a_help_text_and_is_on_the_page() -> None:
+    names = [setting.name for setting in settings_of()]
+    values = asdict(FitSettings())
+    parts = {part: list(fields) for part, fields in values.items() if isinstance(fields, dict)}
+    assert set(names) == {*(values.keys() - parts), *(f"{part}.{name}" for part in parts for name in parts[part])}
+    assert all(setting.help for setting in settings_of())
+    assert PAGE.read_text("utf-8") == page(), "run: python -m benchmarks.settings_page"
+    assert all(f"`{name}=" in settings_help() for name in names)

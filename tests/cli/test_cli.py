@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner, Result
 from megedit.adapter.adapter import load_adapter
 from megedit.adapter.config import CONFIG
 from megedit.errors import MegError
+from megedit.operations.operations import remove
 from megedit.settings import PRESETS
 from tests.conftest import Fitted
 
@@ -272,7 +274,8 @@ def test_fit(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "".join(json.dumps(edit.to_json()) + "\n" for edit in fitted.edits) + '{"prompt": "Q", "target": "A"}'
     )
     text = output(
-        *fit_with(fitted, edits, tmp_path / "a[1]", "--limit", 8, "--layer", 1, "--margin", 2, "--all-positions"),
+        *fit_with(fitted, edits, tmp_path / "a[1]", "--limit", 8, "--layer", 1, "--set", "collection.margin=2"),
+        *("--set", "collection.positions=all", "--set", "generator.sample_steps=7"),
         *(
             "--preset",
             "paper",
@@ -291,9 +294,22 @@ def test_fit(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     settings = asked["settings"]
     assert (settings.layer, settings.template, settings.seed, settings.encoder.name) == (1, "raw", 5, "pypi:x")
     assert (settings.collection.margin, settings.collection.positions) == (2.0, "all")
-    assert settings.generator == PRESETS["paper"]
+    assert settings.generator == replace(PRESETS["paper"], sample_steps=7)
     assert (asked["dtype"], asked["overwrite"], asked["device"]) == (torch.bfloat16, True, "cpu")
     assert [edit.prompt for edit in asked["edits"]] == [edit.prompt for edit in fitted.edits]
+
+
+def test_the_demo_keeps_an_adapter_that_is_not_its_own(
+    fitted: Fitted, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = importlib.import_module("megedit.cli.fit")
+    monkeypatch.setattr(fit, "_fit", lambda *args: pytest.fail("it would be replaced"))
+    with pytest.raises(MegError, match="holds an adapter that is not the demo's"):
+        fit.demo(adapter_folder)
+    assert fit._demo_may_replace(adapter_folder, fitted.edits)
+    assert fit._demo_may_replace(adapter_folder / "nothing", fitted.edits)
+    remove(adapter_folder, ["edit-1"])
+    assert not fit._demo_may_replace(adapter_folder, fitted.edits)
 
 
 # ---------------------------------------------------------------------------------------------------

