@@ -19,7 +19,7 @@ UNPLAIN = {
     "adapter.change", "adapter.config", "adapter.folder", "adapter.ledger", "adapter.weights", "cli.operations",
     "edits.edit_set", "edits.schemas", "edits.subjects", "evaluate.lm_eval.general", "evaluate.metrics",
     "evaluate.protocols", "evaluate.report.failures", "evaluate.report.overview", "evaluate.report.page",
-    "evaluate.statistics", "evaluate.systems", "layers", "lm.batches",
+    "evaluate.statistics", "evaluate.systems", "layers", "lm.batches", "lm.places",
     "lm.structure", "lm.template", "operations.conflicts", "operations.consolidation",
     "operations.operations", "pseudo.knowledge", "router.decision", "router.familiarity", "router.index",
     "router.router",
