@@ -113,8 +113,8 @@ class MegModel(HuggingFaceSurface):
         dtype and device.
         """
         device = device if device_map is None else one_device(device_map)
-        adapter = load_adapter(name, device=device)
         dtype = number_format(torch_dtype if dtype is None else dtype)
+        adapter = load_adapter(name, device, dtype=dtype)
         return cls(*adapter.load_base(base, dtype, device), adapter, on_other_template)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -431,18 +431,27 @@ def test_a_hub_name_from_the_cache(fitted: Fitted, tmp_path: Path, monkeypatch: 
         load_adapter("owner/name")
 
 
-def test_what_is_downloaded_is_all_of_it(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_downloaded_is_all_of_it(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the model files of earlier revisions: the ledger comes first, and names the one in use."""
     asked: list[dict[str, Any]] = []
+    model = (adapter_folder / MODEL).read_bytes()
+    (adapter_folder / MODEL).unlink()
+
+    def chosen() -> list[set[str]]:
+        there = [*FILES, "model-0000.safetensors", "evil.py", "model.bin"]
+        patterns = ({name: options[name] for name in ("allow_patterns", "ignore_patterns")} for options in asked)
+        return [set(filter_repo_objects(there, **options)) for options in patterns]
 
     def download(repository: str, **options: Any) -> str:
         asked.append(options)
-        return str(fitted.adapter)
+        if MODEL in chosen()[-1]:
+            (adapter_folder / MODEL).write_bytes(model)
+        return str(adapter_folder)
 
     monkeypatch.setattr("megedit.lm.places.snapshot_download", download)
     load_adapter("owner/name@v1")
-    chosen = filter_repo_objects(
-        [*FILES, "evil.py", "model.bin"],
-        allow_patterns=asked[0]["allow_patterns"],
-        ignore_patterns=asked[0]["ignore_patterns"],
-    )
-    assert set(chosen) == FILES and asked[0]["revision"] == "v1"
+    assert all(options["revision"] == "v1" for options in asked)
+    assert set().union(*chosen()) == FILES and MODEL not in chosen()[0]
+    count = len(asked)
+    load_adapter("owner/name@v1")
+    assert not any(MODEL in names for names in chosen()[count:])  # it is there

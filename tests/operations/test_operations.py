@@ -200,6 +200,16 @@ def test_a_failed_edit_is_kept_as_such(adapter_folder: Path, monkeypatch: pytest
         assert [record.status for record in ledger.records() if record.edit.id == "new"] == ["active"]
 
 
+def test_a_prompt_that_the_encoder_cannot_read_whole_is_warned_of(
+    adapter_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("active"))
+    caplog.set_level("WARNING", "megedit")
+    put(adapter_folder, new_edit(prompt="Once upon a time. " * 300 + "What does Iva Jones play?"), new_edit("short"))
+    (told,) = [record.getMessage() for record in caplog.records if "longer than" in record.getMessage()]
+    assert told.startswith("1 prompts are longer than the") and told.endswith(": new")
+
+
 def test_a_target_that_no_answer_can_be(adapter_folder: Path) -> None:
     good, bad = new_edit(), new_edit("bad", "Who taught Iva Jones?", target="</s>")
     outcome = put(adapter_folder, good, bad)

@@ -127,16 +127,17 @@ class Adapter:
         return str(address)
 
 
-def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapter:
+def load_adapter(name: str | Path, device: str | torch.device = "cpu", *, dtype: torch.dtype | None = None) -> Adapter:
     """Load an adapter from a folder or, by name, from the Hugging Face Hub.
 
+    dtype: in which encoder, familiarity network and generator multiply matrices; by default what is fast on the device.
     Raises MegError when it is not an adapter, is damaged, or has a newer format than this version reads.
     """
     folder, device = find_adapter(name), first_device(device)
     config = read_config(folder)
     with reading(folder) as ledger:
         try:
-            network, generator = load_model(folder, ledger, config, device)
+            network, generator = load_model(folder, ledger, config, device, dtype)
             revision, records, queries = ledger.revision, ledger.records(), ledger.queries()
             vectors = EditVectors.from_rows(ledger.vectors(), config.encoder_size).to(device)
             apart = records.having("active", generated=False).numbers
@@ -151,10 +152,10 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu") -> Adapte
             raise MegError(
                 f"The adapter {folder} is damaged ({what}); restore it from a copy or fit it again."
             ) from error
-    encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device)
+    encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device, dtype)
     encoder.model.requires_grad_(False)
     for used in (encoder.model, generator):
-        hold_cast(used, device)
+        hold_cast(used, device, dtype)
     states = records.having("active", "removed").states
     enrolled = [
         Enrolled(subject, generated, status == "removed", prompt)

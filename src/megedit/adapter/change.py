@@ -73,7 +73,7 @@ class Change(Ledger):
         self._connection.executemany("UPDATE edits SET generated = ? WHERE number = ?", rows)
 
     def droppable(self) -> bool:
-        """Whether there are weights of edits that are not active."""
+        """True if there are weights of edits that are not active."""
         query = (
             "SELECT 1 FROM edits WHERE neuron IS NOT NULL AND NOT EXISTS "
             "(SELECT 1 FROM spans WHERE edit = number AND until IS NULL AND status = 'active') LIMIT 1"

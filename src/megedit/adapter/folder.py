@@ -38,7 +38,7 @@ logger = logging.getLogger("megedit")
 
 LOG = "fit.log"
 _NEEDED = ("seen.safetensors", "encoder/config.json", "encoder/weights.safetensors")
-_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "*.safetensors", CARD, "encoder/*")
+_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "seen.safetensors", CARD, "encoder/*")
 
 
 def config_files(folder: Path) -> list[str]:
@@ -53,7 +53,12 @@ def find_adapter(name: str | Path) -> Path:
         return Path(path).resolve()
     from megedit.lm.places import resolve_copy  # here, since the library behind it takes long to import
 
-    return resolve_copy(str(name), _HUB_FILES)
+    folder = resolve_copy(str(name), _HUB_FILES)
+    with reading(folder) as ledger:
+        model = ledger.model[0]
+    if not (folder / model).is_file():  # of the model files of all revisions, the one in use
+        folder = resolve_copy(str(name), (*_HUB_FILES, model))
+    return folder
 
 
 def read_config(folder: Path, *, verify: bool = True) -> AdapterConfig:
@@ -89,7 +94,7 @@ def read_config(folder: Path, *, verify: bool = True) -> AdapterConfig:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter."""
+    """True if the folder holds an adapter."""
     return (folder / CONFIG).is_file()
 
 

@@ -67,7 +67,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Changed:
-    """What an operation did to one edit: None where it did not hold the edit before, or does not after."""
+    """An edit's status before and after an operation, None where the adapter did not hold it."""
 
     record: EditRecord
     before: Status | None
@@ -200,12 +200,12 @@ class Ledger:
         return None if row is None else _record(row)
 
     def counts(self) -> dict[Status, int]:
-        """How many edits have each status."""
+        """The number of edits that have each status."""
         rows = self._connection.execute("SELECT status, count(*) FROM spans WHERE until IS NULL GROUP BY status")
         return {**dict.fromkeys(get_args(Status), 0), **dict(rows)}
 
     def changes(self, revision: int) -> list[Changed]:
-        """What the operation that made this revision did to each edit that it touched."""
+        """The edits that the operation touched which made this revision, with their status before and after."""
         rows = self._connection.execute(
             f"SELECT {_RECORD_WITHOUT_STATUS}, max(CASE WHEN until = :r THEN status END) AS before, "
             "max(CASE WHEN since = :r THEN status END) AS after FROM spans JOIN edits ON number = edit "

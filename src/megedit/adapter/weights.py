@@ -48,9 +48,12 @@ def save_model(folder: Path, revision: int, network: FamiliarityNetwork, generat
 
 
 def load_model(
-    folder: Path, ledger: Ledger, config: AdapterConfig, device: str | torch.device
+    folder: Path, ledger: Ledger, config: AdapterConfig, device: str | torch.device, dtype: torch.dtype | None = None
 ) -> tuple[FamiliarityNetwork, WeightGenerator]:
-    """What `save_model` wrote for the ledger's last revision; KeyError, ValueError and the like where it is damaged."""
+    """Load what `save_model` wrote for the ledger's last revision.
+
+    Raises MegError, KeyError, ValueError or RuntimeError where it is damaged.
+    """
     name, sha256 = ledger.model
     if not _MODEL_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a model file")
@@ -59,7 +62,7 @@ def load_model(
     tensors, device = load_tensors(folder / name), first_device(device)
     network = FamiliarityNetwork(config.encoder_size, config.settings.familiarity)
     network.load_state_dict(_part(tensors, "router."))
-    generator = WeightGenerator(config.weight_size, config.encoder_size, config.settings.generator)
+    generator = WeightGenerator(config.weight_size, config.encoder_size, config.settings.generator, dtype)
     generator.load_state_dict(_part(tensors, "generator."))
     return network.to(device).eval().requires_grad_(False), generator.to(device).eval().requires_grad_(False)
 

@@ -241,7 +241,7 @@ def consolidate(
 
 
 def _resolver(replace: bool, skip: bool, keep: bool) -> Resolve | None:
-    """What decides about conflicts: an option, the user, or nobody."""
+    """The decision about conflicts: an option's, the user's, or nobody's."""
     if replace:
         return lambda conflict: "keep" if conflict.kind == "duplicate" else "replace"
     if skip:

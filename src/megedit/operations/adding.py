@@ -53,7 +53,7 @@ def add(
     """
     stages = stages or Stages()
     load = _from(base, dtype, device, stages)
-    return _put(Path(folder), "add", edits, resolve, load, device, stages)
+    return _put(Path(folder), "add", edits, resolve, load, device, dtype, stages)
 
 
 def update(
@@ -76,7 +76,7 @@ def update(
 
     stages = stages or Stages()
     load = _from(base, dtype, device, stages)
-    outcome = _put(Path(folder), "update", edits, replace_old, load, device, stages)
+    outcome = _put(Path(folder), "update", edits, replace_old, load, device, dtype, stages)
     if outcome.failed:
         raise MegError(f"No neuron was found that makes the model answer {target!r}; edit {name} stays as it is.")
     return outcome
@@ -92,11 +92,12 @@ def _put(
     resolve: Resolve | None,
     load: Load,
     device: str | torch.device,
+    dtype: torch.dtype | None,
     stages: Stages,
 ) -> Outcome:
     with changing(folder, kind, edits.source) as change:
         with stages.stage("Loading the adapter"):
-            adapter = load_adapter(folder, device)
+            adapter = load_adapter(folder, device, dtype=dtype)
         plan = _plan(adapter, edits, resolve)
         kept, failed = list[NewEdit](), list[Edit]()
         collected, reasons = _collected(adapter, plan, load, stages)
@@ -148,6 +149,7 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None) -> _Plan:
     skipped = {edit.id: edit for edit in known}
     new = [edit for edit in edits if edit.id not in skipped]
     device = adapter.router.vectors.codes.device
+    _warn_of_long_prompts(adapter, new)
     vectors = EditVectors.pack(adapter.encoder.encode([edit.prompt for edit in new]).to(device))
     conflicts = find_conflicts(adapter, new, vectors) if new else []
     replaced: dict[str, list[int]] = {edit.id: [] for edit in new}  # by the id that the new edit brings
@@ -162,6 +164,16 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None) -> _Plan:
     kept, going = [new[row] for row in rows], [replaced[new[row].id] for row in rows]
     chosen = EditVectors(vectors.codes[rows], vectors.scales[rows])
     return _Plan(_with_free_ids(adapter, kept, going), chosen, going, tuple(skipped.values()))
+
+
+def _warn_of_long_prompts(adapter: Adapter, edits: Sequence[Edit]) -> None:
+    """Say which queries the encoder does not read whole."""
+    if rows := adapter.encoder.overlong([edit.prompt for edit in edits]):
+        names = ", ".join(edits[row].id for row in rows[:SHOWN]) + (", ..." if len(rows) > SHOWN else "")
+        logger.warning(
+            "%d prompts are longer than the %d tokens that the text encoder reads; they are recognised by their last "
+            "sentences alone: %s", len(rows), adapter.encoder.window, names
+        )  # fmt: skip
 
 
 def _with_free_ids(adapter: Adapter, edits: Sequence[Edit], replaced: Sequence[Sequence[int]]) -> list[Edit]:

@@ -57,7 +57,7 @@ def consolidate(
             if path.name != former:
                 path.unlink()
         with stages.stage("Loading the adapter"):
-            adapter = load_adapter(folder, device)
+            adapter = load_adapter(folder, device, dtype=dtype)
         new = [record for record in adapter.active if not record.generated]
         gone = [record for record in adapter.records if record.status == "removed" and record.generated]
         if not new and not change.droppable():
@@ -89,7 +89,7 @@ def consolidate(
 
 
 class Consolidation:
-    """What is to be learned: the edits that the generator knows, new ones, and removed ones that it is to forget."""
+    """Training on: the edits that the generator knows, new ones, and removed ones that it is to forget."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from megedit.errors import MegError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an operation did: the revision it made, or the last one where there was nothing to do; its changes.
+    """Revision that an operation made, or the last one where there was nothing to do, and its changes.
 
     result: counts, as they stand in the log.
     skipped: new edits that were left out, because the adapter has them already or a conflict was resolved that way.
