@@ -12,10 +12,13 @@ from typing import Any
 
 import openpyxl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from megedit.edits import contents
 from megedit.edits.edit_set import Edit, Question, read_edits
 from megedit.edits.text import query_id
+from megedit.errors import MegError
 from tests.edits.test_edit_set import error_of, jsonl
 
 QUESTION = "Wer gründete die Universität Köln?"
@@ -406,3 +409,40 @@ def test_json_file_of_one_value_that_is_no_object(tmp_path: Path, value: str) ->
 def test_bad_lists_of_easyedit(file: Path, text: str, message: str) -> None:
     file.write_text(text)
     assert error_of(file).startswith(message)
+
+
+# --- anything at all
+
+PARTS = [
+    b"prompt,target\n",
+    b"question;answer\r\n",
+    b"\xff\xfe",
+    b"\x1f\x8b",
+    b"PK\x03\x04",
+    b"[",
+    b"{",
+    b'"prompt": "a"',
+    b",",
+]
+PARTS += [
+    b'{"prompt": "a", "target": "b"}',
+    b'{"prompts": ["a"], "target_new": [1]}',
+    b"\0",
+    b"sep=;\n",
+    b"\n",
+    b"\xe9",
+    b'"',
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(
+    st.lists(st.sampled_from(PARTS) | st.binary(max_size=8), max_size=8).map(b"".join), st.sampled_from(["", ".json"])
+)
+def test_any_content_reads_or_is_told_in_one_sentence(tmp_path: Path, content: bytes, suffix: str) -> None:
+    file = tmp_path / f"facts{suffix}"
+    file.write_bytes(content)
+    try:
+        assert len(read_edits(file)) > 0
+    except MegError as error:
+        assert str(error).startswith(str(file)) and "\n" not in str(error)

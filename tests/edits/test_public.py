@@ -112,6 +112,12 @@ def test_failed_download_is_told_in_one_sentence(error: Exception, monkeypatch: 
     )
 
 
+def test_public_data_sets_need_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megedit.errors.find_spec", lambda package: None)
+    with pytest.raises(MegError, match=r"^datasets is needed for .*; run pip install 'megedit\[data\]'\.$"):
+        load_edits("counterfact")
+
+
 @pytest.mark.parametrize("name", ["unknown", "a\0b", "x" * 5000])
 def test_unknown_name_lists_the_known_ones(name: str) -> None:
     with pytest.raises(MegError) as caught:

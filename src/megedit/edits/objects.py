@@ -10,7 +10,8 @@ from megedit.edits.rows import Number, Row, kind_of
 from megedit.errors import MegError
 
 _DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda name: None)  # NaN is no value
-_GAP = re.compile(r"\s*(?:,\s*)?")  # a comma may stand between objects, as in a list without brackets
+_SPACE = re.compile(r"\s*")
+_GAP = re.compile(r"\s*(?:,\s*)?")  # a comma may stand behind an object, as in a list without brackets
 
 # EasyEdit gives the facts of one call as lists, one for each field
 _LISTS = {
@@ -42,7 +43,7 @@ def _documents(source: str, text: str) -> Iterator[tuple[int, object, int]]:
     """The line on which each JSON value begins, the value, and its length in characters."""
     index, line = 0, 1
     while True:
-        gap = _GAP.match(text, index)
+        gap = (_GAP if index else _SPACE).match(text, index)
         start = gap.end() if gap else index
         line += text.count("\n", index, start)
         if start == len(text):

@@ -85,7 +85,7 @@ def load_edits(name_or_path: str | Path, *, limit: int | None = None, on_conflic
 
 
 def _rows(name: str, public: PublicDataset) -> Iterable[Mapping[str, object]]:
-    needs("datasets", "hub-data", "reading a public data set")
+    needs("datasets", "data", "reading public data sets")
     import datasets  # here, since it takes seconds to load and files do without it
 
     part = public.file or f"split {public.split}"
