@@ -77,9 +77,10 @@ class _Active:
 class _Call(threading.local):
     """The forward call of one thread. Several threads may run one model at a time, each with its own neurons."""
 
-    active: _Active | None = None
-    shape = torch.Size()  # (rows, positions, d) of the layer's input in the forward call that is under way
-    hidden: Tensor | None = None  # the FFN's input in that call
+    def __init__(self) -> None:  # once in each thread; defaults of the class would be compiled in as constants
+        self.active: _Active | None = None
+        self.shape = torch.Size()  # (rows, positions, d) of the layer's input in the forward call that is under way
+        self.hidden: Tensor | None = None  # the FFN's input in that call
 
 
 class DynamicNeuron:

@@ -177,10 +177,19 @@ def test_ask(fitted: Fitted) -> None:
     assert len(lines) == 5
 
 
+def test_an_answer_that_is_cut_is_marked(fitted: Fitted) -> None:
+    question, options = "Where was Ada Brook born?", ("--dtype", "float32", "--max-new-tokens", 1)
+    lines = output("ask", fitted.adapter, question, *options).splitlines()
+    assert lines[0] == "edited answer  Par … (cut here: --max-new-tokens)"
+    assert lines[1] == "base answer    Fr … (cut here: --max-new-tokens)"
+    assert "Par … (cut here" in output("explain", fitted.adapter, question, *options)
+
+
 def test_ask_as_json(fitted: Fitted) -> None:
     question = "Where was Ada Brook born?"
     values = json.loads(output("ask", fitted.adapter, question, "--json", "--dtype", "float32", "--max-new-tokens", 1))
     assert (values["edited"], values["base"], values["query"]) == ("Par", "Fr", question)
+    assert values["edited_cut"] and values["base_cut"]
     assert values["familiar"] is True and values["score"] >= values["threshold"]
     assert values["nearest"] == fitted.edits[0].to_json() | {
         "rephrases": list(fitted.edits[0].rephrases),

@@ -24,12 +24,17 @@ from megedit.errors import MegError
 if TYPE_CHECKING:  # the libraries behind it take seconds to import
     from megedit.explain import TokenAnswer
 
+LimitOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of an answer at most [default: 50, more for a longer target]", show_default=False),
+]
+
 
 def ask(
     adapter: AdapterName,
     question: Annotated[str, typer.Argument(help="The question, without any template", show_default=False)],
     base: MovedBase = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers")] = 50,
+    max_new_tokens: LimitOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
@@ -42,17 +47,18 @@ def ask(
     if question.encode(errors="ignore").decode() != question:
         raise MegError("The question holds bytes that are not UTF-8; type it again.")
     model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
-    edited = model.answer([question], max_new_tokens=max_new_tokens)[0]
+    (edited,) = model.greedy([question], max_new_tokens)
+    (route,) = model.routes
     with model.disable_edits():
-        unedited = model.answer([question], max_new_tokens=max_new_tokens)[0]
-    route = model.route(question)
+        (unedited,) = model.greedy([question], max_new_tokens)
     if as_json:
         fields = {name: value for name, value in vars(route).items() if name != "nearest"}
-        answers = {"edited": edited, "base": unedited}
+        answers: dict[str, str | bool] = {"edited": edited.text.strip(), "base": unedited.text.strip()}
+        answers |= {"edited_cut": edited.cut, "base_cut": unedited.cut}
         typer.echo(json.dumps({**answers, **fields, "nearest": route.nearest.to_json()}, ensure_ascii=False))
         return
-    out.print(f"[bold]edited answer[/]  {plain(edited)}", highlight=False, soft_wrap=True)
-    out.print(f"base answer    {plain(unedited)}", highlight=False, soft_wrap=True)
+    out.print(f"[bold]edited answer[/]  {_marked(edited.text, edited.cut)}", highlight=False, soft_wrap=True)
+    out.print(f"base answer    {_marked(unedited.text, unedited.cut)}", highlight=False, soft_wrap=True)
     sign = ">=" if route.familiar else "<"
     verdict = "an edit was used" if route.familiar else "no edit: the base model answers"
     out.print(f"router         {verdict} (score {route.score:.2f} {sign} {route.threshold:.2f})", highlight=False)
@@ -70,7 +76,7 @@ def explain(
     adapter: AdapterName,
     question: Annotated[str, typer.Argument(help="The question, without any template", show_default=False)],
     base: MovedBase = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers")] = 50,
+    max_new_tokens: LimitOption = None,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
@@ -114,4 +120,8 @@ def explain(
 
 def _probable(answer: TokenAnswer) -> str:
     tokens = " ".join(f"{token.strip()} {p:.2f}" for token, p in zip(answer.tokens, answer.probabilities, strict=True))
-    return f"{plain(answer.text)}  [dim]({plain(tokens)})[/]"
+    return f"{_marked(answer.text, answer.cut)}  [dim]({plain(tokens)})[/]"
+
+
+def _marked(text: str, cut: bool) -> str:
+    return plain(text.strip()) + (" … [dim](cut here: --max-new-tokens)[/]" if cut else "")
