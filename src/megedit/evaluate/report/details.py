@@ -104,14 +104,14 @@ def failures(result: ResultJson, examples: int) -> list[dict[str, Any]] | None:
     members: dict[str, set[str]] = defaultdict(set)
     for verdict in result["verdicts"]:
         members[verdict["group"]].add(verdict["edit"])
-    found: dict[Failure, list[VerdictJson]] = {failure: [] for failure in Failure}
+    found: dict[Failure, list[VerdictJson]] = {failure: [] for failure in MEANINGS}
     for verdict in decided:
         if failure := classify(verdict, members[verdict["group"]]):
             found[failure].append(verdict)
     possible = Counter(kind for verdict in decided for kind in _possible(verdict))
     sections = [
         {
-            "name": failure.value.capitalize(),
+            "name": failure.capitalize(),
             "meaning": MEANINGS[failure],
             "count": len(verdicts),
             "of": possible[failure],
@@ -130,10 +130,10 @@ def kind_label(kind: str) -> str:
 
 def _possible(verdict: VerdictJson) -> tuple[Failure, ...]:
     if verdict["kind"] in NO_EDIT_KINDS:
-        return (Failure.DISTURBED,)
+        return ("neighbour disturbed",)
     if verdict.get("route") is None:
-        return (Failure.WRONG_ANSWER,)
-    return (Failure.NOT_ROUTED, Failure.WRONG_NEURON, Failure.WRONG_WORDS)
+        return ("wrong answer",)
+    return ("not routed", "wrong neuron", "right neuron, wrong words")
 
 
 def _spread(verdicts: Sequence[VerdictJson], count: int) -> Sequence[VerdictJson]:

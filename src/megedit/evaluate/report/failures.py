@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 VerdictJson = Mapping[str, Any]
 NO_EDIT_KINDS = frozenset({"locality", "neighbourhood"})  # what must not be routed
 DECIDING = {"ag": "AG", "exact": "exact match", "success": "success", "begins": "begins with target"}
-
-
-class Failure(StrEnum):
-    """The kinds of failure."""
-
-    NOT_ROUTED = "not routed"
-    WRONG_NEURON = "wrong neuron"
-    WRONG_WORDS = "right neuron, wrong words"
-    WRONG_ANSWER = "wrong answer"
-    DISTURBED = "neighbour disturbed"
-
-
-MEANINGS = {
-    Failure.NOT_ROUTED: "The question asks for an edit, but the router left it to the base model.",
-    Failure.WRONG_NEURON: "Routed, but the nearest edit is another one.",
-    Failure.WRONG_WORDS: "Routed, and its own edit is the nearest, but the answer is not an accepted one.",
-    Failure.WRONG_ANSWER: "The answer is not an accepted one; the model has no router that would say why.",
-    Failure.DISTURBED: "The question asks for no edit, and the answer is not the one that should have stayed.",
+Failure = Literal["not routed", "wrong neuron", "right neuron, wrong words", "wrong answer", "neighbour disturbed"]
+MEANINGS: dict[Failure, str] = {
+    "not routed": "The question asks for an edit, but the router left it to the base model.",
+    "wrong neuron": "Routed, but the nearest edit is another one.",
+    "right neuron, wrong words": "Routed, and its own edit is the nearest, but the answer is not an accepted one.",
+    "wrong answer": "The answer is not an accepted one; the model has no router that would say why.",
+    "neighbour disturbed": "The question asks for no edit, and the answer is not the one that should have stayed.",
 }
 
 
@@ -40,13 +28,13 @@ def classify(verdict: VerdictJson, own: Collection[str] = ()) -> Failure | None:
         return None
     route = verdict.get("route")
     if verdict["kind"] in NO_EDIT_KINDS:
-        return Failure.DISTURBED
+        return "neighbour disturbed"
     if route is None:
-        return Failure.WRONG_ANSWER
+        return "wrong answer"
     if not route["familiar"]:
-        return Failure.NOT_ROUTED
+        return "not routed"
     is_own = route["nearest"] == verdict["edit"] or route["nearest"] in own
-    return Failure.WRONG_WORDS if is_own else Failure.WRONG_NEURON
+    return "right neuron, wrong words" if is_own else "wrong neuron"
 
 
 def deciding_measure(verdict: VerdictJson) -> str | None:
