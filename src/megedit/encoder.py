@@ -36,6 +36,7 @@ from megedit.settings import EncoderSettings as EncoderSettings
 
 SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
 RELATIONS_PER_BATCH = 2
+TEMPERATURE = 0.05  # tau of InfoNCE
 CHECKPOINT_EVERY = 25  # steps
 WEIGHTS = "weights.safetensors"
 ENCODED_AT_ONCE = 128  # texts
@@ -160,7 +161,7 @@ class TextEncoder:
                 set_rate(optimizer, settings.lr * _linear(step, settings.steps))
                 batch = triples[step * settings.batch_size : (step + 1) * settings.batch_size]
                 batch = batch[: len(batch) // processes.count * processes.count]
-                loss = self._loss(processes.own(batch), settings.temperature, processes)
+                loss = self._loss(processes.own(batch), processes)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 processes.average_gradients(self.model.parameters())
@@ -171,7 +172,7 @@ class TextEncoder:
                     checkpoint.save(run.state(step=torch.tensor(step + 1)))
         self.model.eval()
 
-    def _loss(self, triples: Sequence[tuple[str, str, str]], temperature: float, processes: Processes) -> Tensor:
+    def _loss(self, triples: Sequence[tuple[str, str, str]], processes: Processes) -> Tensor:
         """InfoNCE of (rephrase, query, hard negative) triples, with gradients."""
         columns = zip(*triples, strict=True)
         rows = self._tokens([text for column in columns for text in column])
@@ -181,7 +182,7 @@ class TextEncoder:
         vectors = torch.cat([self._embed([rows[i] for i in part]) for part in parts])  # (3 x facts, size), sorted
         vectors = vectors[torch.tensor(order).argsort()]
         rephrases, queries, negatives = vectors.split(len(triples))  # each (facts, size)
-        return info_nce(rephrases, queries, negatives, temperature, processes)
+        return info_nce(rephrases, queries, negatives, TEMPERATURE, processes)
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each cleaned text, those of its last sentences where all would not fit."""

@@ -296,7 +296,8 @@ class _Run:
                 [*familiar, *unfamiliar, *near],
                 len(near),
             )
-            return calibrate(vectors, subjects, texts, settings, seed, advance).to_json()
+            checkpoint = self.work.checkpoint("calibration")
+            return calibrate(vectors, subjects, texts, settings, seed, advance, checkpoint=checkpoint).to_json()
 
         total = training_steps(len(vectors) + len(enrolled), settings)
         return Calibration.from_json(
@@ -308,7 +309,8 @@ class _Run:
         settings, seed = self.given.settings.familiarity, self.given.settings.seed
 
         def train(advance: Advance) -> dict[str, Tensor]:
-            return train_familiarity(vectors.unpack(), settings, seed, advance).state_dict()
+            checkpoint = self.work.checkpoint("router")
+            return train_familiarity(vectors.unpack(), settings, seed, advance, checkpoint=checkpoint).state_dict()
 
         total = training_steps(len(vectors), settings)
         state = self._stage("router", "Training the router", total, train, packed=True)

@@ -70,12 +70,11 @@ class EncoderSettings:
     steps: Annotated[int, "training steps; 0 leaves the encoder as it is"] = 150
     batch_size: Annotated[int, "triples a step"] = 64
     lr: Annotated[float, "AdamW learning rate, with warm-up and linear decay"] = 6e-5
-    temperature: Annotated[float, "InfoNCE temperature tau"] = 0.05
     noise: Annotated[float, "share of rephrases that stand behind a noise sentence"] = 0.5
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 2 or self.lr <= 0 or self.temperature <= 0:
-            raise ValueError("steps must be at least 0, batch_size at least 2, lr and temperature above 0")
+        if self.steps < 0 or self.batch_size < 2 or self.lr <= 0:
+            raise ValueError("steps must be at least 0, batch_size at least 2, lr above 0")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ class FamiliaritySettings:
 
     classes: Annotated[int, "random classes K"] = 10
     blocks: Annotated[int, "residual feed-forward blocks"] = 5
-    dropout: Annotated[float, "dropout in the blocks"] = 0.1
     noise: Annotated[float, "Gaussian noise on unit-variance vectors in training"] = 0.3
     steps: Annotated[int, "training steps at least; twenty passes over the edits at least"] = 200
     batch_size: Annotated[int, "edits a step"] = 128
@@ -101,8 +99,8 @@ class FamiliaritySettings:
 
     def __post_init__(self) -> None:
         _one_of(self, "rule", Rule)
-        if self.classes < 2 or self.blocks < 1 or not 0 <= self.dropout < 1:
-            raise ValueError("classes must be at least 2, blocks at least 1, dropout in [0, 1)")
+        if self.classes < 2 or self.blocks < 1:
+            raise ValueError("classes must be at least 2, blocks at least 1")
         if not 0 <= self.false_positives < 1:
             raise ValueError(f"false_positives must be in [0, 1), not {self.false_positives}")
         if self.near_cost < 0:

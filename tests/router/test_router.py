@@ -341,9 +341,7 @@ def test_the_threshold_itself_is_familiar(network: FamiliarityNetwork, edits: Te
         assert router.route(edits[:1], ["a"]).familiar.tolist() == [familiar]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"rule": "nearest"}, {"classes": 1}, {"blocks": 0}, {"dropout": 1.0}, {"near_cost": -1.0}]
-)
+@pytest.mark.parametrize("wrong", [{"rule": "nearest"}, {"classes": 1}, {"blocks": 0}, {"near_cost": -1.0}])
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FamiliaritySettings(**wrong)

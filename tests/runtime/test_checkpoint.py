@@ -11,6 +11,7 @@ import torch
 
 from megedit.encoder import EncoderSettings, TextEncoder
 from megedit.generator import WeightGenerator, train_generator
+from megedit.router.familiarity import FamiliaritySettings, train_familiarity, training_steps
 from megedit.runtime.checkpoint import Checkpoint, State
 from tests.generator.test_generator import HIDDEN, QUICK, some_conditions, some_weights
 from tests.test_encoder import pseudo_knowledge
@@ -83,5 +84,21 @@ def test_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         encoder.tune(pseudo, settings, 0, steps.append, checkpoint)
         assert sum(steps) == settings.steps
         return dict(encoder.model.state_dict())
+
+    assert_same(*whole_and_resumed(run, 2))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_familiarity_network(warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megedit.router.familiarity.CHECKPOINT_EVERY", 3)
+    vectors = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    settings = FamiliaritySettings(blocks=2, steps=10, batch_size=8)
+    start = train_familiarity(vectors[:12], settings, 1) if warm else None
+
+    def run(checkpoint: Checkpoint) -> State:
+        steps = list[int]()
+        network = train_familiarity(vectors, settings, 0, steps.append, start, 8 if warm else 0, checkpoint=checkpoint)
+        assert sum(steps) == training_steps(16 if warm else 20, settings)
+        return dict(network.state_dict())
 
     assert_same(*whole_and_resumed(run, 2))

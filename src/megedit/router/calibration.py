@@ -19,6 +19,7 @@ from megedit.router.familiarity import train_familiarity
 from megedit.router.index import EditVectors
 from megedit.router.router import log_entropy, shares_of_names
 from megedit.runtime.callbacks import Advance, no_progress
+from megedit.runtime.checkpoint import NOWHERE, Checkpoint
 from megedit.settings import FamiliaritySettings, Rule
 
 Floats = NDArray[np.float64]
@@ -55,6 +56,9 @@ def calibrate(
     settings: FamiliaritySettings,
     seed: int,
     progress: Advance = no_progress,
+    *,
+    checkpoint: Checkpoint = NOWHERE,
+    dtype: torch.dtype | None = None,
 ) -> Calibration:
     """Choose the weights and threshold of every rule on held-out pseudo-knowledge.
 
@@ -65,7 +69,7 @@ def calibrate(
     Raises MegError when there are too few queries for any rule.
     """
     enrolled = torch.cat([edits.unpack(), held_out.enrolled])  # (edits + facts, size)
-    network = train_familiarity(enrolled, settings, seed, progress)
+    network = train_familiarity(enrolled, settings, seed, progress, checkpoint=checkpoint, dtype=dtype)
     # features of every held-out query, each (queries,)
     vectors = torch.cat([held_out.familiar, held_out.unfamiliar])
     similarity, nearest = (found[:, 0] for found in EditVectors.pack(enrolled).nearest(vectors))

@@ -14,19 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megedit.runtime.callbacks import Advance, no_progress
+from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, cosine, set_rate
 from megedit.runtime.device import mixed_precision
 from megedit.settings import FamiliaritySettings as FamiliaritySettings
+
+DROPOUT = 0.1  # in the blocks
+WEIGHT_DECAY = 0.01  # of AdamW
+CHECKPOINT_EVERY = 1000  # steps
 
 
 class ResidualBlock(nn.Module):
     """x + W2 dropout(gelu(W1 norm(x)))."""
 
-    def __init__(self, size: int, dropout: float) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(size)
         self.expand = nn.Linear(size, 4 * size)
         self.contract = nn.Linear(4 * size, size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.contract(self.dropout(F.gelu(self.expand(self.norm(x)))))
@@ -39,11 +44,11 @@ class FamiliarityNetwork(nn.Module):
     def __init__(self, size: int, settings: FamiliaritySettings) -> None:
         super().__init__()
         self.scale = math.sqrt(size)  # unit vectors to unit variance
-        self.blocks = nn.ModuleList(ResidualBlock(size, settings.dropout) for _ in range(settings.blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(size) for _ in range(settings.blocks))
         self.head = nn.Linear(size, settings.classes)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        x = vectors * self.scale
+        x = vectors * self.scale  # (rows, size)
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(x)
@@ -52,7 +57,7 @@ class FamiliarityNetwork(nn.Module):
     @torch.no_grad()
     def entropy(self, vectors: Tensor) -> Tensor:
         """Entropy in nats of the class distribution: float32 (rows,), between 0 and log K."""
-        log_p = self.forward(vectors).float().log_softmax(-1)
+        log_p = self.forward(vectors).float().log_softmax(-1)  # (rows, classes)
         return -(log_p.exp() * log_p).sum(-1)
 
 
@@ -63,48 +68,59 @@ def train_familiarity(
     progress: Advance = no_progress,
     start: FamiliarityNetwork | None = None,
     new: int = 0,
+    *,
+    checkpoint: Checkpoint = NOWHERE,
+    dtype: torch.dtype | None = None,
 ) -> FamiliarityNetwork:
     """Train the network to memorise a random class for each vector (float32 (edits, size), unit length).
 
     start: a network that knows all but the last `new` of the vectors. Training goes on from there; each class is what
     that network takes for the most likely, and half of every batch is new, so that the steps count the new ones only.
+    dtype: of the matrix products in training, by default what is fast on the device.
     """
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = FamiliarityNetwork(vectors.shape[1], settings).to(vectors.device)
         if start is None:
-            labels = torch.randint(settings.classes, (len(vectors),), generator=generator).to(vectors.device)
-            steps = training_steps(len(vectors), settings)
+            labels = torch.randint(settings.classes, (len(vectors),), generator=rng).to(vectors.device)  # (edits,)
+            steps, old = training_steps(len(vectors), settings), 0
         else:
             network.load_state_dict(start.state_dict())
-            labels, steps = start.forward(vectors).argmax(-1), training_steps(2 * new, settings)
-        order, old = torch.randperm(len(vectors), generator=generator), len(vectors) - new
-
-        def drawn(step: int) -> Tensor:
-            if start is None or not old:
-                at = torch.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
-                return order[at % len(vectors)]
-            half = (settings.batch_size // 2,)
-            spans = ((0, old), (old, len(vectors)))
-            return torch.cat([torch.randint(*span, half, generator=generator) for span in spans])
-
+            labels = start.forward(vectors).argmax(-1)  # (edits,)
+            steps, old = training_steps(2 * new, settings), len(vectors) - new
+        order = torch.randperm(len(vectors), generator=rng)
         network.train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.01, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for step in range(steps):
-            batch = drawn(step)
-            noise = settings.noise / network.scale * torch.randn(len(batch), vectors.shape[1], generator=generator)
-            with mixed_precision(vectors.device):
-                loss = F.cross_entropy(network(vectors[batch] + noise.to(vectors.device)).float(), labels[batch])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
+        run, first = Run({"network": network}, optimizer, rng), 0
+        if state := checkpoint.load():
+            run.restore(state)
+            first = int(state["step"])
+            progress(first)
+        for step in range(first, steps):
+            set_rate(optimizer, settings.lr * cosine(step, steps))
+            rows = _drawn(step, order, old, settings.batch_size, rng)  # (batch,)
+            noise = settings.noise / network.scale * torch.randn(len(rows), vectors.shape[1], generator=rng)
+            with mixed_precision(vectors.device, dtype):
+                logits = network(vectors[rows] + noise.to(vectors.device))  # (batch, classes)
+            loss = F.cross_entropy(logits.float(), labels[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            schedule.step()
             progress(1)
+            if (step + 1) % CHECKPOINT_EVERY == 0:
+                checkpoint.save(run.state(step=torch.tensor(step + 1)))
     return network.eval().requires_grad_(False)
 
 
+def _drawn(step: int, order: Tensor, old: int, size: int, rng: torch.Generator) -> Tensor:
+    """Rows of a step's batch, int64 (size,): the next ones of `order`; with `old` ones, half of these, half new."""
+    if not old:
+        return order[torch.arange(step * size, (step + 1) * size) % len(order)]
+    halves = ((0, old), (old, len(order)))
+    return torch.cat([torch.randint(*half, (size // 2,), generator=rng) for half in halves])
+
+
 def training_steps(edits: int, settings: FamiliaritySettings) -> int:
-    """How many steps `train_familiarity` takes for this many edits."""
+    """Number of steps that `train_familiarity` takes for this many edits: twenty passes, where these are more."""
     return max(settings.steps, 20 * edits // settings.batch_size)
