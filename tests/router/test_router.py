@@ -254,7 +254,9 @@ def test_too_few_queries_to_calibrate(edits: Tensor) -> None:
 def some_calibration(rule: Rule = "combined", threshold: float = 9.5) -> Calibration:
     decision = Decision(Features(-2.0, 10.0, 0.0), threshold, threshold, 0.99, 0.97, 0.01)
     subject = Decision(Features(-2.0, 10.0, 4.0), threshold + 3, threshold + 5, 0.999, 0.99, 0.01)
-    return Calibration(rule, {"combined": decision, "subject": subject}, [(1.25, 0.0, 0.5), (-0.1, 1.0, 1.0)])
+    alone = Decision(Features(0.0, 10.0, 0.0), 8.0, 8.0, 0.98, 0.9, 0.01)
+    rules: dict[Rule, Decision] = {"combined": decision, "subject": subject, "similarity": alone, "named": alone}
+    return Calibration(rule, rules, [(1.25, 0.0, 0.5), (-0.1, 1.0, 1.0)])
 
 
 def test_calibration_json_round_trip() -> None:
@@ -299,6 +301,54 @@ def test_a_removed_edit_keeps_its_queries(network: FamiliarityNetwork, edits: Te
     after = Router(network, vectors, removed, calibration).route(queries, texts)
     assert before.familiar.all() and torch.equal(after.familiar, before.nearest != 3) and not after.familiar[3]
     assert torch.equal(after.score, before.score) and torch.equal(after.nearest, before.nearest)
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "close", "used"),
+    [
+        (None, "Tell me who is it", True, True),
+        ("it", "Tell me who is it", True, True),
+        ("IT", "Tell me who is it", True, True),
+        ("Rome", "Tell me who is it", True, False),  # another subject
+        (None, "Who is it in 2020?", True, False),  # another year
+        (None, "Tell me who is it", False, False),  # another question
+    ],
+)
+def test_a_removed_fact_stated_anew(
+    network: FamiliarityNetwork, edits: Tensor, subject: str | None, prompt: str, close: bool, used: bool
+) -> None:
+    """Its old wording asks for the new statement, although the removed edit is nearer and the network knows it."""
+    vectors = edits.clone()
+    if close:
+        vectors[1] = near(edits[:1], 7)[0]
+    enrolled = [Enrolled("it", removed=True, prompt="Who is it?"), Enrolled(subject, prompt=prompt)]
+    enrolled += [Enrolled()] * (EDITS - 2)
+    router = Router(network, EditVectors.pack(vectors), enrolled, some_calibration())
+    routing = router.route(edits[[0, 0]], ["Who is it?", "Who is it now?"])
+    assert routing.familiar.tolist() == [used] * 2
+    assert routing.nearest.tolist() == [int(used)] * 2
+    if used:
+        assert set(routing.rule) == {"similarity"}
+        torch.testing.assert_close(routing.similarity, (edits[:1] @ EditVectors.pack(vectors).unpack()[1]).repeat(2))
+
+
+def test_the_same_words_stated_anew(network: FamiliarityNetwork, edits: Tensor) -> None:
+    """Whichever of the two comes first, the one in force is meant."""
+    twins = edits.clone()
+    twins[1] = twins[0]
+    for gone in (0, 1):
+        known = [Enrolled(prompt="Who is it?", removed=i == gone) for i in range(2)] + [Enrolled()] * (EDITS - 2)
+        routing = Router(network, EditVectors.pack(twins), known, some_calibration()).route(twins[:1], ["Who is it?"])
+        assert routing.nearest.tolist() == [1 - gone] and routing.familiar.all()
+
+
+def test_spellings_of_one_query(network: FamiliarityNetwork, edits: Tensor) -> None:
+    """Capitals only, a list number in front, characters that nobody sees: the same words."""
+    known = [Enrolled("Ada Brook", prompt="Where was Ada Brook born?"), *[Enrolled()] * (EDITS - 1)]
+    router = Router(network, EditVectors.pack(edits), known, some_calibration("subject"))
+    spellings = ["WHERE WAS ADA BROOK BORN?", "3. Where was Ada Brook born?", "Where was Ada\u200b Brook  born"]
+    routing = router.route(edits[[5, 5, 5]], spellings)  # vectors of another edit
+    assert routing.nearest.tolist() == [0, 0, 0] and routing.named.tolist() == [1.0] * 3
 
 
 def test_the_very_words_of_an_edit_are_of_that_edit(network: FamiliarityNetwork, edits: Tensor) -> None:

@@ -49,8 +49,8 @@ class Enrolled:
     """What the router knows of an edit beside its vector.
 
     learned: the network was trained on it; if not, the entropy says nothing of queries near it. removed: the edit was
-    taken back; queries nearest to it are for the base model. prompt: a query in the same words is nearest to this edit,
-    whatever the vectors say.
+    taken back; queries nearest to it are for the base model, unless the fact was stated anew. prompt: a query in the
+    same words is nearest to this edit, whatever the vectors say.
     """
 
     subject: str | None = None

@@ -8,19 +8,20 @@ the last sentence of a query may belong to it or not; both readings are looked a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from megedit.edits.edit_set import normalise_query
-from megedit.edits.subjects import share_of_name
+from megedit.edits.subjects import share_of_name, tell_apart
 from megedit.encoder import SENTENCE_END, TextEncoder
 from megedit.router.decision import Calibration, Enrolled, Features
 from megedit.router.familiarity import FamiliarityNetwork
 from megedit.router.index import EditVectors
 from megedit.settings import Rule
 
+NEIGHBOURS = 8  # of a query near a removed edit, among which an edit in force is looked for
 QUESTION_WORDS = 4  # of which a sentence has at least as many to be a question of its own
 
 
@@ -86,17 +87,24 @@ class Router:
         self.network, self.vectors, self.calibration = network, vectors, calibration
         self._edits = edits
         self.subjects = [edit.subject for edit in edits]
-        self._prompts = {normalise_query(edit.prompt): row for row, edit in enumerate(edits) if edit.prompt}
+        in_force_last = sorted(enumerate(edits), key=lambda item: not item[1].removed)
+        self._prompts = {normalise_query(edit.prompt): row for row, edit in in_force_last if edit.prompt}
 
     @torch.no_grad()
     def route(self, vectors: Tensor, queries: Sequence[str]) -> Routing:
-        """Decide for each query, given its vector (float32 (queries, size), unit length) and its text."""
+        """Decide for each query, given its vector (float32 (queries, size), unit length) and its text.
+
+        A query nearest to a removed edit is unfamiliar, unless that fact was stated anew in other words.
+        """
         entropy = self.network.entropy(vectors)
         similarity, nearest = (found[:, 0] for found in self.vectors.nearest(vectors))
         for i, query in enumerate(queries):
             if (own := self._prompts.get(normalise_query(query))) is not None:
                 nearest[i], similarity[i] = own, vectors[i] @ self.vectors[nearest.new_tensor([own])][0]
         edits = [self._edits[i] for i in nearest.tolist()]
+        for i, edit in enumerate(edits):
+            if edit.removed and (anew := self._stated_anew(edit, vectors[i], queries[i])):
+                edits[i], nearest[i], similarity[i] = anew
         named = shares_of_names(queries, [edit.subject for edit in edits]).to(vectors.device)
         features = Features(log_entropy(entropy), similarity, named)  # each (queries,)
         rules = [self.calibration.rule_for(edit) for edit in edits]
@@ -109,6 +117,24 @@ class Router:
             score[rows], threshold[rows] = decision.score(of_rule), decision.threshold_for(of_rule)
         removed = torch.tensor([edit.removed for edit in edits], dtype=torch.bool, device=vectors.device)
         return Routing(familiar & ~removed, score, threshold, entropy, nearest, similarity, named, rules)
+
+    def _stated_anew(self, removed: Enrolled, vector: Tensor, query: str) -> tuple[Enrolled, int, float] | None:
+        """The nearest edit in force, its index and similarity, if the query asks for it as for the removed one.
+
+        The familiarity network, which may have memorised the removed edit, has no say.
+        """
+        similarity, nearest = (found[0].tolist() for found in self.vectors.nearest(vector[None], NEIGHBOURS))
+        for value, row in zip(similarity, nearest, strict=True):
+            edit = replace(self._edits[row], learned=False)
+            if edit.removed:
+                continue
+            subjects = {subject.casefold() for subject in (edit.subject, removed.subject) if subject}
+            if len(subjects) > 1 or tell_apart(removed.prompt, edit.prompt):
+                return None
+            named = share_of_name(query, edit.subject) if edit.subject else 0.0
+            decision = self.calibration.rules[self.calibration.rule_for(edit)]
+            return (edit, row, value) if decision.accepts(Features(0.0, value, named)) else None
+        return None
 
 
 def shares_of_names(queries: Sequence[str], subjects: Sequence[str | None]) -> Tensor:
