@@ -22,7 +22,7 @@ def test_a_route_and_routes(model: MegModel) -> None:
     one = model.route(edit.prompt)
     assert isinstance(one, Route)
     assert (one.query, one.familiar, one.nearest) == (edit.prompt, True, edit)
-    assert one.similarity == pytest.approx(1, abs=1e-3)  # the vectors are kept in half precision
+    assert one.similarity == pytest.approx(1, abs=5e-3)  # vectors are kept in 8 bits a number
     assert (
         one.named
         and one.threshold == pytest.approx(model.adapter.config.calibration.decision.threshold)
