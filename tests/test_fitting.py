@@ -159,6 +159,39 @@ def test_a_failed_edit(
     assert loaded.active_edits == adapter.active_edits and len(loaded.records) == len(fitted.edits)
 
 
+def test_queries_that_the_encoder_cannot_read_whole_are_told_once(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = [replace(edit, prompt="Once more. " * 80 + edit.prompt) for edit in fitted.edits.edits[:2]]
+    monkeypatch.setattr(fitting, "calibrate", kill)
+    with pytest.raises(Killed):
+        fitted.fit(tmp_path / "adapter", EditSet.from_edits([*fitted.edits.edits[2:], *long]))
+    told = [record.getMessage() for record in caplog.records if "longer than the" in record.getMessage()]
+    assert len(told) == 1 and told[0].startswith("The queries of 2 edits") and told[0].endswith("edit edit-0.")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_number_format_in_all_stages(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    asked: list[torch.dtype | None] = []
+
+    class Encoder(fitting.TextEncoder):  # type: ignore[misc,name-defined]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            asked.append(self.compute_dtype)
+
+    def train(*args: Any, **options: Any) -> None:
+        asked.append(options["compute_dtype"])
+        raise Killed
+
+    monkeypatch.setattr(fitting, "TextEncoder", Encoder)
+    monkeypatch.setattr(fitting, "train_generator", train)
+    with pytest.raises(Killed):
+        fitted.fit(tmp_path / "adapter", dtype=dtype)
+    assert asked == [dtype] * 3  # the encoder before and after its tuning, the generator
+
+
 def test_all_edits_failed(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "collect", failing(*range(8)))
     with pytest.raises(MegError, match="None of the edits could be made"):

@@ -77,7 +77,8 @@ def fit(
 
     pseudo: facts that are not edited, for the encoder and the router; the shipped ones by default. Whatever belongs
     to an edited fact is taken out of them first, and facts in the words of the edits are added where those are new
-    (`settings.own_words`). dtype: the number format of the base model; by default the fast one of the device.
+    (`settings.own_words`). dtype: the number format of the base model and of the matrix products of encoder and
+    generator; by default the fast one of the device.
 
     A run that was interrupted is continued when called again with the same input and settings. Started as several
     processes by `accelerate launch` or `torchrun`, they share the work; `out` must then be on a disk that all of them
@@ -89,7 +90,7 @@ def fit(
     with stages.stage("Loading the base model"):
         spread = str(device) == SPREAD
         model, tokenizer = load_base(base, dtype=dtype, device=device if spread else processes.device)
-    given = _Input.of(base, model, tokenizer, edits, settings, pseudo or load_pseudo_knowledge())
+    given = _Input.of(base, model, tokenizer, edits, settings, pseudo or load_pseudo_knowledge(), dtype)
     with _begun(given, Path(out), stages, processes) as run:
         backbone = run.place()
         encoder = run.encoder()
@@ -121,6 +122,7 @@ class _Input:
     examples: Sequence[Example]
     pseudo: PseudoKnowledge
     settings: FitSettings
+    dtype: torch.dtype | None  # None: the fast one of the device
 
     @classmethod
     def of(
@@ -131,6 +133,7 @@ class _Input:
         edits: EditSet,
         settings: FitSettings,
         pseudo: PseudoKnowledge,
+        dtype: torch.dtype | None,
     ) -> _Input:
         """The input, checked. Raises MegError for what cannot be used, before anything is written."""
         if settings.layer is not None:
@@ -140,7 +143,7 @@ class _Input:
         pseudo = pseudo.without(edits)
         if settings.own_words:
             pseudo = in_words_of(pseudo, edits.edits, settings.seed)
-        return cls(base, fingerprint(model), model, tokenizer, template, edits, examples, pseudo, settings)
+        return cls(base, fingerprint(model), model, tokenizer, template, edits, examples, pseudo, settings, dtype)
 
     @property
     def key(self) -> str:
@@ -150,7 +153,7 @@ class _Input:
             "edits": [edit.to_json() for edit in self.edits],
             "pseudo": hashlib.sha256(repr(self.pseudo).encode()).hexdigest(),
             "settings": asdict(self.settings),
-            "dtype": str(self.model.dtype),
+            "dtype": [str(self.model.dtype), str(self.dtype)],
             "version": version("megedit"),
         }
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -229,7 +232,7 @@ class _Run:
         """The text encoder, tuned on pseudo-knowledge."""
         settings, device, folder = self.given.settings.encoder, self.processes.device, self.work.folder / "encoder"
         if self.work.missing("encoder"):
-            tuned = TextEncoder(resolve_folder(settings.name), device=device)
+            tuned = TextEncoder(resolve_folder(settings.name), device=device, dtype=self.given.dtype)
             with self.stages.stage("Tuning the text encoder", settings.steps) as advance:
                 seed, checkpoint = self.given.settings.seed, self.work.checkpoint("encoder")
                 tuned.tune(self._pseudo()[0], settings, seed, advance, checkpoint, self.processes)
@@ -239,7 +242,7 @@ class _Run:
                 (partial / "pooling").write_text(tuned.pooling)
 
             self.work.files("encoder", save)
-        encoder = TextEncoder(folder, (folder / "pooling").read_text(), device)
+        encoder = TextEncoder(folder, (folder / "pooling").read_text(), device, self.given.dtype)
         encoder.model.requires_grad_(False)
         return encoder
 
@@ -265,9 +268,18 @@ class _Run:
 
     def vectors(self, encoder: TextEncoder, neurons: Collected) -> EditVectors:
         """The vectors of the queries of the edits that have a neuron."""
+        prompts = [self.given.edits[i].prompt for i in _active(neurons)]
+        if overlong := encoder.overlong(prompts):
+            logger.warning(
+                "The queries of %d edits are longer than the %d tokens that the text encoder reads; of such a query "
+                "only the end is read. The first is that of edit %s.",
+                len(overlong),
+                encoder.window,
+                self.given.edits[int(_active(neurons)[overlong[0]])].id,
+            )
 
         def compute(advance: Advance) -> dict[str, Tensor]:
-            return {"edits": encoder.encode([self.given.edits[i].prompt for i in _active(neurons)])}
+            return {"edits": encoder.encode(prompts)}
 
         found = self._stage("vectors", "Encoding the edits", None, compute, packed=True)
         return EditVectors.pack(found["edits"].to(self.processes.device))
@@ -336,13 +348,14 @@ class _Run:
                 advance,
                 checkpoint=self.work.checkpoint("generator"),
                 processes=self.processes,
+                compute_dtype=self.given.dtype,
             )
             self.work.json("generator_training", lambda: asdict(history))
             return generator.state_dict()
 
         total = settings.training_steps(len(active))
         state = self._stage("generator", "Training the generator", total, train, packed=True)
-        generator = WeightGenerator(backbone.weight_size, known.shape[1], settings)
+        generator = WeightGenerator(backbone.weight_size, known.shape[1], settings, self.given.dtype)
         generator.load_state_dict(state)
         return generator.to(device).eval().requires_grad_(False)
 
