@@ -38,7 +38,7 @@ def torch_dtype(dtype: Dtype) -> torch.dtype | None:
 
 
 def plain(text: str) -> str:
-    """Text on one line that rich prints as it is."""
+    """Put text on one line and escape its markup, so that rich prints it as it is."""
     from rich.markup import escape
 
     return escape(" ".join(text.split()))
@@ -68,7 +68,12 @@ BaseOption = Annotated[
     typer.Option("--base", help="Base model: folder, .gguf file, pypi:PACKAGE or hub name", show_default=False),
 ]
 EditsOption = Annotated[
-    Path, typer.Option(help="Facts: JSONL, JSON or CSV (prompt, target), CounterFact or ZsRE", show_default=False)
+    Path,
+    typer.Option(
+        help="Facts: a file (JSONL, JSON, CSV, Excel; prompt and target, or a known data set's form), or the name of a "
+        "public set: counterfact, zsre, knowedit, mquake",
+        show_default=False,
+    ),
 ]
 AdapterName = Annotated[str, typer.Argument(help="Adapter: folder or hub name", show_default=False)]
 MovedBase = Annotated[str | None, typer.Option("--base", help="Where the base model is now, if it was moved")]
