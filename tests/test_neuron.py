@@ -1,6 +1,7 @@
 """The dynamic neuron: its formula, and that it touches its own row, from its own column on, and nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -313,3 +314,28 @@ def test_tuple_outputs() -> None:
     assert beside == "router logits"
     assert torch.equal(output[1], 2 * hidden[1])
     assert torch.equal(output[0], 2 * hidden[0] + neuron_output(hidden[:1], weights, silu)[0])
+
+
+def test_a_compiled_model_is_not_compiled_anew_for_every_column() -> None:
+    """The number of the column is no constant of the compiled code."""
+    backbone = Backbone(tiny_model("llama"), LAYER)
+    neuron = DynamicNeuron(backbone.place, backbone.activation)
+    ids, weights, rows, start = some_ids(), random_weights(ROWS), torch.arange(ROWS), torch.full((ROWS,), 3)
+    with neuron.active(weights, rows, start, ROWS):
+        expected = logits_of(backbone, ids)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(backbone.model, backend=backend)
+    cache, pieces, counts = DynamicCache(), [], []
+    with neuron.active(weights, rows, start, ROWS), torch.no_grad():
+        for column in range(COLUMNS):
+            pieces.append(compiled(input_ids=ids[:, column : column + 1], past_key_values=cache, use_cache=True).logits)
+            counts.append(len(graphs))
+    torch._dynamo.reset()
+    assert counts[3] == counts[-1]
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=1e-4, atol=1e-5)  # float32 rounding
