@@ -1,5 +1,6 @@
 """The two halves of a model: together they are the model, and they leave it and the cache as they were."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import (
 
 from megedit.errors import MegError
 from megedit.lm.backbone import Backbone
-from megedit.lm.structure import find_activation
+from megedit.lm.structure import cache_argument, find_activation
 from megedit.neuron import DynamicNeuron, NeuronWeights, neuron_output
 from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
@@ -176,6 +177,31 @@ def test_rows_of_a_split(backbone: Backbone, inputs: dict[str, Tensor], cached: 
         close(backbone.suffix(split[torch.tensor(rows)], None, 2), logits[rows])
     twice = split[torch.tensor([2, 0])][torch.tensor([1])]
     close(backbone.suffix(twice, None, 2), logits[:1])
+
+
+@pytest.mark.parametrize("cached", [0, CUT])
+def test_no_rows(model: PreTrainedModel, inputs: dict[str, Tensor], cached: int) -> None:
+    backbone, none = Backbone(model, 1), torch.zeros(0, dtype=torch.long)
+    nothing = {name: tensor[:0] for name, tensor in inputs.items()}
+    cache = backbone.context(columns(nothing, 0, cached)) if cached else None
+    whole = backbone.prefix(inputs)
+    for split in (backbone.prefix(columns(nothing, cached, COLUMNS), cache), whole[none]):
+        assert split.ffn_input.shape[0] == 0 and split.ffn_input.shape[2] == HIDDEN
+        logits = backbone.suffix(split, None, 3)
+        assert logits.shape == (0, 3, VOCAB_SIZE) and logits.dtype == model.dtype
+        assert backbone.suffix(split, torch.zeros_like(split.ffn_input), 3, torch.tensor([4, 5])).shape == (0, 3, 2)
+
+
+def test_the_cache_is_passed_under_the_name_that_the_model_knows(
+    model: PreTrainedModel, inputs: dict[str, Tensor], recwarn: pytest.WarningsRecorder
+) -> None:
+    backbone = Backbone(model, 1)
+    for module in (model, model.base_model):
+        assert cache_argument(module) in inspect.signature(module.forward).parameters
+    cache = backbone.context(columns(inputs, 0, CUT))
+    assert cache.get_seq_length() == CUT
+    backbone.suffix(backbone.prefix(columns(inputs, CUT, COLUMNS), cache), None, 1)
+    assert [str(warning.message) for warning in recwarn if "deprecated" in str(warning.message)] == []
 
 
 @pytest.mark.parametrize("half", ["prefix", "suffix"])

@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicLayer
 
 from megedit.errors import MegError
 from megedit.lm.structure import (
+    cache_argument,
     find_activation,
     find_decoder_layers,
     find_feed_forward,
@@ -66,7 +67,8 @@ class Split:
 class Backbone:
     """A causal LM seen as: what runs before the neuron's FFN, that FFN, what runs after it.
 
-    Raises MegError when the structure is not recognised or the layer is out of range.
+    While `prefix` or `suffix` runs, modules of the model have hooks or another forward pass, so the model must not be
+    used by another thread. Raises MegError when the structure is not recognised or the layer is out of range.
     """
 
     def __init__(self, model: PreTrainedModel, layer: int) -> None:
@@ -100,7 +102,8 @@ class Backbone:
         inputs: as in `prefix`. cache: what an earlier call returned; it grows.
         """
         cache = DynamicCache() if cache is None else cache
-        self.model.base_model(**inputs, past_key_values=cache, use_cache=True)
+        if len(inputs["input_ids"]):
+            self.model.base_model(**inputs, **{cache_argument(self.model.base_model): cache}, use_cache=True)
         return cache
 
     @torch.no_grad()
@@ -110,17 +113,20 @@ class Backbone:
         inputs: `input_ids` and `position_ids` int64 (rows, positions), `attention_mask` int64 (rows, cached +
         positions). cache: what `context` returned for the earlier positions; it is not changed.
         """
+        if not len(inputs["input_ids"]):
+            return self._no_rows(inputs)
         frozen = None if cache is None else _frozen(cache)
         kept: dict[str, Any] = {"below": None, "layer_form": _plain}
 
+        # 1. Hooks that keep what comes out of the layer below, what enters the FFN and what leaves it
         def keep_below(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            kept["below"], kept["layer_form"] = _parts(output)
+            kept["below"], kept["layer_form"] = _parts(output)  # (rows, positions, d)
 
         def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            kept["ffn_input"] = first_input(args, kwargs)
+            kept["ffn_input"] = first_input(args, kwargs)  # (rows, positions, d) or (rows * positions, d)
 
         def stop_after_ffn(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            kept["ffn_output"], kept["ffn_form"] = _parts(output)
+            kept["ffn_output"], kept["ffn_form"] = _parts(output)  # shaped as the FFN's input
             raise _PrefixDone
 
         hooks = [
@@ -129,16 +135,20 @@ class Backbone:
         ]
         if self.layer:
             hooks.append(self.layers[self.layer - 1].register_forward_hook(keep_below))
+
+        # 2. The model's own forward pass, up to the end of that FFN
         try:
-            self.model(**inputs, past_key_values=frozen, use_cache=frozen is not None)
+            self.model(**inputs, **self._cached(frozen))
         except _PrefixDone:
             pass
         finally:
             for hook in hooks:
                 hook.remove()
+
+        # 3. What the suffix needs; layers below the chosen one will not run again, so their cache is left out
         above = None if cache is None else _frozen(cache, drop_below=self.layer)
         for name in ("ffn_input", "ffn_output"):
-            kept[name] = kept[name].reshape(*inputs["input_ids"].shape, -1)
+            kept[name] = kept[name].reshape(*inputs["input_ids"].shape, -1)  # (rows, positions, d)
         return Split(**kept, inputs=inputs, cache=above)
 
     def suffix(
@@ -150,7 +160,11 @@ class Backbone:
         model's dtype; with `vocabulary` (int64 (tokens,)) those of these tokens only. Differentiable with respect
         to `added`.
         """
-        head = [] if vocabulary is None else [self.model.get_output_embeddings()]
+        output_head = self.model.get_output_embeddings()
+        if not len(split.ffn_input):
+            tokens = len(output_head.weight if vocabulary is None else vocabulary)
+            return split.ffn_input.new_zeros(0, last_positions, tokens)
+        head = [] if vocabulary is None else [output_head]
         entry = [] if self.place.entry is self.place.exit else [self.place.entry]
 
         def below(*args: Any, **kwargs: Any) -> Any:
@@ -158,7 +172,7 @@ class Backbone:
             return split.layer_form(split.below)
 
         def ffn(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            output = split.ffn_output
+            output = split.ffn_output  # (rows, positions, d)
             output = output.clone() if added is None else (output.float() + added).to(output.dtype)
             return split.ffn_form(output.view(hidden_states.shape))  # families may add to it in place
 
@@ -172,14 +186,18 @@ class Backbone:
             _forward_replaced([self.place.exit], ffn),
             _forward_replaced(head, some_logits),
         ):
-            output = self.model(
-                **split.inputs,
-                past_key_values=split.cache,
-                use_cache=split.cache is not None,
-                logits_to_keep=last_positions,
-            )
-        logits: Tensor = output.logits
+            output = self.model(**split.inputs, **self._cached(split.cache), logits_to_keep=last_positions)
+        logits: Tensor = output.logits  # (rows, last positions, vocabulary)
         return logits
+
+    def _cached(self, cache: Cache | None) -> dict[str, Any]:
+        """The arguments of a forward pass with these keys and values, or with none."""
+        return {cache_argument(self.model): cache, "use_cache": cache is not None}
+
+    def _no_rows(self, inputs: dict[str, Tensor]) -> Split:
+        """A split of no rows, for which a model's own forward pass is not made."""
+        empty = torch.zeros(*inputs["input_ids"].shape, self.hidden_size, dtype=self.model.dtype, device=self.device)
+        return Split(empty, empty, empty, inputs, None, _plain, _plain)
 
     @contextmanager
     def plain_attention(self) -> Iterator[None]:

@@ -24,8 +24,6 @@ IGNORED = -100  # label of a position that holds no answer token
 LONGEST_ANSWER = 512  # tokens, the end of text among them; no edit has a longer one
 SHORT_ANSWER = 8  # tokens; a batch of longer answers has fewer rows, so that its logits take no more memory
 
-Span = Positions
-
 
 @dataclass(frozen=True)
 class Example:

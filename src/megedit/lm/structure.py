@@ -6,6 +6,7 @@ model family' in docs/development.md.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,14 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The hidden states with which a module is called."""
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden
+
+
+def cache_argument(model: nn.Module) -> str:
+    """The argument of a model's forward pass for the keys and values of earlier columns.
+
+    `cache` from transformers 5.24 on, where `past_key_values` is deprecated; before, `past_key_values`.
+    """
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
