@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from megedit.collect import CollectionSettings, answer_leads, answer_logits, collect
 from megedit.edits.edit_set import Edit
 from megedit.errors import MegError
-from megedit.layers import KNOWN_LAYERS, LayerResult, Wording, known_layer, other_wordings, probe, recommended
+from megedit.layers import (
+    KNOWN_LAYERS,
+    LayerResult,
+    Wording,
+    known_layer,
+    other_wordings,
+    probe,
+    probe_model,
+    recommended,
+)
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import prepare, tokenize
 from megedit.lm.loading import load_base
@@ -114,13 +124,27 @@ def test_the_command(fitted: Fitted, tmp_path: Path) -> None:
     values = json.loads(out.read_text("utf-8"))
     assert [row["layer"] for row in values["layers"]] == [0, 2] and values["edits"] == 4 and values["wordings"] == 8
     assert f"Layer {values['recommended']}: {values['why']}." in " ".join(text.split())
-    assert "<svg" in figure.read_text("utf-8")
+    drawn = figure.read_text("utf-8")
+    assert drawn.startswith("<svg") and "reliability" in drawn and f"recommended: {values['recommended']}" in drawn
+    assert "only an .svg file can be drawn" in problem(*arguments, "--figure", tmp_path / "probe.png")
     assert not list(tmp_path.glob(".probe*"))
     output(*arguments, "--layers", "3")
     assert [row["layer"] for row in json.loads(out.read_text("utf-8"))["layers"]] == [3]
     for wrong, message in (("4", "layers 0 to 3"), ("a", "numbers with commas")):
         assert message in problem(*arguments, "--layers", wrong)
     assert "does not exist" in problem(*arguments[:6], tmp_path / "no" / "probe.json")
+
+
+def test_edits_that_cannot_be_answered_are_left_out(fitted: Fitted, tmp_path: Path) -> None:
+    blank, good = replace(fitted.edits[0], target=" "), list(fitted.edits)[1:3]
+    out = tmp_path / "probe.json"
+    result = probe_model(str(fitted.base), [blank, *good], out, layers=[2, 2], dtype=torch.float32)
+    assert (result["edits"], [row["layer"] for row in result["layers"]]) == (2, [2])
+    assert json.loads(out.read_text("utf-8")) == json.loads(json.dumps(result))
+    alone = probe_model(str(fitted.base), good, out, layers=[2], own_rephrases=True, dtype=torch.float32)
+    assert alone["why"] == result["why"]
+    with pytest.raises(MegError, match=f"Edit {blank.id} cannot be made: its target is blank"):
+        probe_model(str(fitted.base), [blank], out)
 
 
 def test_an_interrupted_probe_goes_on(fitted: Fitted, base: Base) -> None:

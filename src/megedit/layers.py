@@ -1,4 +1,4 @@
-"""Which layer the neuron goes in: some edits are collected in each, and their neurons tried on other wordings.
+"""The choice of a layer for the neuron: edits are collected in each, and their neurons tried on other wordings.
 
 Source: MeG (arXiv 2512.14395), figures 5 to 7, where the best layer differs from model to model. Nothing is trained
 but neurons, so a probe takes seconds a layer. A neuron that answers an edit's other wordings is what router and
@@ -7,11 +7,14 @@ generator can hand over at best.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -20,12 +23,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.edits.edit_set import Edit, EditSet
+from megedit.errors import MegError
 from megedit.lm.backbone import Backbone
-from megedit.lm.batches import tokenize
+from megedit.lm.batches import tokenize, tokenize_all
+from megedit.lm.loading import fingerprint, load_base
 from megedit.lm.structure import find_decoder_layers
 from megedit.lm.template import Template
+from megedit.pseudo.knowledge import load_pseudo_knowledge
 from megedit.runtime.callbacks import Advance, no_progress
+from megedit.runtime.files import write_whole
 from megedit.runtime.progress import Stages
+from megedit.runtime.provenance import machine, versions
+from megedit.runtime.resume import Workspace
 
 PAPER = "the paper's layer for this model (arXiv 2512.14395)"
 # by model_type, hidden size, layers and size of the vocabulary
@@ -51,7 +60,7 @@ class Wording:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What collection does in one layer.
+    """The outcome of collection in one layer.
 
     reliability, generality: percent of the edits, and of the other wordings, to which the collected neuron gives the
     whole answer, its end included. norm: mean Euclidean norm of the neurons' values. seconds: of collection, an edit.
@@ -186,3 +195,74 @@ def choose_layer(
     with stages.stage("Probing layers", len(layers)) as advance:
         results = probe(model, tokenizer, template, some, wordings, layers, settings, advance)
     return recommended(results, len(wordings), depth)
+
+
+def probe_model(
+    base: str,
+    edits: Sequence[Edit],
+    out: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+    stride: int = 1,
+    own_rephrases: bool = True,
+    template: str = "auto",
+    settings: CollectionSettings | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    stages: Stages | None = None,
+) -> dict[str, Any]:
+    """Probe the layers of a base model, write the result to the JSON file `out`, and return it.
+
+    A probe that was interrupted goes on when it is called with the same arguments again. base: as for `load_base`.
+    layers: those to try, by default every `stride`-th. own_rephrases: the edits' own rephrases are the other wordings,
+    where they bring some. template: as for `Template.for_tokenizer`.
+
+    Returns, as the file holds it: `layers`, a `LayerResult` each as a dictionary; the `recommended` one, and `why`; the
+    `depth` of the model; and the settings, model, versions and machine it was made with.
+
+    Raises:
+        MegError: the base model cannot be loaded, a layer is out of range, the model can answer with none of the
+            targets, or the file cannot be written.
+    """
+    out, stages, settings = Path(out), stages or Stages(), settings or CollectionSettings()
+    with stages.stage("Loading the base model"):
+        model, tokenizer = load_base(base, dtype=dtype, device=device)
+    depth, form = len(find_decoder_layers(model)), Template.for_tokenizer(tokenizer, template)
+    chosen = _chosen(layers, stride, depth)
+    tokenize_all(tokenizer, form, edits)
+    some = answerable(tokenizer, form, edits)
+    wordings = other_wordings(some, load_pseudo_knowledge().noise, seed, given=own_rephrases)
+    used = {"dtype": str(model.dtype), "template": asdict(form), "collection": asdict(settings)}
+    inputs = {
+        "base": fingerprint(model),
+        **used,
+        "edits": [edit.to_json() for edit in some],
+        "wordings": [asdict(wording) for wording in wordings],
+    }
+    with Workspace(out, hashlib.sha256(json.dumps(inputs).encode()).hexdigest()) as work:
+        with stages.stage("Probing layers", len(chosen)) as advance:
+            results = probe(model, tokenizer, form, some, wordings, chosen, settings, advance, work.json)
+        layer, why = recommended(results, len(wordings), depth)
+        values = {"base": base, "depth": depth, "recommended": layer, "why": why}
+        values |= {"layers": [asdict(result) for result in results], "edits": len(some), "wordings": len(wordings)}
+        values |= {"seed": seed, "fingerprint": inputs["base"], "settings": used}
+        values |= {"machine": machine(), "versions": versions()}
+        _write(values, out)
+        work.remove()
+    return values
+
+
+def _chosen(layers: Sequence[int] | None, stride: int, depth: int) -> list[int]:
+    """The layers to try, by default every `stride`-th. Raises MegError for one that the model does not have."""
+    chosen = list(range(0, depth, stride)) if layers is None else sorted(set(layers))
+    if wrong := [layer for layer in chosen if not 0 <= layer < depth]:
+        raise MegError(f"Layer {wrong[0]} is out of range: the model has layers 0 to {depth - 1}.")
+    return chosen
+
+
+def _write(values: dict[str, Any], out: Path) -> None:
+    try:
+        write_whole(out, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+    except OSError as error:
+        raise MegError(f"{out} could not be written: {error}.") from error

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -22,19 +19,15 @@ from megedit.cli.options import (
     out,
     plain,
     torch_dtype,
-    write_json,
 )
 from megedit.errors import MegError
-
-if TYPE_CHECKING:  # the libraries behind it take seconds to import
-    from megedit.layers import LayerResult
 
 
 def probe(
     base: BaseOption,
     edits: EditsOption,
     out_file: Annotated[Path, typer.Option("--out", help="JSON file for the result")] = Path("probe.json"),
-    figure: Annotated[Path | None, typer.Option(help="Draw it too: a .svg, .png or .pdf file")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw it too: an .svg file")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to try, such as 8,12,16 [default: all]")] = None,
     stride: Annotated[int, typer.Option(min=1, help="Only every so many-th layer")] = 1,
     limit: Annotated[int, typer.Option(min=1, help="Only the first so many edits")] = 64,
@@ -48,94 +41,71 @@ def probe(
     device: DeviceOption = "cpu",
 ) -> None:
     """Find the layer for a model: collect some edits in every layer and try their neurons on other wordings."""
-    from megedit.collect import CollectionSettings
-    from megedit.edits.edit_set import read_edits
-    from megedit.layers import other_wordings, recommended
-    from megedit.layers import probe as probe_layers
-    from megedit.lm.loading import fingerprint, load_base
-    from megedit.lm.structure import find_decoder_layers
-    from megedit.lm.template import Template
-    from megedit.pseudo.knowledge import load_pseudo_knowledge
-    from megedit.runtime.progress import Stages
-    from megedit.runtime.provenance import machine, versions
-    from megedit.runtime.resume import Workspace
-
     check_places(out_file)
     check_places(figure)
-    some = list(read_edits(edits, limit=limit))
-    wordings = other_wordings(some, load_pseudo_knowledge().noise, seed, given=not pseudo_rephrases)
-    stages = Stages(err)
-    with stages.stage("Loading the base model"):
-        model, tokenizer = load_base(base, dtype=torch_dtype(dtype), device=device)
-    form, settings = Template.for_tokenizer(tokenizer, template), CollectionSettings()
-    depth = len(find_decoder_layers(model))
-    chosen = _numbers(layers, depth) if layers else list(range(0, depth, stride))
-    inputs: dict[str, Any] = {
-        "base": fingerprint(model),
-        "dtype": str(model.dtype),
-        "template": asdict(form),
-        "collection": asdict(settings),
-        "edits": [edit.to_json() for edit in some],
-        "wordings": [asdict(wording) for wording in wordings],
-    }
-    work = Workspace(out_file, hashlib.sha256(json.dumps(inputs).encode()).hexdigest())
-    with stages.stage("Probing layers", len(chosen)) as advance:
-        results = probe_layers(model, tokenizer, form, some, wordings, chosen, settings, advance, work.json)
-    layer, why = recommended(results, len(wordings), depth)
+    if figure is not None and figure.suffix.lower() != ".svg":
+        raise MegError(f"--figure is {figure}; only an .svg file can be drawn: name one.")
+    chosen = _numbers(layers) if layers else None
+
+    from megedit.edits.public import load_edits
+    from megedit.layers import probe_model
+    from megedit.runtime.progress import Stages
+
+    result = probe_model(
+        base,
+        load_edits(edits, limit=limit).edits,
+        out_file,
+        layers=chosen,
+        stride=stride,
+        own_rephrases=not pseudo_rephrases,
+        template=template,
+        seed=seed,
+        dtype=torch_dtype(dtype),
+        device=device,
+        stages=Stages(err),
+    )
+    out.print(_table(result))
+    out.print(f"Layer [bold]{result['recommended']}[/]: {plain(result['why'])}.", highlight=False)
+    out.print(f"The result is in [bold]{plain(str(out_file))}[/].", highlight=False, soft_wrap=True)
+    if figure is not None:
+        draw(result, figure)
+
+
+def _numbers(text: str) -> Sequence[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise MegError(f"--layers is {text!r}; give numbers with commas between them, such as 8,12,16.") from None
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """A row for each layer, the recommended one in bold."""
     table = Table()
     for column in ("layer", "reliability", "generality", "norm of v", "seconds an edit"):
         table.add_column(column, justify="right")
-    for row in results:
-        style = "bold" if row.layer == layer else ""
-        cells = (f"{row.reliability:.1f}", f"{row.generality:.1f}", f"{row.norm:.1f}", f"{row.seconds:.3f}")
-        table.add_row(str(row.layer), *cells, style=style)
-    out.print(table)
-    out.print(f"Layer [bold]{layer}[/]: {plain(why)}.", highlight=False)
-    values = {
-        "base": base,
-        "depth": depth,
-        "recommended": layer,
-        "why": why,
-        "layers": [asdict(result) for result in results],
-        "edits": len(some),
-        "wordings": len(wordings),
-        "seed": seed,
-        "fingerprint": inputs["base"],
-        "settings": {name: inputs[name] for name in ("dtype", "template", "collection")},
-        "machine": machine(),
-        "versions": versions(),
+    for row in result["layers"]:
+        cells = (f"{row['reliability']:.1f}", f"{row['generality']:.1f}", f"{row['norm']:.1f}", f"{row['seconds']:.3f}")
+        table.add_row(str(row["layer"]), *cells, style="bold" if row["layer"] == result["recommended"] else "")
+    return table
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw reliability and generality by layer, the recommended one marked, as in figures 5 to 7 of the paper.
+
+    result: that of `probe_model`. path: an .svg file.
+    """
+    from megedit.evaluate.report.charts import line_chart, svg_file
+    from megedit.runtime.files import write_whole
+
+    series = {
+        name: [(float(row["layer"]), float(row[name])) for row in result["layers"]]
+        for name in ("reliability", "generality")
     }
-    write_json(values, out_file, "The result")
-    work.remove()
-    if figure is not None:
-        draw(results, layer, base, figure)
-
-
-def _numbers(text: str, depth: int) -> list[int]:
+    description = f"{result['base']}: collected neurons by layer; recommended: {result['recommended']}"
+    chart = line_chart(
+        series, "layer of the neuron", "percent, collected neurons", description, marked=result["recommended"]
+    )
     try:
-        numbers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise MegError(f"--layers is {text!r}; give numbers with commas between them, such as 8,12,16.") from None
-    if wrong := [number for number in numbers if not 0 <= number < depth]:
-        raise MegError(f"Layer {wrong[0]} is out of range: the model has layers 0 to {depth - 1}.")
-    return numbers
-
-
-def draw(results: Sequence[LayerResult], layer: int, title: str, path: Path) -> None:
-    """Reliability and generality by layer, the recommended one marked, as in figures 5 to 7 of the paper."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axis = figure.subplots()
-    numbers = [result.layer for result in results]
-    axis.plot(numbers, [result.reliability for result in results], "o-", color="#768390", label="reliability")
-    axis.plot(numbers, [result.generality for result in results], "o-", color="#2f81f7", label="generality")
-    axis.axvline(layer, color="#d29922", linestyle=":", label=f"recommended: {layer}")
-    axis.set(xlabel="layer of the neuron", ylabel="percent, collected neurons", ylim=(-3, 103), title=title)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(loc="lower right")
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
+        write_whole(path, svg_file(chart))
+    except OSError as error:
         raise MegError(f"{path} cannot be written ({error}).") from error

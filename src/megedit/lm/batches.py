@@ -68,7 +68,7 @@ def tokenize_all(tokenizer: PreTrainedTokenizerBase, template: Template, edits: 
 
 
 def _refused(tokenizer: PreTrainedTokenizerBase, target: str, answer_ids: list[int]) -> str | None:
-    """Why a model can never answer with a target, or None."""
+    """The reason for which a model can never answer with a target, or None."""
     if all(unicodedata.category(character)[0] in "ZC" for character in target):  # separators and controls
         return "its target is blank"
     if target not in tokenizer.decode(answer_ids) or not answer_ids:
@@ -212,14 +212,14 @@ def prepare(
 
 
 def shared_columns(backbone: Backbone, prompts: Sequence[Sequence[int]], positions: Positions) -> int:
-    """How many leading columns of a batch of prompts can be run as one row; the padding then stands behind them."""
+    """The number of leading columns of a batch of prompts that can be run as one row, the padding behind them."""
     if positions == "all" or backbone.local_attention:
         return 0
     return common_prefix([prompt[:-1] for prompt in prompts])
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all sequences share; 0 of no sequences."""
+    """The number of leading tokens that all sequences share; 0 of no sequences."""
     if not sequences:
         return 0
     low, high = min(map(tuple, sequences)), max(map(tuple, sequences))  # in lexicographic order, all lie between

@@ -96,7 +96,7 @@ def find_feed_forward(layer: nn.Module) -> FeedForward:
 
 
 def has_local_attention(model: PreTrainedModel) -> bool:
-    """Whether some layers see a window of the last columns only; padding must then not stand among the columns."""
+    """True if some layers see a window of the last columns only; padding must then not stand among the columns."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
     if kinds:

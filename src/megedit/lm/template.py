@@ -104,7 +104,7 @@ class Template:
         return in_chat or self._in_own_text(prompt) is not None
 
     def _in_own_text(self, prompt: str) -> str | None:
-        """What stands where the template has its query; of several such examples, the last one."""
+        """The text where the template has its query; of several such examples, the last one."""
         before, after = self.text.split(MARKER)
         if not prompt.endswith(after):
             return None
@@ -163,7 +163,7 @@ def _chat_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 
 def _user_markers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What stands around every user turn; two empty texts if the chat template has no more than one turn.
+    """The texts around every user turn; two empty ones if the chat template has no more than one turn.
 
     The header is what the text before a first turn and before a later turn have in common, without the BOS
     token; the footer what the text before the reply and the text that asks for a reply have in common.
