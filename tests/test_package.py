@@ -127,14 +127,15 @@ def test_the_installed_command(meg: Path, tmp_path: Path) -> None:
     )
     encoder = tiny_encoder(tmp_path / "encoder")
     pseudo = tmp_path / "pseudo.jsonl"
-    pseudo.write_text(
-        "".join(
-            json.dumps(asdict(fact) | {"rephrases": list(fact.rephrases), "neighbours": list(fact.neighbours)}) + "\n"
-            for fact in made_up_pseudo_knowledge(200).facts
-        )
-    )
+    pseudo.write_text("".join(json.dumps(asdict(fact)) + "\n" for fact in made_up_pseudo_knowledge().facts))
+    settings = {  # small, as the model is
+        "encoder.steps": 2, "encoder.batch_size": 8, "familiarity.blocks": 2, "familiarity.steps": 30,
+        "generator.width": 32, "generator.depth": 1, "generator.heads": 2, "generator.trunk_width": 64,
+        "generator.min_steps": 300, "generator.batch_size": 16,
+    }  # fmt: skip
+    options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     where = ("--base", FORMAT_3 / "base", "--edits", facts, "--encoder", encoder, "--out", tmp_path / "fitted")
-    told = run(meg, tmp_path, "fit", *where, "--layer", 1, "--dtype", "float32", "--pseudo", pseudo)
+    told = run(meg, tmp_path, "fit", *where, "--layer", 1, "--dtype", "float32", "--pseudo", pseudo, *options)
     assert "3 of 3 edits are in" in " ".join(told.split())
     edits = [json.loads(line) for line in run(meg, tmp_path, "list", tmp_path / "fitted", "--json").splitlines()]
     assert [(edit["id"], edit["status"]) for edit in edits] == [("Ada", "active"), ("Bo", "active"), ("Cy", "active")]
