@@ -16,6 +16,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 
 from megedit.adapter.adapter import load_adapter
 from megedit.errors import MegError
+from megedit.lm.structure import cache_argument
 from megedit.model import SPARE_TOKENS, MegModel
 from tests.conftest import TOWNS, Fitted
 from tests.test_model import OTHERS, answers, base_generate, never, prompts
@@ -272,7 +273,7 @@ def test_decoding_by_hand(model: MegModel) -> None:
     said = ids
     for _ in range(3):
         output = model(ids, mask, past_key_values=cache, use_cache=True)
-        cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        cache, ids = getattr(output, cache_argument(model.base)), output.logits[:, -1:].argmax(-1)
         said, mask = torch.cat([said, ids], 1), torch.cat([mask, torch.ones_like(ids)], 1)
     width = inputs.input_ids.shape[1]
     assert torch.equal(said[:, width : width + 2], expected[:, width : width + 2])  # `min_new_tokens` forbids the end
@@ -281,7 +282,7 @@ def test_decoding_by_hand(model: MegModel) -> None:
 def test_a_cache_of_another_origin(model: MegModel) -> None:
     inputs, cache = prompts(model, [model.edits[0].prompt]), DynamicCache(config=model.base.config)
     whole = model(**inputs).logits[:, -1]
-    model.base(input_ids=inputs.input_ids[:, :-1], past_key_values=cache)
+    model.base(input_ids=inputs.input_ids[:, :-1], **{cache_argument(model.base): cache})
     with pytest.raises(ValueError, match="queries must be given"):
         model(inputs.input_ids[:, -1:], past_key_values=copy.deepcopy(cache))
     last = model(inputs.input_ids[:, -1:], past_key_values=cache, queries=[model.edits[0].prompt]).logits[:, -1]

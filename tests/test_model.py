@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTraine
 from megedit.adapter.adapter import load_adapter
 from megedit.errors import MegError
 from megedit.lm.decoding import end_tokens
+from megedit.lm.structure import cache_argument
 from megedit.model import MegModel
 from megedit.neuron import NeuronWeights
 from tests.conftest import TOWNS, Fitted, force_routing
@@ -188,7 +189,7 @@ def test_keys_and_values_from_before(oracle: MegModel) -> None:
         input_ids=inputs.input_ids[:, :columns],
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
+        **{cache_argument(oracle.base): cache},
     )
     cached = oracle.generate(**inputs, queries=queries, max_new_tokens=4, do_sample=False, past_key_values=cache)
     assert torch.equal(cached, whole)

@@ -10,7 +10,7 @@ from torch.nn.functional import gelu, silu
 from transformers import DynamicCache
 
 from megedit.lm.backbone import Backbone
-from megedit.lm.structure import Activation, FeedForward
+from megedit.lm.structure import Activation, FeedForward, cache_argument
 from megedit.neuron import DynamicNeuron, NeuronWeights, neuron_output
 from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
@@ -200,10 +200,10 @@ def test_decoding_with_a_cache_equals_one_pass(backbone: Backbone, neuron: Dynam
     with neuron.active(weights, rows, start, ROWS):
         whole = logits_of(backbone, ids)
 
-    cache, pieces = DynamicCache(), []
+    own, cache, pieces = cache_argument(backbone.model), DynamicCache(), []
     with neuron.active(weights, rows, start, ROWS), torch.no_grad():
         for first, last in ((0, 5), (5, 6), (6, 7), (7, 9)):
-            output = backbone.model(input_ids=ids[:, first:last], past_key_values=cache, use_cache=True)
+            output = backbone.model(input_ids=ids[:, first:last], use_cache=True, **{own: cache})
             pieces.append(output.logits)
     # the same sums in another order: float32 rounding
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
@@ -213,11 +213,11 @@ def test_entering_with_a_filled_cache(backbone: Backbone, neuron: DynamicNeuron)
     ids, weights, start = some_ids(), random_weights(1), start_of(6)
     with neuron.active(weights, LONE, start, ROWS):
         whole = logits_of(backbone, ids)
-    cache = DynamicCache()
+    own, cache = cache_argument(backbone.model), DynamicCache()
     with torch.no_grad():
-        backbone.model(input_ids=ids[:, :5], past_key_values=cache, use_cache=True)
+        backbone.model(input_ids=ids[:, :5], use_cache=True, **{own: cache})
         with neuron.active(weights, LONE, start, ROWS, column=5):
-            rest = backbone.model(input_ids=ids[:, 5:], past_key_values=cache, use_cache=True).logits
+            rest = backbone.model(input_ids=ids[:, 5:], use_cache=True, **{own: cache}).logits
     torch.testing.assert_close(rest, whole[:, 5:], rtol=1e-4, atol=1e-5)  # float32 rounding
 
 
@@ -331,10 +331,10 @@ def test_a_compiled_model_is_not_compiled_anew_for_every_column() -> None:
 
     torch._dynamo.reset()
     compiled = torch.compile(backbone.model, backend=backend)
-    cache, pieces, counts = DynamicCache(), [], []
+    own, cache, pieces, counts = cache_argument(backbone.model), DynamicCache(), [], []
     with neuron.active(weights, rows, start, ROWS), torch.no_grad():
         for column in range(COLUMNS):
-            pieces.append(compiled(input_ids=ids[:, column : column + 1], past_key_values=cache, use_cache=True).logits)
+            pieces.append(compiled(input_ids=ids[:, column : column + 1], use_cache=True, **{own: cache}).logits)
             counts.append(len(graphs))
     torch._dynamo.reset()
     assert counts[3] == counts[-1]

@@ -30,6 +30,7 @@ from megedit.lm.backbone import Backbone
 from megedit.lm.batches import pad, position_ids, shared_columns
 from megedit.lm.decoding import Decoded, decode, end_tokens
 from megedit.lm.prompts import Prompts, cached_columns, last_columns, left_padded, mask_of, prompt_ids, texts_of
+from megedit.lm.structure import cache_argument
 from megedit.lm.surface import HuggingFaceSurface, number_format, one_device
 from megedit.lm.template import Template
 from megedit.neuron import DynamicNeuron, NeuronWeights
@@ -228,7 +229,7 @@ class MegModel(HuggingFaceSurface):
 
         template: that of the adapter when not given.
         Where the neuron leaves the prompt alone, all but its last token has been run already, for the edited model as
-        for the base model: the keys and values are in `past_key_values`. What all prompts begin with (the template) was
+        for the base model: the keys and values are among the arguments. What all prompts begin with (the template) was
         run as one row, and the padding stands behind it, unless attention is local.
         """
         rows = self._prompts.ids(texts_of(queries), template)
@@ -239,7 +240,7 @@ class MegModel(HuggingFaceSurface):
             with self._turn:
                 cache = batch.run_context(self.backbone, max(batch.width - 1, 0))
             if cache is not None:
-                inputs["past_key_values"] = cache
+                inputs[cache_argument(self.base)] = cache
         return inputs
 
     # -- Hugging Face's generate and forward
@@ -271,7 +272,7 @@ class MegModel(HuggingFaceSurface):
         if not len(ids):
             as_dict = options.get("return_dict_in_generate", config is not None and config.return_dict_in_generate)
             return GenerateDecoderOnlyOutput(sequences=ids) if as_dict else ids  # type: ignore[arg-type]
-        column = cached_columns(options.get("past_key_values"))
+        column = cached_columns(self._cache_in(options))
         mask = self._mask_of(ids) if attention_mask is None else attention_mask
         if not mask[:, -1].all():
             if column:
@@ -304,7 +305,7 @@ class MegModel(HuggingFaceSurface):
         the prompts when not given. Where `past_key_values` is what an earlier call has returned, the neurons of that
         call go on; with a cache of another origin, `queries` must be given. options: those of the forward pass.
         """
-        cache = options.get("past_key_values")
+        cache = self._cache_in(options)
         column = cached_columns(cache)
         if attention_mask is not None and "position_ids" not in options and not attention_mask.all():
             options["position_ids"] = position_ids(attention_mask)[:, column:]
@@ -327,7 +328,7 @@ class MegModel(HuggingFaceSurface):
             raise ValueError(f"the cache is one of {edits.batch_size} rows, not of {len(input_ids)}")
         with self._turn, self._active(edits, column):
             output = self.base(input_ids=input_ids, attention_mask=attention_mask, **options)
-        if not self._off and (cache := getattr(output, "past_key_values", None)) is not None:
+        if not self._off and (cache := getattr(output, cache_argument(self.base), None)) is not None:
             self._continued[cache] = edits
         return output
 
@@ -346,13 +347,21 @@ class MegModel(HuggingFaceSurface):
         forward pass, `past_key_values` of the first columns among them. Positions are counted without padding, as
         `generate` counts them. Returns logits of the columns that are not in the cache.
         """
-        column = cached_columns(options.get("past_key_values"))
+        column = cached_columns(self._cache_in(options))
         options["position_ids"] = position_ids(attention_mask)[:, column:]
         output = self.forward(
             input_ids[:, column:], attention_mask, queries=queries, answer_start=answer_start, **options
         )
         logits: Tensor = output.logits
         return logits
+
+    def _cache_in(self, options: dict[str, Any]) -> Any:
+        """The cache among the options, under either of its names; it stands under the model's own from then on."""
+        own = cache_argument(self.base)
+        for name in ("past_key_values", "cache"):
+            if name != own and (cache := options.pop(name, None)) is not None:
+                options[own] = cache
+        return options.get(own)
 
     # -- the neurons of a batch
 
