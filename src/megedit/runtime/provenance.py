@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("megedit", "torch", "transformers", "sentence-transformers", "diffusers")
+LIBRARIES = ("megedit", "torch", "transformers", "diffusers")
 
 
 def machine() -> dict[str, Any]:
