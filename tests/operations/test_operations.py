@@ -295,6 +295,14 @@ def test_a_removed_query_that_is_edited_anew(adapter_folder: Path, base: Base) -
 # Consolidation and explanation
 
 
+def test_a_removed_fact_stated_anew_in_other_words(adapter_folder: Path, base: Base) -> None:
+    """Its old wording asks for the new statement; nothing keeps it dead."""
+    old = load_adapter(adapter_folder).active_edits[0]
+    remove(adapter_folder, [old.id])
+    put(adapter_folder, replace(old, id="anew", prompt=old.rephrases[0], target="Ma", rephrases=()))
+    assert answers(adapter_folder, base, [old.rephrases[0], old.prompt]) == ["Ma.", "Ma."]
+
+
 def test_consolidation(adapter_folder: Path, base: Base) -> None:
     edit = new_edit()
     put(adapter_folder, edit)

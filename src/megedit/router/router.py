@@ -89,6 +89,11 @@ class Router:
         self.subjects = [edit.subject for edit in edits]
         in_force_last = sorted(enumerate(edits), key=lambda item: not item[1].removed)
         self._prompts = {normalise_query(edit.prompt): row for row, edit in in_force_last if edit.prompt}
+        self._in_force: dict[str, list[int]] = {}  # by subject, where a removed edit has the same
+        gone = {edit.subject.casefold() for edit in edits if edit.removed and edit.subject}
+        for row, edit in enumerate(edits):
+            if gone and edit.subject and not edit.removed and (name := edit.subject.casefold()) in gone:
+                self._in_force.setdefault(name, []).append(row)
 
     @torch.no_grad()
     def route(self, vectors: Tensor, queries: Sequence[str]) -> Routing:
@@ -119,21 +124,22 @@ class Router:
         return Routing(familiar & ~removed, score, threshold, entropy, nearest, similarity, named, rules)
 
     def _stated_anew(self, removed: Enrolled, vector: Tensor, query: str) -> tuple[Enrolled, int, float] | None:
-        """The nearest edit in force, its index and similarity, if the query asks for it as for the removed one.
+        """The edit in force, its index and similarity, that the query asks for as for the removed one.
 
         The familiarity network, which may have memorised the removed edit, has no say.
         """
-        similarity, nearest = (found[0].tolist() for found in self.vectors.nearest(vector[None], NEIGHBOURS))
-        for value, row in zip(similarity, nearest, strict=True):
+        of_subject = self._in_force.get(removed.subject.casefold(), ()) if removed.subject else ()
+        rows = torch.tensor([*self.vectors.nearest(vector[None], NEIGHBOURS)[1][0].tolist(), *of_subject])
+        similarity, order = (self.vectors[rows.to(vector.device)] @ vector).sort(descending=True)  # each (rows,)
+        for value, row in zip(similarity.tolist(), rows[order.cpu()].tolist(), strict=True):
             edit = replace(self._edits[row], learned=False)
-            if edit.removed:
-                continue
             subjects = {subject.casefold() for subject in (edit.subject, removed.subject) if subject}
-            if len(subjects) > 1 or tell_apart(removed.prompt, edit.prompt):
-                return None
+            if edit.removed or len(subjects) > 1 or tell_apart(removed.prompt, edit.prompt):
+                continue
             named = share_of_name(query, edit.subject) if edit.subject else 0.0
             decision = self.calibration.rules[self.calibration.rule_for(edit)]
-            return (edit, row, value) if decision.accepts(Features(0.0, value, named)) else None
+            if decision.accepts(Features(0.0, value, named)):
+                return edit, row, value
         return None
 
 
