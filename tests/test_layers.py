@@ -109,8 +109,8 @@ def test_known_models() -> None:
 def test_a_fit_chooses_a_layer(fitted: Fitted, caplog: pytest.LogCaptureFixture) -> None:
     config = json.loads((fitted.adapter / "meg_config.json").read_text("utf-8"))
     assert config["settings"]["layer"] is None and config["layer"] in (1, 2, 3)
-    assert "generality" in config["record"]["layer"] and "on 16 other wordings" in config["record"]["layer"]
-    assert "Probing layers" in config["record"]["stages"]
+    assert "generality" in config["provenance"]["layer"] and "on 16 other wordings" in config["provenance"]["layer"]
+    assert "Probing layers" in config["provenance"]["stages"]
 
 
 def test_the_command(fitted: Fitted, tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_objects_in_any_layout(file: Path, text: str) -> None:
 def test_error_inside_an_object_of_many_lines_names_both_lines(file: Path) -> None:
     file.write_text('{"prompt": "a", "target": "b"}\n{\n "prompt": "c",\n "target"\n}\n')
     assert error_of(file) == (
-        "FILE, line 5: this is not valid JSON (Expecting ':' delimiter in the object that begins on line 2); "
+        "FILE, line 4: this is not valid JSON (Expecting ':' delimiter in the object that begins on line 2); "
         "correct or remove the line"
     )
 

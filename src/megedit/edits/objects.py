@@ -51,7 +51,7 @@ def _documents(source: str, text: str) -> Iterator[tuple[int, object, int]]:
         try:
             value, index = _DECODER.raw_decode(text, start)
         except json.JSONDecodeError as error:
-            there = line + text.count("\n", start, error.pos)
+            there = line + text[start : error.pos].rstrip().count("\n")  # where what is missing should have stood
             inside = f" in the object that begins on line {line}" if there > line and text[start] == "{" else ""
             raise MegError(
                 f"{source}, line {there}: this is not valid JSON ({error.msg}{inside}); correct or remove the line"
