@@ -140,6 +140,19 @@ def test_a_perfect_denoiser_gives_the_weights(prediction: Any, steps: int) -> No
 
 
 @pytest.mark.usefixtures("float32")
+def test_one_step_is_that_of_the_sampler() -> None:
+    """It is taken without diffusers; the values are those of its DDIM sampler, bit for bit."""
+    generator, conditions = random_generator(replace(TINY, sample_steps=1)), some_conditions()
+    noise = generator.initial_noise.expand(len(conditions), -1)
+    generator.scheduler.set_timesteps(1)
+    (timestep,) = generator.scheduler.timesteps
+    with torch.no_grad():
+        predicted = generator.denoiser(noise, timestep.expand(len(noise)), generator._condition(conditions))
+    stepped = generator.scheduler.step(predicted, timestep, noise, eta=0.0, return_dict=False)[0]
+    assert torch.equal(generator.sample(conditions), stepped * generator.scale + generator.mean)
+
+
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
 def test_sampling_is_deterministic_row_by_row(prediction: Any) -> None:
     generator, conditions = random_generator(replace(TINY, prediction=prediction)), some_conditions()

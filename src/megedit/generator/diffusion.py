@@ -6,15 +6,20 @@ sample starts from is the same for every query, so a query always gets the same 
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from megedit.generator.denoiser import DiT
 from megedit.runtime.device import mixed_precision
 from megedit.runtime.processes import ALONE, Processes
 from megedit.settings import TRAIN_TIMESTEPS, GeneratorSettings
+
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 SAMPLED_AT_ONCE = 1024  # queries; bounds the memory of sampling
 
@@ -40,14 +45,21 @@ class WeightGenerator(nn.Module):
         self.register_buffer("condition_mean", torch.zeros(condition_size))
         self.register_buffer("condition_scale", torch.ones(condition_size))
         self.register_buffer("initial_noise", torch.zeros(length))
-        self.scheduler = DDIMScheduler(
+
+    @cached_property
+    def scheduler(self) -> DDIMScheduler:
+        """The noise schedule, and the sampler over it."""
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # slow to import, and one step does without it
+
+        scheduler: DDIMScheduler = DDIMScheduler(
             num_train_timesteps=TRAIN_TIMESTEPS,
             beta_schedule="squaredcos_cap_v2",
-            prediction_type=settings.prediction,
+            prediction_type=self.settings.prediction,
             clip_sample=False,
             timestep_spacing="trailing",
             rescale_betas_zero_snr=False,
         )
+        return scheduler
 
     def fit_scales(self, weights: Tensor, conditions: Tensor, hidden_size: int, seed: int) -> None:
         """Measure the scales of weights (edits, L) and conditions (edits, C), and draw the initial noise.
@@ -99,13 +111,22 @@ class WeightGenerator(nn.Module):
     def _sample(self, vectors: Tensor) -> Tensor:
         condition = self._condition(vectors)  # (queries, C)
         weights = self.initial_noise.expand(len(vectors), -1)  # (queries, L)
+        if self.settings.sample_steps == 1 and self.settings.prediction == "sample":
+            # DDIM's one step from pure noise to no noise gives the predicted weights themselves
+            weights = self._predict(weights, torch.tensor(TRAIN_TIMESTEPS - 1), condition)
+            return weights * self.scale + self.mean
         self.scheduler.set_timesteps(self.settings.sample_steps)
         for timestep in self.scheduler.timesteps:
-            at = timestep.expand(len(vectors)).to(vectors.device)
-            with mixed_precision(vectors.device, self.compute_dtype):
-                predicted = self.denoiser(weights, at, condition).float()  # (queries, L)
-            weights = self.scheduler.step(predicted, timestep, weights, eta=0.0).prev_sample
+            predicted = self._predict(weights, timestep, condition)  # (queries, L)
+            weights = self.scheduler.step(predicted, timestep, weights, eta=0.0, return_dict=False)[0]
         return weights * self.scale + self.mean
+
+    def _predict(self, noisy: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        """The denoiser's prediction for weights (queries, L) at one timestep (): float32 (queries, L)."""
+        timesteps = timestep.expand(len(noisy)).to(noisy.device)  # (queries,)
+        with mixed_precision(noisy.device, self.compute_dtype):
+            predicted: Tensor = self.denoiser(noisy, timesteps, condition).float()
+        return predicted
 
     def _condition(self, vectors: Tensor) -> Tensor:
         return (vectors - self.condition_mean) / self.condition_scale
