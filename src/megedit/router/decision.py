@@ -46,7 +46,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What the router knows of an edit beside its vector.
+    """An edit as the router knows it, beside its vector.
 
     learned: the network was trained on it; if not, the entropy says nothing of queries near it. removed: the edit was
     taken back; queries nearest to it are for the base model, unless the fact was stated anew. prompt: a query in the

@@ -29,7 +29,7 @@ class EditVectors:
 
     @classmethod
     def from_rows(cls, rows: Sequence[bytes], size: int) -> EditVectors:
-        """What `rows` gave. Raises ValueError when a row has not the length of a vector of this size."""
+        """The vectors that `rows` wrote. Raises ValueError when a row has not the length of a vector of this size."""
         if any(len(row) != size + 2 for row in rows):
             raise ValueError(f"the vectors of the edits are not of length {size}")
         table = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), size + 2)

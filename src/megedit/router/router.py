@@ -144,6 +144,6 @@ class Router:
 
 
 def shares_of_names(queries: Sequence[str], subjects: Sequence[str | None]) -> Tensor:
-    """How far each query names the subject beside it, as `share_of_name` counts it: float32 (queries,)."""
+    """`share_of_name` of each query and the subject beside it: float32 (queries,)."""
     pairs = zip(queries, subjects, strict=True)
     return torch.tensor([share_of_name(query, subject) if subject else 0.0 for query, subject in pairs])
