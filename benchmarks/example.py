@@ -10,14 +10,16 @@ from __future__ import annotations
 import argparse
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
 from megedit import MegModel
 from megedit.runtime.files import write_whole
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "example.svg"
 PROMPT = "The mother tongue of Danielle Darrieux is"
-COLUMNS = (20, 400, 570)
-ROW, TOP, WIDTH = 52, 92, 740
+NEIGHBOUR = "The native language of Jean-Baptiste Say is"
+COLUMNS = (20, 366, 600)
+ROW, TOP, WIDTH, CHARACTERS = 56, 92, 830, 29  # of a line of an answer
 STYLE = """
 text { font-family: system-ui, sans-serif; font-size: 15px; fill: #1f2328 }
 .head, .kind { font-size: 12px; fill: #59636e } .changed { font-weight: 600; fill: #0969da }
@@ -31,7 +33,7 @@ def answers(adapter: str) -> tuple[str, list[tuple[str, str, str, str]]]:
     edit = next(edit for edit in model.edits if edit.prompt == PROMPT)
     asked = {
         "another wording": edit.rephrases[0],
-        "a neighbour: the same relation, another subject": edit.neighbours[-1],
+        "a neighbour: the same relation, another subject": NEIGHBOUR,
         "something else": "What is the capital of Japan?",
     }
     edited = model.answer(list(asked.values()))
@@ -65,9 +67,10 @@ def picture(edit: str, rows: list[tuple[str, str, str, str]], count: int) -> str
             f'<line x1="8" x2="{WIDTH - 8}" y1="{y - 8}" y2="{y - 8}"/>',
             text(COLUMNS[0], y + 12, question),
             text(COLUMNS[0], y + 31, kind, "kind"),
-            text(COLUMNS[1], y + 12, before),
-            text(COLUMNS[2], y + 12, after, "changed" if after != before else ""),
         ]
+        for x, answer in zip(COLUMNS[1:], (before, after), strict=True):
+            changed = "changed" if x == COLUMNS[2] and after != before else ""
+            lines += [text(x, y + 12 + 19 * i, part, changed) for i, part in enumerate(wrap(answer, CHARACTERS))]
     return "\n".join([*lines, "</svg>\n"])
 
 
