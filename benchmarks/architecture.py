@@ -89,12 +89,13 @@ def direct(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def floors(pairs: set[tuple[str, str]]) -> list[list[str]]:
-    """The rooms in rows, the foundation first: each stands directly above the highest of those that it imports from."""
-    floor = dict.fromkeys(FOUNDATION, 0)
-    for name in ROOMS:  # in their order, so that all that a room imports from has its floor already
+    """The rooms in rows, the foundation first: each stands directly below the lowest of those that import from it."""
+    depth: dict[str, int] = {}
+    for name in reversed(ROOMS):  # all that import from a room have their depth before it
         if name not in FOUNDATION:
-            floor[name] = max((floor[b] + 1 for a, b in pairs if a == name), default=1)
-    return [[name for name in ROOMS if floor[name] == number] for number in range(max(floor.values()) + 1)]
+            depth[name] = max((depth[a] + 1 for a, b in pairs if b == name), default=0)
+    lowest = max(depth.values())
+    return [list(FOUNDATION), *([name for name in depth if depth[name] == lowest - row] for row in range(lowest + 1))]
 
 
 WIDTH, HEIGHT, ACROSS, DOWN, EDGE = 232, 44, 18, 34, 14
