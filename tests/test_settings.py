@@ -99,8 +99,8 @@ def test_settings_by_their_names() -> None:
     ("change", "message"),
     [
         ("collection.margin", "give a name and a value, such as --set collection.margin=6"),
-        ("margin=6", "there is no setting 'margin'; did you mean collection.margin?"),
-        ("collection.margni=6", "did you mean collection.margin"),
+        ("margin=6", "there is no setting 'margin'; the nearest are collection.margin"),
+        ("collection.margni=6", "the nearest are collection.margin"),
         ("generator.anchor=0", "there is no setting 'generator.anchor'"),
         ("collection.steps=many", "collection.steps can be a whole number, not 'many'"),
         ("collection.steps=2.5", "collection.steps can be a whole number, not '2.5'"),

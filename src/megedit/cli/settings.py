@@ -87,7 +87,7 @@ def _close(name: str, known: Sequence[str]) -> str:
     """The settings whose names are close to a wrong one, as the end of a sentence."""
     last = name.rpartition(".")[2]
     close = [right for right in known if right.rpartition(".")[2] == last] or get_close_matches(name, known, 3, 0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else "; `meg fit --help` lists them"
+    return f"; the nearest are {', '.join(close)}" if close else "; `meg fit --help` lists them"
 
 
 def settings_help() -> str:
