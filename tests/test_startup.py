@@ -68,6 +68,7 @@ def test_what_needs_no_model_loads_no_library(arguments: list[str], tmp_path: Pa
 
 def test_the_libraries_draw_no_progress_bars() -> None:
     """They read this when they are imported, so that the command says it before it imports any of them."""
+    pytest.importorskip("datasets")  # an extra
     code = """
 import sys
 from megedit.cli import main
