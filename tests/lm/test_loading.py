@@ -102,6 +102,15 @@ def test_code_in_a_folder_is_never_run(folder: Path) -> None:
     assert not mark.exists()
 
 
+def test_an_attention_kernel_of_the_hub_is_never_loaded(folder: Path) -> None:
+    """A configuration may name one, and transformers would download it and run its code."""
+    path, kernel = folder / "config.json", "kernels-community/flash-attn"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"attn_implementation": kernel, "_attn_implementation": kernel}))
+    model = load_base(str(folder))[0]
+    assert model.config._attn_implementation in ("sdpa", "eager")
+
+
 def test_the_pad_token_is_eos_when_there_is_none(folder: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None

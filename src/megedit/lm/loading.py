@@ -60,10 +60,12 @@ def load_base(
         placed = getattr(config, "quantization_config", None) is not None or str(device) == SPREAD
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=default_dtype(device) if dtype is None else dtype,
             device_map=(SPREAD if str(device) == SPREAD else {"": str(device)}) if placed else None,
             use_safetensors=True,
             trust_remote_code=False,
+            attn_implementation=None,  # transformers' own choice: a configuration may name a kernel on the Hub
             output_loading_info=True,
         )
         model, info = loaded
