@@ -3,7 +3,8 @@
     python -m benchmarks.busy
 
 OpenMP's threads spin while they wait for one another; beside another process they spin on the core that it needs.
-`meg` sets OMP_WAIT_POLICY=PASSIVE unless the variable is set already (megedit/cli/app.py). Run it on an idle machine.
+Commands that train set OMP_WAIT_POLICY=PASSIVE unless the variable is set (megedit/cli/app.py). Run it on an idle
+machine.
 """
 
 from __future__ import annotations

@@ -356,3 +356,12 @@ def test_main_tells_errors_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsy
         signal.signal(signal.SIGINT, inherited)
     assert end.value.code == 130
     assert capsys.readouterr().err == "Interrupted; a fit or probe goes on when the same command is given again.\n"
+
+
+@pytest.mark.parametrize(("command", "policy"), [("fit", "PASSIVE"), ("show", None)])
+def test_threads_of_long_training_sleep_while_they_wait(
+    command: str, policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"})
+    CliRunner().invoke(cli.app, [command, "--help"])
+    assert os.environ.get("OMP_WAIT_POLICY") == policy

@@ -58,10 +58,11 @@ def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers: the module list in the decoder that is as long as the configuration says."""
     depth = model.config.get_text_config().num_hidden_layers
     found: list[nn.ModuleList] = []
+    inside: set[nn.Module] = set()
     for module in [] if model.config.is_encoder_decoder else model.get_decoder().modules():  # outer ones first
-        inside = any(module is part for layers in found for part in layers.modules())
-        if isinstance(module, nn.ModuleList) and len(module) == depth and not inside:
+        if isinstance(module, nn.ModuleList) and len(module) == depth and module not in inside:
             found.append(module)
+            inside.update(module.modules())
     if len(found) != 1:
         raise MegError(
             f"{type(model).__name__} is not a model family MegEdit knows: expected one list of {depth} decoder "
