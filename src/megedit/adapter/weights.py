@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,8 +41,6 @@ def save_model(folder: Path, revision: int, network: FamiliarityNetwork, generat
     tensors |= {f"router.{name}": tensor for name, tensor in network.state_dict().items()}
     path = folder / f"model-{revision:04}.safetensors"
     save_tensors(tensors, path, packed=True)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
     return path.name, sha256_of(path)
 
 
