@@ -219,14 +219,15 @@ def read_settings(values: Mapping[str, Any]) -> FitSettings:
         "familiarity": FamiliaritySettings,
         "generator": GeneratorSettings,
     }
-    read = {name: _read(kind, _renamed(name, values[name])) for name, kind in parts.items() if name in values}
-    return _read(FitSettings, {**values, **read})
+    read = {name: from_known(kind, _renamed(name, values[name])) for name, kind in parts.items() if name in values}
+    return from_known(FitSettings, {**values, **read})
 
 
-_Kind = TypeVar("_Kind")
+T = TypeVar("T")
 
 
-def _read(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
+def from_known(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass of the values that it has fields for; others may have been written by another version."""
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in values.items() if name in known})
 

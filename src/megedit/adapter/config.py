@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from megedit.lm.template import Template
 from megedit.router.decision import Calibration
-from megedit.settings import FitSettings, Positions, read_settings
+from megedit.settings import FitSettings, Positions, from_known, read_settings
 
 CONFIG = "meg_config.json"
 FORMAT_VERSION = 4
 OLDEST_VERSION = 3  # that is still read
-
-_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,12 @@ class AdapterConfig:
             values["settings"][part]  # the defaults of another version would not fit
         given = {
             **values,
-            "template": _made(Template, values["template"]),
+            "template": from_known(Template, values["template"]),
             "calibration": Calibration.from_json(values["calibration"]),
             "settings": read_settings(values["settings"]),
             "format_version": FORMAT_VERSION,
         }
-        return _made(cls, given)
-
-
-def _made(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
-    """A dataclass of the values that it has fields for; others may have been written by another version."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in values.items() if name in names})
+        return from_known(cls, given)
 
 
 def _from_format_3(values: Mapping[str, Any]) -> dict[str, Any]:
