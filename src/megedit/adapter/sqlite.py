@@ -74,10 +74,10 @@ def opened(folder: Path, to_write: bool = False) -> Iterator[sqlite3.Connection]
             f"{folder} is a copy of the Hugging Face Hub's; copy the adapter to a folder of your own "
             f'(in Python: MegModel.from_pretrained("{folder}").save_pretrained("my_adapter")).'
         )
-    if to_write and not (os.access(path, os.W_OK) and os.access(folder, os.W_OK)):
-        raise MegError(f"{folder} cannot be changed: you have no permission to write it; nothing was changed.")
     writable = os.access(path, os.W_OK) and os.access(folder, os.W_OK)
-    address = f"{path.absolute().as_uri()}?mode={'rw' if to_write or writable else 'ro'}"
+    if to_write and not writable:
+        raise MegError(f"{folder} cannot be changed: you have no permission to write it; nothing was changed.")
+    address = f"{path.absolute().as_uri()}?mode={'rw' if writable else 'ro'}"
     try:
         with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)) as connection:
             for setting in ("trusted_schema = OFF", "cell_size_check = ON", "foreign_keys = ON", "synchronous = EXTRA"):
