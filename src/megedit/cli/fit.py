@@ -14,6 +14,7 @@ import typer
 
 from megedit.cli.options import BaseOption, DeviceOption, DtypeOption, EditsOption, err, out, plain, torch_dtype
 from megedit.cli.settings import with_changes
+from megedit.edits import OnConflict
 from megedit.errors import MegError
 from megedit.settings import PRESETS, EncoderSettings, FitSettings
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --h
     from megedit.edits.edit_set import EditSet
 
 Preset = Literal["fast", "paper"]
-OnConflict = Literal["error", "first"]
 
 
 def fit(

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
+from megedit.adapter.ledger import Status
 from megedit.cli.options import (
     AdapterName,
     DeviceOption,
@@ -24,6 +25,7 @@ from megedit.cli.options import (
     plain,
     torch_dtype,
 )
+from megedit.edits import OnConflict
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
@@ -34,13 +36,11 @@ if TYPE_CHECKING:  # the libraries behind these take seconds to import
 SHOWN = 20  # changes that are printed one by one
 PAGE = 500  # edits that are read and listed at a time
 AdapterFolder = Annotated[Path, typer.Argument(help="Folder of the adapter", show_default=False)]
-StatusName = Literal["active", "removed", "failed"]
-OnConflict = Literal["error", "first"]
 
 
 def list_edits(
     adapter: AdapterName,
-    status: Annotated[StatusName | None, typer.Option(help="Only edits with this status")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only edits with this status")] = None,
     search: Annotated[str | None, typer.Option(help="Only with this text in id, prompt, target or subject")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many")] = None,
     as_json: JsonOption = False,
@@ -65,7 +65,7 @@ def list_edits(
 
 
 def _pages(
-    folder: Path, revision: int, status: StatusName | None, search: str | None, limit: int | None
+    folder: Path, revision: int, status: Status | None, search: str | None, limit: int | None
 ) -> Iterator[Sequence[EditRecord]]:
     """The edits of a revision, some at a time; between two pages others may change the adapter."""
     from megedit.adapter.ledger import reading
