@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from megedit.edits.public import PUBLIC
 from megedit.errors import MegError
 from megedit.runtime.files import write_whole
 
@@ -71,7 +72,7 @@ EditsOption = Annotated[
     Path,
     typer.Option(
         help="Facts: a file (JSONL, JSON, CSV, Excel; prompt and target, or a known data set's form), or the name of a "
-        "public set: counterfact, zsre, knowedit, mquake",
+        f"public set: {', '.join(PUBLIC)}",
         show_default=False,
     ),
 ]
