@@ -16,6 +16,7 @@ from megedit.cli.options import (
     err,
     out,
     plain,
+    tell_dropped,
     torch_dtype,
     write_json,
 )
@@ -94,8 +95,7 @@ def evaluate(
     given = load_edits(data, limit=limit, on_conflict="first") if data else None
     model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
     edits = known_edits(model.adapter, given) if given else adapter_edits(model.adapter, adapter, limit)
-    for line in edits.dropped_summary():
-        err.print(line, highlight=False, markup=False, soft_wrap=True)
+    tell_dropped(edits)
     result = evaluate_and_print(model, edits, adapter, protocol, settings, examples).to_json()
     if out_file is not None:
         write_json(result, out_file, "Every answer")

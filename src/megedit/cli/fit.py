@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from megedit.cli.options import BaseOption, DeviceOption, DtypeOption, EditsOption, err, out, plain, torch_dtype
+from megedit.cli.options import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    EditsOption,
+    err,
+    out,
+    plain,
+    tell_dropped,
+    torch_dtype,
+)
 from megedit.cli.settings import with_changes
 from megedit.edits import OnConflict
 from megedit.errors import MegError
@@ -123,8 +133,7 @@ def _fit(
     from megedit.pseudo.knowledge import load_pseudo_knowledge
     from megedit.runtime.progress import Stages
 
-    for line in edits.dropped_summary():
-        err.print(line, highlight=False, markup=False, soft_wrap=True)
+    tell_dropped(edits)
     knowledge = load_pseudo_knowledge(pseudo) if pseudo else None
     adapter = fit_adapter(
         base, edits, folder, settings,

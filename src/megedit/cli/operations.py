@@ -23,6 +23,7 @@ from megedit.cli.options import (
     err,
     out,
     plain,
+    tell_dropped,
     torch_dtype,
 )
 from megedit.edits import OnConflict
@@ -173,8 +174,7 @@ def add(
     if replace + skip + keep > 1:
         raise MegError("Give one of --replace, --skip and --keep.")
     edits = load_edits(facts, limit=limit, on_conflict=on_conflict)
-    for line in edits.dropped_summary():
-        err.print(line, highlight=False, markup=False, soft_wrap=True)
+    tell_dropped(edits)
     outcome = add_edits(
         adapter, edits, resolve=_resolver(replace, skip, keep),
         base=base, dtype=torch_dtype(dtype), device=device, stages=Stages(err),

@@ -16,6 +16,8 @@ from megedit.runtime.files import write_whole
 if TYPE_CHECKING:  # the libraries behind the commands take seconds to import; `meg --help` should not
     import torch
 
+    from megedit.edits import EditSet
+
 out = Console()
 err = Console(stderr=True)
 
@@ -53,6 +55,12 @@ def check_places(file: Path | None, folder: Path | None = None) -> None:
         raise MegError(f"{file} is a folder; name a file in it for the result.")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise MegError(f"{folder} is a file; name a folder for the report.")
+
+
+def tell_dropped(edits: EditSet) -> None:
+    """Say what was left out of the edits that were read."""
+    for line in edits.dropped_summary():
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def write_json(values: dict[str, Any], path: Path, what: str) -> None:
