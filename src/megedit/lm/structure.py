@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,7 +52,12 @@ def cache_argument(model: nn.Module) -> str:
 
     `cache` from transformers 5.24 on, where `past_key_values` is deprecated; before, `past_key_values`.
     """
-    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    return _cache_argument(type(model).forward)
+
+
+@cache  # asked before every forward pass, and slow to find out
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
