@@ -6,6 +6,8 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from megedit.edits.columns import LISTS, columns_of, log_other_names, several
@@ -19,7 +21,7 @@ Cells = tuple[str, Sequence[object]]  # the place of a row, and its cells
 
 @dataclass(frozen=True)
 class _Table:
-    """A header and, each time that `rows` is called, the rows below it.
+    """A header and, each time that `cells` is called, all rows that are not blank, the header among them.
 
     `name` is that of the header in messages. `hint` is the advice where a row does not fit the header, empty for tables
     whose rows always do.
@@ -28,8 +30,12 @@ class _Table:
     source: str
     name: str
     header: Sequence[str]
-    rows: Callable[[], Iterator[Cells]]
+    cells: Callable[[], Iterator[Cells]]
     hint: str = ""
+
+    def rows(self) -> Iterator[Cells]:
+        """The rows below the header."""
+        return islice(self.cells(), 1, None)
 
 
 def csv_rows(source: str, text: str, required: Sequence[str]) -> Iterator[Row]:
@@ -44,16 +50,10 @@ def csv_rows(source: str, text: str, required: Sequence[str]) -> Iterator[Row]:
         delimiter, text, skipped = given[0], rest, text[: len(text) - len(rest)].count("\n")
     else:
         delimiter = _delimiter(text)
-    rows = _csv_cells(source, text, delimiter, skipped)
-    header = _names(next(rows, None))
-
-    def below() -> Iterator[Cells]:
-        cells = _csv_cells(source, text, delimiter, skipped)
-        next(cells)
-        return cells
-
+    cells = partial(_csv_cells, source, text, delimiter, skipped)
+    header = _names(next(cells(), None))
     hint = f"put cells that hold {_DELIMITERS.get(delimiter, repr(delimiter))} or line breaks in quotation marks"
-    yield from _read(_Table(source, "the CSV header", header, below, hint), required)
+    yield from _read(_Table(source, "the CSV header", header, cells, hint), required)
 
 
 def workbook_rows(source: str, data: bytes, required: Sequence[str]) -> Iterator[Row]:
@@ -73,14 +73,9 @@ def workbook_rows(source: str, data: bytes, required: Sequence[str]) -> Iterator
         raise MegError(f"{source}: the workbook cannot be read ({error}); save it again, or as CSV") from error
     headers = [_names(next(_sheet_cells(source, sheet), None)) for sheet in sheets]
     chosen = _sheet_of_facts(source, [sheet.title for sheet in sheets], headers, required)
-    sheet = sheets[chosen]
-
-    def below() -> Iterator[Cells]:
-        cells = _sheet_cells(source, sheet)
-        next(cells)
-        return cells
-
-    yield from _read(_Table(source, f"the first row of the sheet {sheet.title!r}", headers[chosen], below), required)
+    sheet, header = sheets[chosen], headers[chosen]
+    cells = partial(_sheet_cells, source, sheet)
+    yield from _read(_Table(source, f"the first row of the sheet {sheet.title!r}", header, cells), required)
 
 
 def _sheet_of_facts(
