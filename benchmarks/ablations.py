@@ -31,7 +31,7 @@ from benchmarks.common import BASE, write_result
 from benchmarks.edits import load_set
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.fitting import ANSWERED_LEAD
 from megedit.generator import (
     PRESETS,

@@ -39,7 +39,7 @@ import torch
 from benchmarks.common import BASE, COMMIT, base_name, on_device, suffix, write_result
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.adapter.folder import is_adapter
-from megedit.edits.edit_set import Edit, EditSet, normalise_query
+from megedit.edits import Edit, EditSet, normalise_query
 from megedit.edits.subjects import SubjectIndex
 from megedit.evaluate import Evaluation, EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
 from megedit.evaluate.result import summarise

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.common import BASE, write_result
 from benchmarks.edits import load_set
 from megedit import MegModel, read_edits
-from megedit.edits.edit_set import EditSet
+from megedit.edits import EditSet
 from megedit.evaluate import Evaluation, EvaluationSettings, cases_of, evaluate, find_protocol
 from megedit.evaluate.perturb import PERTURBATIONS
 from megedit.runtime.progress import Stages, peak_memory

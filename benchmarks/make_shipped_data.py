@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from megedit.edits.edit_set import Edit, normalise_query, read_edits
+from megedit.edits import Edit, normalise_query, read_edits
 from megedit.edits.subjects import SubjectIndex
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.collect import CollectionSettings
-from megedit.edits.edit_set import Edit, EditSet
+from megedit.edits import Edit, EditSet
 from megedit.encoder import EncoderSettings
 from megedit.fitting import FitSettings, fit
 from megedit.generator import GeneratorSettings

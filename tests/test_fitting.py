@@ -20,7 +20,7 @@ import megedit.runtime.resume
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.ledger import reading
 from megedit.collect import Collected
-from megedit.edits.edit_set import EditSet
+from megedit.edits import EditSet
 from megedit.errors import MegError
 from megedit.fitting import FitSettings
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.collect import CollectionSettings, answer_leads, answer_logits, collect
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.layers import (
     KNOWN_LAYERS,

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from megedit.edits.edit_set import EditSet, normalise_query, read_edits
+from megedit.edits import EditSet, normalise_query, read_edits
 from megedit.edits.subjects import SubjectIndex
 from megedit.pseudo.knowledge import PseudoKnowledge, load_pseudo_knowledge
 

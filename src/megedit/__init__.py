@@ -9,8 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megedit.edits.edit_set import Edit, EditSet, read_edits
-    from megedit.edits.public import load_edits
+    from megedit.edits import Edit, EditSet, load_edits, read_edits
     from megedit.errors import MegError
     from megedit.fitting import FitSettings, fit
     from megedit.model import MegModel
@@ -31,16 +30,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Edit": "edits.edit_set",
-    "EditSet": "edits.edit_set",
+    "Edit": "edits",
+    "EditSet": "edits",
     "FitSettings": "fitting",
     "MegError": "errors",
     "MegModel": "model",
     "Route": "routes",
     "fit": "fitting",
-    "load_edits": "edits.public",
+    "load_edits": "edits",
     "load_pseudo_knowledge": "pseudo.knowledge",
-    "read_edits": "edits.edit_set",
+    "read_edits": "edits",
 }
 
 

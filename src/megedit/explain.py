@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from megedit.adapter.ledger import Status
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.model import MegModel
 from megedit.routes import Route

@@ -31,7 +31,7 @@ from megedit.adapter.ledger import EditRecord, NewEdit, Status, reading
 from megedit.adapter.sqlite import create
 from megedit.adapter.weights import save_model, to_bytes, write_unchanging
 from megedit.collect import Collected, answer_leads_of, collect, prepare_all
-from megedit.edits.edit_set import EditSet
+from megedit.edits import EditSet
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.generator import WeightGenerator, train_generator

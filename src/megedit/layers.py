@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
-from megedit.edits.edit_set import Edit, EditSet
+from megedit.edits import Edit, EditSet
 from megedit.errors import MegError
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import tokenize, tokenize_all

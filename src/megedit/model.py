@@ -25,7 +25,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from megedit.adapter.adapter import Adapter, check_base, load_adapter
 from megedit.adapter.folder import copy_adapter
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import pad, position_ids, shared_columns
 from megedit.lm.decoding import Decoded, decode, end_tokens

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megedit.adapter.adapter import Adapter
 from megedit.adapter.ledger import Status
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.router.router import Routing, encode_queries
 from megedit.settings import Rule
 

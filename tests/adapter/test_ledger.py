@@ -18,7 +18,7 @@ from megedit.adapter.change import changing
 from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.adapter.sqlite import FILE, create
 from megedit.adapter.weights import from_bytes, to_bytes
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.router.index import EditVectors
 

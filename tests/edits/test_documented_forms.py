@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megedit.edits import contents
+from megedit.edits import contents, read_edits
 from megedit.edits.columns import OTHER_NAMES
-from megedit.edits.edit_set import read_edits
 from megedit.edits.public import PUBLIC
 
 TEXT = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text("utf-8")

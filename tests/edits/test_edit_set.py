@@ -8,14 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from megedit.edits.edit_set import (
-    Dropped,
-    Edit,
-    EditSet,
-    Question,
-    read_edits,
-)
-from megedit.edits.text import query_id
+from megedit.edits import Dropped, Edit, EditSet, Question, query_id, read_edits
 from megedit.errors import MegError
 
 FRANCE = {"prompt": "The capital of France is", "target": "Rome"}

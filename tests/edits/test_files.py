@@ -15,9 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megedit.edits import contents
-from megedit.edits.edit_set import Edit, Question, read_edits
-from megedit.edits.text import query_id
+from megedit.edits import Edit, Question, contents, query_id, read_edits
 from megedit.errors import MegError
 from tests.edits.test_edit_set import error_of, jsonl
 

@@ -8,10 +8,9 @@ from typing import Any
 import datasets
 import pytest
 
-from megedit.edits.edit_set import Dropped, Edit, Question
-from megedit.edits.public import PUBLIC, load_edits
+from megedit.edits import Dropped, Edit, Question, load_edits, query_id
+from megedit.edits.public import PUBLIC
 from megedit.edits.schemas import SCHEMAS
-from megedit.edits.text import query_id
 from megedit.errors import MegError
 
 NAMES = "counterfact, zsre, knowedit, mquake"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megedit.edits.edit_set import MAX_TARGET_CHARS, read_edits
+from megedit.edits import MAX_TARGET_CHARS, read_edits
 from megedit.edits.rows import MAX_TEXT_CHARS
 from tests.edits.test_edit_set import FRANCE, SPAIN, error_of, jsonl, zsre
 

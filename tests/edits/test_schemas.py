@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from megedit.edits import query_id
 from megedit.edits.rows import Row
 from megedit.edits.schemas import SCHEMAS, Edit, ParsedRow, Question, schema_of
-from megedit.edits.text import query_id
 from megedit.errors import MegError
 
 COUNTERFACT = {

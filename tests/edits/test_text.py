@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megedit.edits.text import clean_query, normalise_query, query_id, strip_invisible
+from megedit.edits import clean_query, normalise_query, query_id
+from megedit.edits.text import strip_invisible
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import load_adapter
-from megedit.edits.edit_set import Edit, EditSet
+from megedit.edits import Edit, EditSet
 from megedit.errors import MegError
 from megedit.evaluate import (
     PROTOCOLS,

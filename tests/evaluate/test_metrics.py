@@ -7,7 +7,7 @@ import sys
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from megedit.edits.edit_set import Edit, EditSet
+from megedit.edits import Edit, EditSet
 from megedit.errors import MegError
 from megedit.evaluate import EvaluationSettings, cases_of, find_protocol
 from megedit.evaluate.metrics import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megedit.edits.edit_set import Edit, EditSet, Question
+from megedit.edits import Edit, EditSet, Question
 from megedit.errors import MegError
 from megedit.evaluate import (
     Case,

@@ -22,7 +22,7 @@ import megedit.operations.adding
 from megedit.adapter.adapter import load_adapter
 from megedit.adapter.change import changing
 from megedit.adapter.ledger import reading
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.operations import Outcome, remove, rollback, undo
 from megedit.router.index import EditVectors

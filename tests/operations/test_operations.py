@@ -17,7 +17,7 @@ import megedit.operations.conflicts
 from megedit.adapter.adapter import load_adapter
 from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.adapter.weights import to_bytes
-from megedit.edits.edit_set import Edit, EditSet
+from megedit.edits import Edit, EditSet
 from megedit.errors import MegError
 from megedit.explain import explain
 from megedit.model import MegModel

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.pseudo import (
     PseudoFact,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 from megedit.pseudo.wordings import OWN_FACTS, OWN_WORDINGS, OtherQuestions, in_words_of
 from tests.pseudo.test_knowledge import ROME, many

@@ -21,7 +21,7 @@ from megedit.adapter.config import AdapterConfig
 from megedit.adapter.folder import copy_adapter, find_adapter, read_config, unreadable
 from megedit.adapter.ledger import EditRecord, Records, reading
 from megedit.adapter.weights import from_bytes, load_model
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.generator import WeightGenerator, anchored

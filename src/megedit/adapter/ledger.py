@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 from megedit.adapter.sqlite import FILE, opened
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.errors import MegError
 
 Status = Literal["active", "failed", "removed"]

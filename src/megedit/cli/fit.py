@@ -31,7 +31,7 @@ from megedit.settings import PRESETS, EncoderSettings, FitSettings
 if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --help` should not
     import torch
 
-    from megedit.edits.edit_set import EditSet
+    from megedit.edits import EditSet
 
 Preset = Literal["fast", "paper"]
 
@@ -66,7 +66,7 @@ def fit(
     device: DeviceOption = "cpu",
 ) -> None:
     """Edit a file of facts into a model and save the adapter."""
-    from megedit.edits.public import load_edits
+    from megedit.edits import load_edits
 
     settings = FitSettings(layer=layer, template=template, seed=seed, generator=PRESETS[preset])
     if encoder:
@@ -86,7 +86,7 @@ def demo(
 ) -> None:
     """Edit the 320 shipped facts into a small real model, measure the result, and show some answers."""
     from megedit.cli.eval import evaluate_and_print
-    from megedit.edits.edit_set import read_edits
+    from megedit.edits import read_edits
     from megedit.evaluate import EvaluationSettings
     from megedit.model import MegModel
 

@@ -122,7 +122,7 @@ def diff(
     """Say which edits only one of two adapters has in force, and which have another target."""
     from megedit.adapter.folder import find_adapter
     from megedit.adapter.ledger import reading
-    from megedit.edits.edit_set import normalise_query
+    from megedit.edits import normalise_query
 
     sides = []
     for name in (first, second):
@@ -167,7 +167,7 @@ def add(
     device: DeviceOption = "cpu",
 ) -> None:
     """Add facts to an adapter; they answer at once."""
-    from megedit.edits.public import load_edits
+    from megedit.edits import load_edits
     from megedit.operations import add as add_edits
     from megedit.runtime.progress import Stages
 

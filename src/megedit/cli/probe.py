@@ -47,7 +47,7 @@ def probe(
         raise MegError(f"--figure is {figure}; only an .svg file can be drawn: name one.")
     chosen = _numbers(layers) if layers else None
 
-    from megedit.edits.public import load_edits
+    from megedit.edits import load_edits
     from megedit.layers import probe_model
     from megedit.runtime.progress import Stages
 

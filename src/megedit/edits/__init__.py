@@ -1,6 +1,7 @@
 """Facts in: from the rows of a file to edits that are checked, without repetitions and contradictions."""
 
-from megedit.edits.edit_set import Dropped, EditSet, OnConflict, edits_of, read_edits
+from megedit.edits.builder import Dropped, OnConflict
+from megedit.edits.edit_set import EditSet, edits_of, read_edits
 from megedit.edits.public import load_edits
 from megedit.edits.schemas import MAX_TARGET_CHARS, Edit, Question, QuestionKind
 from megedit.edits.text import clean_query, fold, normalise_query, query_id

@@ -17,25 +17,8 @@ from megedit.edits.builder import Builder, Dropped, OnConflict
 from megedit.edits.columns import PlainNames
 from megedit.edits.files import read_rows
 from megedit.edits.rows import Row, kind_of
-from megedit.edits.schemas import MAX_TARGET_CHARS, SCHEMAS, Edit, ParsedRow, Question, QuestionKind, schema_of
-from megedit.edits.text import clean_query, fold, normalise_query, query_id
+from megedit.edits.schemas import SCHEMAS, Edit, ParsedRow, Question, schema_of
 from megedit.errors import MegError
-
-__all__ = [
-    "MAX_TARGET_CHARS",
-    "Dropped",
-    "Edit",
-    "EditSet",
-    "OnConflict",
-    "Question",
-    "QuestionKind",
-    "clean_query",
-    "edits_of",
-    "fold",
-    "normalise_query",
-    "query_id",
-    "read_edits",
-]
 
 _SUMMARISED_FROM = 6
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megedit.edits.edit_set import EditSet, OnConflict, edits_of, read_edits
+from megedit.edits.builder import OnConflict
+from megedit.edits.edit_set import EditSet, edits_of, read_edits
 from megedit.edits.rows import Row
 from megedit.errors import MegError, needs
 

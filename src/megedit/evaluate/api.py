@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import Adapter
-from megedit.edits.edit_set import Edit, EditSet, normalise_query
+from megedit.edits import Edit, EditSet, normalise_query
 from megedit.errors import MegError
 from megedit.evaluate.protocols import Case, EvaluationSettings, TemplateKind, find_protocol
 from megedit.evaluate.result import Evaluation

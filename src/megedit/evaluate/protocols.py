@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from megedit.edits.edit_set import Edit, EditSet, normalise_query
+from megedit.edits import Edit, EditSet, normalise_query
 from megedit.errors import MegError, needs
 from megedit.evaluate.perturb import PERTURBATIONS, perturb
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from megedit.edits.edit_set import EditSet
+from megedit.edits import EditSet
 from megedit.errors import MegError
 from megedit.evaluate.batch import JudgedBatch, needs_answers, wanted_answers
 from megedit.evaluate.journal import Journal

@@ -22,7 +22,7 @@ from megedit.adapter.folder import describe
 from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.adapter.weights import from_bytes, to_bytes
 from megedit.collect import collect
-from megedit.edits.edit_set import Edit, EditSet, normalise_query
+from megedit.edits import Edit, EditSet, normalise_query
 from megedit.errors import MegError
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, tokenize_all

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from megedit.edits.edit_set import Edit, fold, normalise_query
+from megedit.edits import Edit, fold, normalise_query
 from megedit.edits.subjects import tell_apart
 from megedit.errors import MegError
 

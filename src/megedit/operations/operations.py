@@ -16,7 +16,7 @@ from typing import Any, Literal
 from megedit.adapter.change import Change, changing
 from megedit.adapter.folder import describe
 from megedit.adapter.ledger import Changed, EditRecord, Ledger, reading
-from megedit.edits.edit_set import Edit, normalise_query
+from megedit.edits import Edit, normalise_query
 from megedit.errors import MegError
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from megedit.edits import Edit, normalise_query
 from megedit.edits.columns import PlainNames
-from megedit.edits.edit_set import Edit, normalise_query
 from megedit.edits.files import read_rows
 from megedit.edits.subjects import SubjectIndex
 from megedit.errors import MegError

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from megedit.edits.edit_set import Edit
+from megedit.edits import Edit
 from megedit.edits.subjects import SubjectIndex
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge, names_another
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megedit.edits.edit_set import normalise_query
+from megedit.edits import normalise_query
 from megedit.edits.subjects import share_of_name, tell_apart
 from megedit.encoder import SENTENCE_END, TextEncoder
 from megedit.router.decision import Calibration, Enrolled, Features
