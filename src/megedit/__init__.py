@@ -5,8 +5,9 @@ The method is MeG (arXiv 2512.14395): one dynamic neuron, whose weights a diffus
 Each public name is imported when it is first used, so that `import megedit` loads no machine learning library.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from megedit.runtime.lazy import on_first_use
 
 if TYPE_CHECKING:
     from megedit.edits import Edit, EditSet, load_edits, read_edits
@@ -42,15 +43,4 @@ _MODULES = {
     "read_edits": "edits",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use (PEP 562)."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'megedit' has no attribute {name!r}")
-    value = getattr(import_module(f"megedit.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(__name__, _MODULES)

@@ -3,17 +3,13 @@
 `Adapter` and `load_adapter` are loaded on first use: what only reads the ledger does without torch.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from megedit.runtime.lazy import on_first_use
 
 if TYPE_CHECKING:
     from megedit.adapter.adapter import Adapter, load_adapter
 
 __all__ = ["Adapter", "load_adapter"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from megedit.adapter import adapter
-
-    return getattr(adapter, name)
+__getattr__, __dir__ = on_first_use(__name__, dict.fromkeys(__all__, "adapter"))

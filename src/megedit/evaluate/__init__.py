@@ -5,8 +5,9 @@ Names are loaded on first use, so that the protocols can be listed without a mod
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from megedit.runtime.lazy import on_first_use
 
 if TYPE_CHECKING:
     from megedit.evaluate.api import evaluate
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
     from megedit.evaluate.systems import Answer, FunctionSystem, ModelSystem, System
 
 _MODULES = {
-    "api": ("evaluate",),
-    "protocols": ("PROTOCOLS", "Case", "EvaluationSettings", "find_protocol"),
-    "result": ("Evaluation", "Judgement", "Measured", "Verdict"),
-    "run": ("cases_of",),
-    "systems": ("Answer", "FunctionSystem", "ModelSystem", "System"),
+    "evaluate": "api",
+    **dict.fromkeys(("PROTOCOLS", "Case", "EvaluationSettings", "find_protocol"), "protocols"),
+    **dict.fromkeys(("Evaluation", "Judgement", "Measured", "Verdict"), "result"),
+    "cases_of": "run",
+    **dict.fromkeys(("Answer", "FunctionSystem", "ModelSystem", "System"), "systems"),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "PROTOCOLS",
@@ -41,12 +41,4 @@ __all__ = [
     "find_protocol",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(__name__, _MODULES)

@@ -3,8 +3,9 @@
 The operations are loaded on first use: those that need no model do without torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from megedit.runtime.lazy import on_first_use
 
 if TYPE_CHECKING:
     from megedit.operations.adding import add, update
@@ -13,10 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "add", "consolidate", "remove", "rollback", "undo", "update"]
 
-_MODULES = {"add": "adding", "update": "adding", "consolidate": "consolidation"}
+_MODULES = {
+    "Outcome": "operations",
+    "add": "adding",
+    "consolidate": "consolidation",
+    "remove": "operations",
+    "rollback": "operations",
+    "undo": "operations",
+    "update": "adding",
+}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'operations')}"), name)
+__getattr__, __dir__ = on_first_use(__name__, _MODULES)

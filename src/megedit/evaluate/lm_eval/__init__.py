@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from megedit.runtime.lazy import on_first_use
 
 if TYPE_CHECKING:
     from megedit.evaluate.lm_eval.general import GeneralResult, MetricResult, TaskResult, general_ability
 
 __all__ = ["GeneralResult", "MetricResult", "TaskResult", "general_ability"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.general"), name)
+__getattr__, __dir__ = on_first_use(__name__, dict.fromkeys(__all__, "general"))
