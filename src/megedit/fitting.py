@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -216,7 +217,7 @@ class _Run:
                 given.tokenizer,
                 given.template,
                 given.edits,
-                self._pseudo()[0].noise,
+                self._pseudo[0].noise,
                 given.settings.collection,
                 given.settings.seed,
                 self.stages,
@@ -235,7 +236,7 @@ class _Run:
             tuned = TextEncoder(resolve_folder(settings.name), device=device, dtype=self.given.dtype)
             with self.stages.stage("Tuning the text encoder", settings.steps) as advance:
                 seed, checkpoint = self.given.settings.seed, self.work.checkpoint("encoder")
-                tuned.tune(self._pseudo()[0], settings, seed, advance, checkpoint, self.processes)
+                tuned.tune(self._pseudo[0], settings, seed, advance, checkpoint, self.processes)
 
             def save(partial: Path) -> None:
                 tuned.save(partial)
@@ -287,7 +288,7 @@ class _Run:
     def calibration(self, encoder: TextEncoder, vectors: EditVectors, neurons: Collected) -> Calibration:
         """The router's decision, calibrated on pseudo-knowledge that the encoder has not seen."""
         settings, seed = self.given.settings.familiarity, self.given.settings.seed
-        enrolled, familiar, unfamiliar, near = calibration_texts(self._pseudo()[1], seed)
+        enrolled, familiar, unfamiliar, near = calibration_texts(self._pseudo[1], seed)
         if not familiar or not unfamiliar:
             raise MegError(
                 "Too little pseudo-knowledge is left after taking out what belongs to the edits; give more of it "
@@ -433,6 +434,7 @@ class _Run:
 
         return timed
 
+    @cached_property
     def _pseudo(self) -> tuple[PseudoKnowledge, PseudoKnowledge]:
         """The pseudo-knowledge to learn from, and that held out for the calibration."""
         return self.given.pseudo.split(self.given.settings.held_out, self.given.settings.seed)
