@@ -31,7 +31,7 @@ from megedit.lm.structure import find_decoder_layers
 from megedit.lm.template import Template
 from megedit.pseudo.knowledge import load_pseudo_knowledge
 from megedit.runtime.callbacks import Advance, no_progress
-from megedit.runtime.files import write_whole
+from megedit.runtime.files import write_json
 from megedit.runtime.progress import Stages
 from megedit.runtime.provenance import machine, versions
 from megedit.runtime.resume import Workspace
@@ -248,7 +248,7 @@ def probe_model(
         values |= {"layers": [asdict(result) for result in results], "edits": len(some), "wordings": len(wordings)}
         values |= {"seed": seed, "fingerprint": inputs["base"], "settings": used}
         values |= {"machine": machine(), "versions": versions()}
-        _write(values, out)
+        write_json(out, values)
         work.remove()
     return values
 
@@ -259,10 +259,3 @@ def _chosen(layers: Sequence[int] | None, stride: int, depth: int) -> list[int]:
     if wrong := [layer for layer in chosen if not 0 <= layer < depth]:
         raise MegError(f"Layer {wrong[0]} is out of range: the model has layers 0 to {depth - 1}.")
     return chosen
-
-
-def _write(values: dict[str, Any], out: Path) -> None:
-    try:
-        write_whole(out, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
-    except OSError as error:
-        raise MegError(f"{out} could not be written: {error}.") from error

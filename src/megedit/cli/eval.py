@@ -18,7 +18,7 @@ from megedit.cli.options import (
     plain,
     tell_dropped,
     torch_dtype,
-    write_json,
+    write_result,
 )
 from megedit.edits.public import PUBLIC
 from megedit.evaluate.perturb import PERTURBATIONS
@@ -98,10 +98,10 @@ def evaluate(
     tell_dropped(edits)
     result = evaluate_and_print(model, edits, adapter, protocol, settings, examples).to_json()
     if out_file is not None:
-        write_json(result, out_file, "Every answer")
+        write_result(result, out_file, "Every answer")
     if report_dir is not None:
         _write_report([result], report_dir)
-        write_json(result, report_dir / "result.json", "Every answer")
+        write_result(result, report_dir / "result.json", "Every answer")
 
 
 def general(
@@ -135,7 +135,7 @@ def general(
     )
     out.print(general_table(result))
     if out_file is not None:
-        write_json(result.to_json(), out_file, "Every value")
+        write_result(result.to_json(), out_file, "Every value")
 
 
 def report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from megedit.edits.public import PUBLIC
 from megedit.errors import MegError
-from megedit.runtime.files import write_whole
+from megedit.runtime.files import write_json
 
 if TYPE_CHECKING:  # the libraries behind the commands take seconds to import; `meg --help` should not
     import torch
@@ -63,12 +62,9 @@ def tell_dropped(edits: EditSet) -> None:
         err.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def write_json(values: dict[str, Any], path: Path, what: str) -> None:
+def write_result(values: dict[str, Any], path: Path, what: str) -> None:
     """Write a result, and say that `what` is in the file."""
-    try:
-        write_whole(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
-    except OSError as error:
-        raise MegError(f"{path} could not be written: {error}.") from error
+    write_json(path, values)
     out.print(f"{what} is in [bold]{plain(str(path))}[/].", highlight=False, soft_wrap=True)
 
 

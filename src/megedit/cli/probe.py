@@ -95,7 +95,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     result: that of `probe_model`. path: an .svg file.
     """
     from megedit.evaluate.report.charts import line_chart, svg_file
-    from megedit.runtime.files import write_whole
+    from megedit.runtime.files import write_output
 
     series = {
         name: [(float(row["layer"]), float(row[name])) for row in result["layers"]]
@@ -105,7 +105,4 @@ def draw(result: dict[str, Any], path: Path) -> None:
     chart = line_chart(
         series, "layer of the neuron", "percent, collected neurons", description, marked=result["recommended"]
     )
-    try:
-        write_whole(path, svg_file(chart))
-    except OSError as error:
-        raise MegError(f"{path} cannot be written ({error}).") from error
+    write_output(path, svg_file(chart))

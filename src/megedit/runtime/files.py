@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from megedit.errors import MegError
 
 
 def write_whole(path: Path, text: str, errors: str = "strict") -> None:
     """Write UTF-8 text, as `replacing` does. errors: as for `str.encode`."""
     with replacing(path) as partial:
         partial.write_text(text, "utf-8", errors)
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a file that the user asked for, as `write_whole`. Raises MegError when that fails."""
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise MegError(f"{path} could not be written: {error}.") from error
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object that the user asked for, as `write_output`."""
+    write_output(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
 
 @contextmanager
