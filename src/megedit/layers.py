@@ -230,8 +230,8 @@ def probe_model(
         model, tokenizer = load_base(base, dtype=dtype, device=device)
     depth, form = len(find_decoder_layers(model)), Template.for_tokenizer(tokenizer, template)
     chosen = _chosen(layers, stride, depth)
-    tokenize_all(tokenizer, form, edits)
-    some = answerable(tokenizer, form, edits)
+    examples = tokenize_all(tokenizer, form, edits)
+    some = [edit for edit, example in zip(edits, examples, strict=True) if example.refused is None]
     wordings = other_wordings(some, load_pseudo_knowledge().noise, seed, given=own_rephrases)
     used = {"dtype": str(model.dtype), "template": asdict(form), "collection": asdict(settings)}
     inputs = {
