@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megedit.errors import MegError, needs
+from megedit.lm.places import brief
 from megedit.model import MegModel
 
 if TYPE_CHECKING:  # needs the harness
@@ -95,10 +96,9 @@ def _load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, dict[str
         try:
             loaded = manager.load([name])
         except Exception as error:  # data, network and the task's own code fail in many ways
-            reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
             raise MegError(
-                f"The task {name} could not be loaded ({reason}); check the network and the task's YAML file, or put a "
-                "task with local data into the task folder."
+                f"The task {name} could not be loaded ({brief(error)}); check the network and the task's YAML file, or "
+                "put a task with local data into the task folder."
             ) from error
         for leaf, task in loaded["tasks"].items():
             _check_task(leaf, task)
