@@ -14,12 +14,13 @@ from megedit.edits import Edit, EditSet, normalise_query
 from megedit.errors import MegError
 from megedit.evaluate.protocols import Case, EvaluationSettings, TemplateKind, find_protocol
 from megedit.evaluate.result import Evaluation
-from megedit.evaluate.run import Progress, run
+from megedit.evaluate.run import run
 from megedit.evaluate.systems import FunctionSystem, MegSystem, System
 from megedit.lm.template import Template
 from megedit.model import MegModel
 from megedit.pseudo.knowledge import text_key
 from megedit.runtime.cache import cache_folder
+from megedit.runtime.callbacks import Advance, no_progress
 
 logger = logging.getLogger("megedit")
 
@@ -35,7 +36,7 @@ def evaluate(
     unedited: System | Function | None = None,
     name: str = "",
     resume: bool = True,
-    progress: Progress = lambda done: None,
+    progress: Advance = no_progress,
 ) -> Evaluation:
     """Evaluate an edited model by a named protocol (`PROTOCOLS`).
 

@@ -21,8 +21,8 @@ from megedit.evaluate.protocols import Case, EvaluationSettings, Measure, Metric
 from megedit.evaluate.result import Evaluation, Judgement, Verdict, summarise
 from megedit.evaluate.systems import Answer, System
 from megedit.routes import Route
+from megedit.runtime.callbacks import Advance, no_progress
 
-Progress = Callable[[int], None]
 ENDING = 4  # tokens behind a target that an answer may take: a full stop, the end of text, another spelling
 
 
@@ -37,7 +37,7 @@ def run(
     system: Mapping[str, Any] | None = None,
     fit: Mapping[str, Any] | None = None,
     journals: Path | None = None,
-    progress: Progress = lambda done: None,
+    progress: Advance = no_progress,
     check: Callable[[Sequence[Case]], None] = lambda cases: None,
 ) -> Evaluation:
     """Ask both systems everything the protocol asks of these edits.
