@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -208,13 +208,9 @@ class MegSystem(ModelSystem):
         other.name, other.edited = "unedited", False
         return other
 
-    @cached_property
-    def _adapter_identity(self) -> str:
-        return self.edited_model.adapter.identity
-
     @property
     def identity(self) -> str:
-        return _digest(self._adapter_identity, str(self.model.dtype), repr(self.template), str(self.edited))
+        return _digest(self.edited_model.adapter.identity, str(self.model.dtype), repr(self.template), str(self.edited))
 
     def routes(self, queries: Sequence[str]) -> list[Route] | None:
         routes: list[Route] | None = self.edited_model.route(queries) if self.edited else None
