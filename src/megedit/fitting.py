@@ -32,7 +32,7 @@ from megedit.adapter.ledger import EditRecord, NewEdit, Status, reading
 from megedit.adapter.sqlite import create
 from megedit.adapter.weights import save_model, to_bytes, write_unchanging
 from megedit.collect import Collected, answer_leads_of, collect, prepare_all
-from megedit.edits import EditSet
+from megedit.edits import Edit, EditSet
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.generator import WeightGenerator, train_generator
@@ -101,7 +101,8 @@ def fit(
         network = run.network(vectors)
         generator = run.generator(backbone, vectors, neurons)
         generated = run.generated(backbone, generator, vectors, neurons)
-        config, entries = run.config(backbone, encoder, calibration), run.entries(neurons, vectors, generated)
+        config = run.config(backbone, encoder, calibration)
+        entries = new_edits(edits, neurons, vectors.rows(), generated)
         if processes.main:
             with replacing_folder(Path(out), overwrite) as folder:
                 shutil.copyfile(run.work.folder / LOG, folder / LOG)
@@ -404,16 +405,6 @@ class _Run:
             },
         )
 
-    def entries(self, neurons: Collected, vectors: EditVectors, generated: Tensor) -> list[NewEdit]:
-        """The edits as the ledger keeps them: in force where there is a neuron, otherwise failed."""
-        rows, found = dict(zip(_active(neurons).tolist(), vectors.rows(), strict=True)), []
-        for i, (edit, weights) in enumerate(zip(self.given.edits, to_bytes(neurons.weights), strict=True)):
-            status: Status = "active" if i in rows else "failed"
-            lead, steps = round(float(neurons.leads[i]), 3), int(neurons.steps[i])
-            record = EditRecord(edit, status, lead, steps, bool(generated[i]))
-            found.append(NewEdit(record, rows.get(i, b""), weights))
-        return found
-
     def _stage(
         self,
         name: str,
@@ -447,6 +438,20 @@ class _Run:
 def _active(neurons: Collected) -> Tensor:
     """The edits that have a neuron: int64 (n,)."""
     return neurons.succeeded.nonzero()[:, 0]
+
+
+def new_edits(edits: Iterable[Edit], neurons: Collected, vectors: Iterable[bytes], generated: Tensor) -> list[NewEdit]:
+    """Collected edits as the ledger keeps them: in force where there is a neuron, otherwise failed.
+
+    vectors: the row of each edit that has a neuron. generated: bool (edits,), whether the generator gives the answer.
+    """
+    rows, found = iter(vectors), []
+    for i, (edit, weights) in enumerate(zip(edits, to_bytes(neurons.weights), strict=True)):
+        status: Status = "active" if neurons.succeeded[i] else "failed"
+        lead, steps = round(float(neurons.leads[i]), 3), int(neurons.steps[i])
+        record = EditRecord(edit, status, lead, steps, bool(generated[i]))
+        found.append(NewEdit(record, next(rows) if status == "active" else b"", weights))
+    return found
 
 
 def answer_check(

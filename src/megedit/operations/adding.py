@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.change import changing
 from megedit.adapter.folder import describe
-from megedit.adapter.ledger import EditRecord, NewEdit, reading
-from megedit.adapter.weights import from_bytes, to_bytes
+from megedit.adapter.ledger import NewEdit, reading
+from megedit.adapter.weights import from_bytes
 from megedit.collect import collect
 from megedit.edits import Edit, EditSet, normalise_query
 from megedit.errors import MegError
+from megedit.fitting import new_edits
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, tokenize_all
 from megedit.operations.conflicts import SHOWN, Choice, Conflict, Resolve, find_conflicts, resolved
@@ -235,18 +237,8 @@ def _collected(adapter: Adapter, plan: _Plan, load: Load, stages: Stages) -> tup
         found = collect(
             backbone, examples, adapter.config.settings.collection, tokenizer.pad_token_id, advance, known=shared
         )
-    collected = []
-    for i, (vector, neuron) in enumerate(zip(plan.vectors.rows(), to_bytes(found.weights), strict=True)):
-        works = bool(found.leads[i] > 0)
-        record = EditRecord(
-            edit=plan.new[i],
-            status="active" if works else "failed",
-            lead=round(float(found.leads[i]), 3),
-            steps=int(found.steps[i]),
-            generated=False,
-        )
-        collected.append(NewEdit(record, vector if works else b"", neuron))
-    return collected, reasons
+    vectors = compress(plan.vectors.rows(), found.succeeded)
+    return new_edits(plan.new, found, vectors, torch.zeros_like(found.succeeded)), reasons
 
 
 def _shared(adapter: Adapter, edits: Sequence[Edit], examples: Sequence[Example]) -> dict[tuple[int, ...], Tensor]:
