@@ -143,6 +143,27 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor whose default is bfloat16, whatever it has."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+
+
+@pytest.fixture
+def formats(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
+    """The formats in which the outputs of linear layers are computed from now on."""
+    found: set[torch.dtype] = set()
+    forward = torch.nn.Linear.forward
+
+    def watched(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        output = forward(layer, x)
+        found.add(output.dtype)
+        return output
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    return found
+
+
+@pytest.fixture
 def adapter_folder(fitted: Fitted, tmp_path: Path) -> Path:
     """A copy of the shared adapter that a test may change."""
     return Path(shutil.copytree(fitted.adapter, tmp_path / "adapter"))

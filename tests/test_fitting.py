@@ -192,6 +192,15 @@ def test_one_number_format_in_all_stages(
     assert asked == [dtype] * 3  # the encoder before and after its tuning, the generator
 
 
+def test_no_stage_takes_the_default_for_the_number_format(
+    fitted: Fitted, tmp_path: Path, bfloat16: None, formats: set[torch.dtype]
+) -> None:
+    adapter = fitted.fit(tmp_path / "adapter", dtype=torch.float32)
+    vectors = adapter.encoder.encode(["Who taught Iva Jones?"])
+    adapter.generate(vectors, torch.zeros(1, dtype=torch.long))
+    assert formats == {torch.float32}
+
+
 def test_all_edits_failed(fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "collect", failing(*range(8)))
     with pytest.raises(MegError, match="None of the edits could be made"):

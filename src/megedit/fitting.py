@@ -78,8 +78,8 @@ def fit(
 
     pseudo: facts that are not edited, for the encoder and the router; the shipped ones by default. Whatever belongs
     to an edited fact is taken out of them first, and facts in the words of the edits are added where those are new
-    (`settings.own_words`). dtype: the number format of the base model and of the matrix products of encoder and
-    generator; by default the fast one of the device.
+    (`settings.own_words`). dtype: the number format of the base model and of the matrix products of encoder,
+    familiarity network and generator; by default the fast one of the device.
 
     A run that was interrupted is continued when called again with the same input and settings. Started as several
     processes by `accelerate launch` or `torchrun`, they share the work; `out` must then be on a disk that all of them
@@ -108,7 +108,7 @@ def fit(
                 shutil.copyfile(run.work.folder / LOG, folder / LOG)
                 write_unchanging(folder, config, encoder, given.seen)
                 _write_ledger(folder, config, entries, edits.source, save_model(folder, 1, network, generator))
-    return load_adapter(out, processes.device)
+    return load_adapter(out, processes.device, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -310,8 +310,9 @@ class _Run:
                 [*familiar, *unfamiliar, *near],
                 len(near),
             )
-            checkpoint = self.work.checkpoint("calibration")
-            return calibrate(vectors, subjects, texts, settings, seed, advance, checkpoint=checkpoint).to_json()
+            checkpoint, dtype = self.work.checkpoint("calibration"), self.given.dtype
+            found = calibrate(vectors, subjects, texts, settings, seed, advance, checkpoint=checkpoint, dtype=dtype)
+            return found.to_json()
 
         total = training_steps(len(vectors) + len(enrolled), settings)
         return Calibration.from_json(
@@ -323,8 +324,9 @@ class _Run:
         settings, seed = self.given.settings.familiarity, self.given.settings.seed
 
         def train(advance: Advance) -> dict[str, Tensor]:
-            checkpoint = self.work.checkpoint("router")
-            return train_familiarity(vectors.unpack(), settings, seed, advance, checkpoint=checkpoint).state_dict()
+            checkpoint, dtype, known = self.work.checkpoint("router"), self.given.dtype, vectors.unpack()
+            trained = train_familiarity(known, settings, seed, advance, checkpoint=checkpoint, dtype=dtype)
+            return trained.state_dict()
 
         total = training_steps(len(vectors), settings)
         state = self._stage("router", "Training the router", total, train, packed=True)

@@ -341,6 +341,14 @@ def test_nothing_is_left_to_consolidate_with(adapter_folder: Path, base: Base, f
     assert answers(adapter_folder, base, [new_edit().prompt]) == ["Lu."]
 
 
+def test_a_consolidation_computes_in_the_number_format_that_was_chosen(
+    adapter_folder: Path, bfloat16: None, formats: set[torch.dtype]
+) -> None:
+    put(adapter_folder, new_edit())
+    consolidate(adapter_folder, dtype=torch.float32)
+    assert formats == {torch.float32}
+
+
 def test_consolidation_with_the_base_model_spread(adapter_folder: Path) -> None:
     put(adapter_folder, new_edit())
     outcome = consolidate(adapter_folder, dtype=torch.float32, device="auto")

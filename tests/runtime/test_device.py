@@ -31,21 +31,6 @@ def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
     return bool(request.param)
 
 
-@pytest.fixture
-def formats(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
-    """The formats in which the outputs of linear layers are computed from now on."""
-    found: set[torch.dtype] = set()
-    forward = nn.Linear.forward
-
-    def watched(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        output = forward(layer, x)
-        found.add(output.dtype)
-        return output
-
-    monkeypatch.setattr(nn.Linear, "forward", watched)
-    return found
-
-
 @pytest.mark.parametrize(
     ("avx512_bf16", "amx", "dtype"),
     [

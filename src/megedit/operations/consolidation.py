@@ -66,11 +66,11 @@ def consolidate(
         if new or gone:
             with stages.stage("Loading the base model"):
                 model, tokenizer = adapter.load_base(base, dtype, device)
-            run = Consolidation(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages)
-            known = load_model(folder, change, adapter.config, device)  # uncast, to be trained on
+            run = Consolidation(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages, dtype)
+            known = load_model(folder, change, adapter.config, device, dtype)  # uncast, to be trained on
             learned = run.learn(*known)
             change.set_model(*save_model(folder, change.next, *learned))
-            absorbed, lost = run.check(load_model(folder, change, adapter.config, device)[1])
+            absorbed, lost = run.check(load_model(folder, change, adapter.config, device, dtype)[1])
             change.set_generated([record.number for record in absorbed], True)
             change.set_generated([record.number for record in (*lost, *gone)], False)
         change.drop_weights()
@@ -99,8 +99,9 @@ class Consolidation:
         backbone: Backbone,
         tokenizer: PreTrainedTokenizerBase,
         stages: Stages,
+        dtype: torch.dtype | None,
     ) -> None:
-        self.adapter, self.backbone, self.stages = adapter, backbone, stages
+        self.adapter, self.backbone, self.stages, self.dtype = adapter, backbone, stages, dtype
         self.old, self.new, self.gone = [record for record in adapter.active if record.generated], new, gone
         self._tokenizer, self._seed = tokenizer, adapter.config.settings.seed
         rows_of = {record.number: row for row, record in enumerate(adapter.routed)}
@@ -116,7 +117,13 @@ class Consolidation:
         if self.new:
             with self.stages.stage("Training the router", steps) as advance:
                 network = train_familiarity(
-                    self.vectors[:known], config.settings.familiarity, self._seed, advance, network, len(self.new)
+                    self.vectors[:known],
+                    config.settings.familiarity,
+                    self._seed,
+                    advance,
+                    network,
+                    len(self.new),
+                    dtype=self.dtype,
                 )
         changed = max(len(self.new) + len(self.gone), 1)
         settings = replace(
@@ -137,7 +144,15 @@ class Consolidation:
         answered = answer_check(self.backbone, self._batches(rows), self.vectors[rows])
         with self.stages.stage("Training the generator", settings.min_steps) as advance:
             generator, _ = train_generator(
-                weights, self.vectors, config.hidden_size, settings, self._seed, answered, advance, generator
+                weights,
+                self.vectors,
+                config.hidden_size,
+                settings,
+                self._seed,
+                answered,
+                advance,
+                generator,
+                compute_dtype=self.dtype,
             )
         return network, generator
 
