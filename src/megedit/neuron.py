@@ -42,11 +42,6 @@ class NeuronWeights:
         biases = vectors[:, hidden_size] if width % 2 else vectors.new_zeros(len(vectors))
         return cls(vectors[:, :hidden_size], biases, vectors[:, width - hidden_size :])
 
-    def to_vectors(self, with_bias: bool) -> Tensor:
-        """The inverse of `from_vectors`: float32 (rows, 2d) or, with the bias, (rows, 2d + 1)."""
-        parts = [self.keys, self.biases[:, None], self.values] if with_bias else [self.keys, self.values]
-        return torch.cat(parts, dim=1)
-
     def __getitem__(self, rows: Any) -> NeuronWeights:
         return NeuronWeights(self.keys[rows], self.biases[rows], self.values[rows])
 

@@ -140,7 +140,8 @@ def test_a_neuron_in_the_suffix_is_the_hooked_neuron(
 
 
 def test_the_gradient_is_that_of_the_hooked_neuron(backbone: Backbone, inputs: dict[str, Tensor]) -> None:
-    vectors = some_neurons().to_vectors(True).requires_grad_(True)
+    neurons = some_neurons()
+    vectors = torch.cat([neurons.keys, neurons.biases[:, None], neurons.values], dim=1).requires_grad_(True)
     target = torch.tensor([10, 20, 30])
 
     def gradient(logits: Tensor) -> Tensor:
