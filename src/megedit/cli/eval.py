@@ -20,12 +20,12 @@ from megedit.cli.options import (
     torch_dtype,
     write_result,
 )
+from megedit.edits import EditSet, load_edits
 from megedit.edits.public import PUBLIC
 from megedit.evaluate.perturb import PERTURBATIONS
 from megedit.evaluate.protocols import PROTOCOLS, TemplateKind
 
 if TYPE_CHECKING:
-    from megedit.edits import EditSet
     from megedit.evaluate import Evaluation, EvaluationSettings
     from megedit.model import MegModel
 
@@ -76,7 +76,6 @@ def evaluate(
 
     An interrupted evaluation goes on when the same command is given again.
     """
-    from megedit.edits import load_edits
     from megedit.evaluate import EvaluationSettings, find_protocol
     from megedit.evaluate.api import adapter_edits, known_edits
     from megedit.model import MegModel

@@ -24,14 +24,12 @@ from megedit.cli.options import (
     torch_dtype,
 )
 from megedit.cli.settings import with_changes
-from megedit.edits import OnConflict
+from megedit.edits import EditSet, OnConflict, load_edits, read_edits
 from megedit.errors import MegError
 from megedit.settings import PRESETS, EncoderSettings, FitSettings
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --help` should not
     import torch
-
-    from megedit.edits import EditSet
 
 Preset = Literal["fast", "paper"]
 
@@ -66,8 +64,6 @@ def fit(
     device: DeviceOption = "cpu",
 ) -> None:
     """Edit a file of facts into a model and save the adapter."""
-    from megedit.edits import load_edits
-
     settings = FitSettings(layer=layer, template=template, seed=seed, generator=PRESETS[preset])
     if encoder:
         settings = replace(settings, encoder=replace(settings.encoder, name=encoder))
@@ -86,7 +82,6 @@ def demo(
 ) -> None:
     """Edit the 320 shipped facts into a small real model, measure the result, and show some answers."""
     from megedit.cli.eval import evaluate_and_print
-    from megedit.edits import read_edits
     from megedit.evaluate import EvaluationSettings
     from megedit.model import MegModel
 

@@ -26,7 +26,7 @@ from megedit.cli.options import (
     tell_dropped,
     torch_dtype,
 )
-from megedit.edits import OnConflict
+from megedit.edits import OnConflict, load_edits, normalise_query
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
@@ -122,7 +122,6 @@ def diff(
     """Say which edits only one of two adapters has in force, and which have another target."""
     from megedit.adapter.folder import find_adapter
     from megedit.adapter.ledger import reading
-    from megedit.edits import normalise_query
 
     sides = []
     for name in (first, second):
@@ -167,7 +166,6 @@ def add(
     device: DeviceOption = "cpu",
 ) -> None:
     """Add facts to an adapter; they answer at once."""
-    from megedit.edits import load_edits
     from megedit.operations import add as add_edits
     from megedit.runtime.progress import Stages
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from megedit.edits import EditSet
 from megedit.edits.public import PUBLIC
 from megedit.errors import MegError
 from megedit.runtime.files import write_json
 
 if TYPE_CHECKING:  # the libraries behind the commands take seconds to import; `meg --help` should not
     import torch
-
-    from megedit.edits import EditSet
 
 out = Console()
 err = Console(stderr=True)

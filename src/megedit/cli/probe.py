@@ -20,6 +20,7 @@ from megedit.cli.options import (
     plain,
     torch_dtype,
 )
+from megedit.edits import load_edits
 from megedit.errors import MegError
 
 
@@ -47,7 +48,6 @@ def probe(
         raise MegError(f"--figure is {figure}; only an .svg file can be drawn: name one.")
     chosen = _numbers(layers) if layers else None
 
-    from megedit.edits import load_edits
     from megedit.layers import probe_model
     from megedit.runtime.progress import Stages
 
