@@ -2,19 +2,23 @@
 # make test   run the tests
 # make check  linter, formatter, type checker
 # make lock   write constraints.txt anew; UPGRADE=1 takes the newest versions, not those in it
+# make reading   train the network that reads questions; DEVICE=cuda on a GPU
 # make bounds run the tests of our calls into other libraries on the lowest and the newest versions that are allowed
 
 VENV ?= .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lock bounds setup
+.PHONY: demo test check lock bounds reading setup
 
 demo: setup
 	$(VENV)/bin/meg demo --out adapters/demo
 
 test: setup
 	$(VENV)/bin/pytest
+
+reading: setup
+	$(VENV)/bin/python -m training.reading --device $(or $(DEVICE),cpu)
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -319,6 +319,18 @@ def recipe(sets: Sets) -> str:
     return table(["", "paper", "ours", "factor"], rows)
 
 
+def reading(sets: Sets) -> str:
+    """What the verifier recognises of each set at several shares of false fires."""
+    rates = ("1%", "3%", "5%")
+    header = ["set", "texts that ask", "that do not", *(f"recognised at {rate} false" for rate in rates)]
+    rows = [
+        [name, *map(str, row["texts"].values()), *(number(row["recognised"][rate]) for rate in rates)]
+        for values in sets.values()
+        for name, row in sorted(values.items())
+    ]
+    return table(header, rows)
+
+
 def plain_rows(sets: Sets, name: str) -> str:
     """Results that are lists of rows already, one below the other; `title` is that of the file a row is from."""
 
@@ -356,6 +368,7 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
     "protocols": (protocols, {"Evaluation": "evaluation"}),
     "life": (life, {"Life": "life"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
+    "reading": (reading, {"Reading": "reading"}),
     "recipe": (recipe, {"Recipes": "recipe"}),
     "recipe-gpu": (recipe, {"Recipes": "recipe_cuda"}),
     **{name: (partial(plain_rows, name=name), files) for name, files in PLAIN.items()},

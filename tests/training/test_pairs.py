@@ -1,0 +1,36 @@
+"""Training pairs: labels that hold, and the same pairs for the same seed."""
+
+import random
+
+from megedit.edits.text import normalise_query
+from training.corpus import ContrastFact, corpus, texts
+from training.pairs import Pairs, Perturbation
+
+
+def some() -> list[ContrastFact]:
+    """A few facts of every set."""
+    return corpus()[::40]
+
+
+def test_the_same_seed_draws_the_same_pairs() -> None:
+    facts = some()
+    assert Pairs(facts, ["Noise."]).draw(200, "1") == Pairs(facts, ["Noise."]).draw(200, "1")
+    assert Pairs(facts, ["Noise."]).draw(200, "1") != Pairs(facts, ["Noise."]).draw(200, "2")
+
+
+def test_no_text_that_asks_is_drawn_as_one_that_does_not() -> None:
+    facts = some()
+    asking = {
+        (f.target, normalise_query(text)) for f in facts for text in (f.prompt, *(text for _, text in texts(f.fire)))
+    }
+    pairs = Pairs(facts, ["Noise."]).draw(4000, "0")
+    wrong = [p for p in pairs if not p.asks and p.kind != "-swapped" and (p.target, normalise_query(p.query)) in asking]
+    assert not wrong
+    assert 0.4 < sum(p.asks for p in pairs) / len(pairs) < 0.5
+
+
+def test_a_perturbation_leaves_names_numbers_and_braces_alone() -> None:
+    change = Perturbation(["It rained."], random.Random(0))
+    for _ in range(300):
+        found = change("Which {port} does Marlow 8443 use?").casefold()
+        assert "{port}" in found and "marlow 8443" in found

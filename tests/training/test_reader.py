@@ -1,0 +1,49 @@
+"""The verifier: what it reads, and that the shipped one reads rightly."""
+
+import torch
+
+from training.measure import OF_KINDS, Reading, summary
+from training.reader import EDIT_WINDOW, TARGET_WORDS, WINDOW, Verifier, edit_text, padded
+
+PORT = edit_text("Which port does the billing service use?", "8443")
+ASKS = ("what port is the billing service on?", "billing service port number")
+DO_NOT = (
+    "Which port does the billing service not use?",
+    "How many ports does the billing service use?",
+    "Does the billing service use port 9443?",
+    "Which port did the billing service use until May?",
+    "Who is the head of the billing service?",
+)
+
+
+def test_the_verifier_reads_the_question() -> None:
+    verifier = Verifier.load()
+    queries = [*ASKS, *DO_NOT]
+    scores = verifier.score(queries, [PORT] * len(queries))
+    assert scores[: len(ASKS)].min() > 0 > scores[len(ASKS) :].max()
+    alone = torch.cat([verifier.score([query], [PORT]) for query in queries])
+    torch.testing.assert_close(scores, alone, atol=1e-3, rtol=1e-3)  # padding changes nothing
+    assert verifier.score([], []).shape == (0,)
+
+
+def test_long_texts_are_cut_where_they_matter_least() -> None:
+    verifier = Verifier.load()
+    (ids, segments), *_ = verifier.tokens(["word " * 500 + "end"], ["edit " * 500])
+    assert len(ids) == len(segments) == WINDOW
+    assert sum(segments) == EDIT_WINDOW + 1
+    assert str(verifier.tokenizer.decode(ids[: WINDOW - EDIT_WINDOW - 1])).endswith("word end [SEP]")
+    assert len(edit_text("A", "b " * 50).split()) == TARGET_WORDS + 2
+
+
+def test_padding_of_no_rows_and_of_two() -> None:
+    assert padded([])[0].shape == (0, 1)
+    ids, segments, mask = padded([([1, 2, 3], [0, 0, 1]), ([4], [0])])
+    assert ids.tolist() == [[1, 2, 3], [4, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert segments.tolist() == [[0, 0, 1], [0, 0, 0]]
+
+
+def test_a_summary_counts_the_own_edit_alone() -> None:
+    found = [Reading("+alias", 2.0, True), Reading("+alias", 3.0, False), *[Reading("-bare", 0.0, False)] * 99]
+    result = summary([*found, Reading("-bare", 1.0, False)])
+    assert result["texts"] == {"ask": 2, "do not ask": 100}
+    assert result["recognised"][f"{OF_KINDS:.0%}"] == result["kinds"]["+alias"] == 50.0

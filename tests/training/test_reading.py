@@ -1,0 +1,49 @@
+"""Training of the verifier: a short run is written, and one that was stopped goes on as if it had not been."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from megedit.runtime.checkpoint import Checkpoint, State
+from training import reading
+from training.corpus import corpus
+from training.reader import MINILM, Verifier
+from training.reading import Recipe, rate, train
+
+RECIPE = Recipe(steps=4, batch_size=4, rank=2)
+
+
+@pytest.fixture(autouse=True)
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches a pool, a checkpoint after each."""
+    monkeypatch.setattr(reading, "POOL", 2)
+    monkeypatch.setattr(reading, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(reading, "WORKERS", 0)
+
+
+def trained(checkpoint: Checkpoint, advance: Callable[[int], None]) -> dict[str, Tensor]:
+    """The changes after a short run."""
+    return train(MINILM, corpus()[::400], RECIPE, "cpu", checkpoint, advance)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own call of transformers
+def test_a_stopped_run_goes_on_as_if_it_had_not_been() -> None:
+    saved: list[State] = []
+    done: list[int] = []
+    whole = trained(Checkpoint(save=saved.append), done.append)
+    assert sum(done) == RECIPE.steps and [int(state["step"]) for state in saved] == [2, 4]
+    again = trained(Checkpoint(load=lambda: saved[0]), done.append)
+    assert whole.keys() == again.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(again[name], value, msg=name)
+    verifier = Verifier()
+    before = verifier.score(["Who?"], ["Who leads it? = Ines"])
+    verifier.eval().change(whole)
+    assert verifier.score(["Who?"], ["Who leads it? = Ines"]) != before
+
+
+def test_the_rate_rises_and_falls() -> None:
+    rates = [rate(step, 1000) for step in range(1000)]
+    assert rates[0] < 0.03 and max(rates) > 0.9 and rates[-1] == pytest.approx(0.02)

@@ -1,0 +1,130 @@
+"""How well the verifier reads: the share of texts that reach their own edit at a share of false fires, by kind.
+
+    python -m training.measure --data ../shared/data
+
+Of each set its own facts are the store. The four edits nearest to a query, by MiniLM as it is, are the candidates; the
+one with the highest logit fires. DIR holds the test sets that are no part of the corpus; without it, only the settings
+facts are measured. Writes benchmarks/results/reading.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.common import on_device, write_result
+from megedit.edits.text import normalise_query
+from megedit.encoder import TextEncoder
+from megedit.lm.loading import resolve_folder
+from megedit.runtime.device import default_dtype
+from training.corpus import TEST_SHARE, ContrastFact, by_set, corpus, last_subjects, read_facts, split, texts
+from training.reader import MINILM, WEIGHTS, Verifier, edit_text
+
+CANDIDATES = 4
+RATES = (0.01, 0.03, 0.05)  # of false fires
+OF_KINDS = 0.03  # the one at which every kind is shown
+WHOLE = ("contrast_science",)  # test sets of which every fact is tested
+PARTS = ("contrast_chat", "halluedit", "wikibigedit", "knowedit_counterfact")  # and those of which the last fifth is
+
+
+class Reading(NamedTuple):
+    """What became of a text. kind: behind + where it asks for its fact, - where not. right: the edit is its own."""
+
+    kind: str
+    score: float
+    right: bool
+
+
+def main() -> None:
+    """Measure the verifier and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with the test sets")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    verifier = Verifier.load(options.weights).to(options.device)
+    encoder = TextEncoder(resolve_folder(MINILM), device=options.device)
+    sets = {f"settings {name}": facts for name, facts in by_set(split(corpus())[1]).items()}
+    if options.data is None:
+        print("Without --data only the settings facts are measured: the test sets are no part of the corpus.")
+    else:
+        sets |= {f"test {name}": facts for name, facts in held_out_sets(options.data).items()}
+    found = {}
+    for name, facts in sets.items():
+        found[name] = readings(facts, encoder, verifier, default_dtype(options.device))
+        print(name, summary(found[name])["recognised"], flush=True)
+    found["settings"] = [reading for name, of_set in found.items() if name.startswith("settings") for reading in of_set]
+    result = {name: summary(of_set) for name, of_set in found.items()}
+    settings = {"candidates": CANDIDATES, "weights": options.weights.name}
+    print(write_result("reading" + on_device(options.device), settings, result))
+
+
+def held_out_sets(data: Path) -> dict[str, list[ContrastFact]]:
+    """The facts that are tested on, none of which is in the corpus."""
+    found = {name: read_facts(data / f"{name}.jsonl", name) for name in (*WHOLE, *PARTS)}
+    for name in PARTS:
+        held = last_subjects(found[name], TEST_SHARE)
+        found[name] = [fact for fact in found[name] if fact.subject in held]
+    return found
+
+
+def readings(
+    facts: Sequence[ContrastFact], encoder: TextEncoder, verifier: Verifier, dtype: torch.dtype
+) -> list[Reading]:
+    """The reading of every text of the facts, which are the edits of the store.
+
+    Left out are texts that do not ask for their fact but are a prompt or a text of another fact of the store, or ask
+    for one by `asks`.
+    """
+    asking = {
+        normalise_query(text) for fact in facts for text in (fact.prompt, *(text for _, text in texts(fact.fire)))
+    }
+    rows: list[tuple[str, str, int]] = []  # kind, text, the own edit or -1
+    for i, fact in enumerate(facts):
+        rows += [(f"+{kind}", text, i) for kind, text in texts(fact.fire)]
+        others = ((kind, text) for kind, text in texts(fact.other) if normalise_query(text) not in asking)
+        rows += [(f"-{kind}", text, -1) for kind, text in others if text not in fact.asks]
+    queries, count = [text for _, text, _ in rows], min(CANDIDATES, len(facts))
+    similarity = encoder.encode(queries) @ encoder.encode([fact.prompt for fact in facts]).T  # (queries, facts)
+    nearest = similarity.topk(count).indices  # (queries, count)
+    edits = [edit_text(fact.prompt, fact.target) for fact in facts]
+    logits = verifier.score(
+        [query for query in queries for _ in range(count)], [edits[j] for row in nearest.tolist() for j in row], dtype
+    )
+    best, at = logits.view(-1, count).max(1)  # each (queries,)
+    fired = nearest.gather(1, at[:, None]).squeeze(1)  # (queries,)
+    return [
+        Reading(kind, score, edit == own)
+        for (kind, _, own), score, edit in zip(rows, best.tolist(), fired.tolist(), strict=True)
+    ]
+
+
+def summary(found: Sequence[Reading]) -> dict[str, Any]:
+    """The share recognised at each rate of false fires, and at one of them what fires of every kind, in per cent."""
+    asking = [reading for reading in found if reading.kind[0] == "+"]
+    false = torch.tensor([reading.score for reading in found if reading.kind[0] == "-"])
+    thresholds = {rate: float(false.quantile(1 - rate)) if len(false) else 0.0 for rate in RATES}
+    kinds: dict[str, list[Reading]] = defaultdict(list)
+    for reading in found:
+        kinds[reading.kind].append(reading)
+    return {
+        "texts": {"ask": len(asking), "do not ask": len(false)},
+        "recognised": {f"{rate:.0%}": fires(asking, thresholds[rate]) for rate in RATES},
+        "threshold": round(thresholds[OF_KINDS], 2),
+        "kinds": {kind: fires(kinds[kind], thresholds[OF_KINDS]) for kind in sorted(kinds)},
+    }
+
+
+def fires(found: Iterable[Reading], threshold: float) -> float:
+    """How many of the readings fire, in per cent: of those that ask, the ones with their own edit."""
+    hits = [reading.score > threshold and (reading.right or reading.kind[0] == "-") for reading in found]
+    return round(100 * sum(hits) / max(len(hits), 1), 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Training pairs: a query, an edit (its prompt and target), and whether the query asks for the edit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megedit.edits.text import normalise_query
+from training.corpus import ContrastFact, texts
+
+
+class Pair(NamedTuple):
+    """kind: of the text, behind `+` for one that asks and `-` for one that does not."""
+
+    query: str
+    prompt: str
+    target: str
+    asks: bool
+    kind: str
+
+
+# How often a fact of a set is drawn; `contrast_` is divided among the own sets by their facts.
+SET_WEIGHTS = {
+    "contrast_": 0.58,
+    "contrast_chat": 0.06,
+    "halluedit": 0.09,
+    "wikibigedit": 0.05,
+    "knowedit_counterfact": 0.05,
+    "counterfact": 0.06,
+    "zsre_style": 0.06,
+    "mquake": 0.05,
+}
+# How often a text of a kind is drawn, against the others of its fact.
+FIRE_WEIGHTS = {"alias": 2.0, "context": 1.5, "long_question": 1.5, "buried": 1.5}
+OTHER_WEIGHTS = {"other_relation": 2.0, "other_entity": 2.0, "part_unit": 1.5, "bare": 1.5, "context": 1.5}
+ASKING = 0.45  # of the pairs
+REPEATED = 0.12  # of the pairs that ask: the edit's own prompt, perturbed
+REWORDED = 0.25  # of the edits are stated in another wording of theirs
+SIBLING, STRANGER, SWAPPED = 0.12, 0.10, 0.08  # of the pairs that do not ask
+AS_PROMPT = ("paraphrase", "statement", "keywords")
+AS_EDIT = ("other_relation", "other_entity", "part_unit", "time_shift")
+
+
+class Pairs:
+    """Draws pairs from facts, by kinds and sets.
+
+    Of the pairs that do not ask, most are a text that looks like the edit; the others are what asks for another fact
+    about its subject (SIBLING), what asks for any other fact of its set (STRANGER), and the edit's own text beside an
+    edit made from one that looks like it (SWAPPED).
+    """
+
+    def __init__(self, facts: Sequence[ContrastFact], noise: Sequence[str]) -> None:
+        self._rng = random.Random()
+        self._perturb = Perturbation(noise, self._rng)
+        self._facts = [Known.of(fact) for fact in facts]
+        self._of_set: dict[str, list[Known]] = {}
+        self._of_subject: dict[tuple[str, str], list[Known]] = {}
+        for known in self._facts:
+            self._of_set.setdefault(known.fact.set, []).append(known)
+            self._of_subject.setdefault((known.fact.set, known.fact.subject), []).append(known)
+        own = sum(len(found) for name, found in self._of_set.items() if name not in SET_WEIGHTS)
+        self._sets = sorted(self._of_set)
+        self._weights = [
+            SET_WEIGHTS.get(name, SET_WEIGHTS["contrast_"] * len(self._of_set[name]) / max(own, 1))
+            for name in self._sets
+        ]
+
+    def draw(self, count: int, seed: str) -> list[Pair]:
+        """So many pairs; the same seed, the same pairs."""
+        self._rng.seed(seed)
+        return [self._draw() for _ in range(count)]
+
+    def _draw(self) -> Pair:
+        rng = self._rng
+        known = rng.choice(self._of_set[rng.choices(self._sets, self._weights)[0]])
+        fact = known.fact
+        prompt, target = self._stated(known), fact.target
+        if rng.random() < ASKING:
+            kind, query = "repeated", fact.prompt
+            if known.fire and rng.random() >= REPEATED:
+                kind, query = rng.choices(known.fire, known.fire_weights)[0]
+            return Pair(self._perturb(query), prompt, target, True, f"+{kind}")
+        found = self._other(known)
+        if found is None:
+            return self._draw()
+        kind, query, *edit = found
+        if edit:
+            prompt, target = edit
+        return Pair(self._perturb(query), prompt, target, False, f"-{kind}")
+
+    def _other(self, known: Known) -> tuple[str, ...] | None:
+        """(kind, query) or (kind, query, prompt, target) of what does not ask; None where there is none."""
+        rng, fact = self._rng, known.fact
+        drawn = rng.random()
+        if drawn < SIBLING + STRANGER:
+            key = (fact.set, fact.subject)
+            pool = self._of_subject[key] if drawn < SIBLING else self._of_set[fact.set]
+            other = rng.choice(pool)
+            if other.fact.prompt != fact.prompt and (other.fact.subject == fact.subject) == (drawn < SIBLING):
+                kind, query = rng.choice([("prompt", other.fact.prompt), *other.fire])
+                if normalise_query(query) not in known.asking and other.names(fact.subject) == (drawn < SIBLING):
+                    return f"sibling {kind}" if drawn < SIBLING else "stranger", query
+        elif drawn < SIBLING + STRANGER + SWAPPED and known.swappable:
+            _, prompt = rng.choice(known.swappable)
+            _, query = rng.choice([("prompt", fact.prompt), *known.fire])
+            if normalise_query(prompt) not in known.asking:
+                return "swapped", query, prompt, rng.choice(self._of_set[fact.set]).fact.target
+        if not known.other:
+            return None
+        kind, query = rng.choices(known.other, known.other_weights)[0]
+        return kind, query
+
+    def _stated(self, known: Known) -> str:
+        """The edit's prompt: as it is written, or one of its other wordings."""
+        if known.wordings and self._rng.random() < REWORDED:
+            return self._rng.choice(known.wordings)
+        return known.fact.prompt
+
+
+@dataclass(frozen=True)
+class Known:
+    """A fact with its texts in lists."""
+
+    fact: ContrastFact
+    fire: list[tuple[str, str]]
+    other: list[tuple[str, str]]
+    fire_weights: list[float]
+    other_weights: list[float]
+    wordings: list[str]
+    swappable: list[tuple[str, str]]
+    asking: set[str]  # normalised
+
+    @classmethod
+    def of(cls, fact: ContrastFact) -> Known:
+        """From the fact."""
+        fire, other = list(texts(fact.fire)), list(texts(fact.other))
+        asking = {normalise_query(text) for text in (fact.prompt, *(text for _, text in fire))}
+        other = [(kind, text) for kind, text in other if normalise_query(text) not in asking]
+        return cls(
+            fact,
+            fire,
+            other,
+            [FIRE_WEIGHTS.get(kind, 1.0) for kind, _ in fire],
+            [OTHER_WEIGHTS.get(kind, 1.0) for kind, _ in other],
+            [text for kind in AS_PROMPT for text in fact.fire.get(kind, ())],
+            [(kind, text) for kind in AS_EDIT for text in fact.other.get(kind, ()) if len(text) < 200],
+            asking,
+        )
+
+    def names(self, subject: str) -> bool:
+        """Whether this fact is about that subject, or one that holds or is held by its name."""
+        own, other = self.fact.subject.casefold(), subject.casefold()
+        return own in other or other in own
+
+
+BEFORE = (
+    "Hi! {}", "Hello, {}", "Quick question: {}", "Please tell me: {}", "Could you tell me this? {}", "hey, {}",
+    "I need to know this for work. {}", "Answer in one word. {}", "Be brief. {}", "Question: {}", "Q: {}",
+    "Sorry to bother you, but {}", "Good morning. {}", "One more thing: {}", "Next question. {}", "User: {}",
+    "Answer the following question: {}", "Say only the answer. {}", "A colleague asked me: {}", "ok so {}",
+)  # fmt: skip
+BEHIND = (
+    "{} Thanks!", "{} Please answer briefly.", "{} Answer in a few words.", "{} I can't find it anywhere.",
+    "{}\nAnswer:", "{} A:", "{} Many thanks in advance.", "{} pls", "{} Just the answer, please.", "{} (short answer)",
+    "{} I have to fill in a form.", "{} Anyone?", "{} I always forget.", "{} It's for a quiz.",
+)  # fmt: skip
+
+
+class Perturbation:
+    """What people do to a text without changing what it asks: wrap it, mistype it, put something in front."""
+
+    def __init__(self, noise: Sequence[str], rng: random.Random) -> None:
+        self._noise, self._rng = noise, rng
+        self._steps: list[tuple[float, Callable[[str], str]]] = [
+            (0.12, lambda text: f"{rng.choice(self._noise)} {text}"),
+            (0.10, lambda text: rng.choice(BEFORE).format(text)),
+            (0.08, lambda text: rng.choice(BEHIND).format(text)),
+            (0.10, self._mistyped),  # before case is lost, by which it knows names
+            (0.10, str.lower),
+            (0.01, str.upper),
+            (0.10, lambda text: text.rstrip("?. ")),
+            (0.02, lambda text: f'"{text}"'),
+        ]
+
+    def __call__(self, text: str) -> str:
+        """The text, in about half of the cases changed. Braces in it are left alone."""
+        for share, step in self._steps:
+            if self._rng.random() < share:
+                text = step(text)
+        return text
+
+    def _mistyped(self, text: str) -> str:
+        """One letter dropped, doubled or swapped with the next, in a word that is no name and no number."""
+        words = text.split(" ")
+        able = [i for i, word in enumerate(words) if len(word) > 3 and word.isalpha() and word.islower()]
+        if not able:
+            return text
+        i = self._rng.choice(able)
+        word, at = words[i], self._rng.randrange(len(words[i]) - 1)
+        words[i] = self._rng.choice(
+            (
+                word[:at] + word[at + 1 :],
+                word[: at + 1] + word[at:],
+                word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            )
+        )
+        return " ".join(words)
