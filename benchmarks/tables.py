@@ -228,6 +228,7 @@ ROWS: dict[str, list[Column]] = {
         ("seconds for 16 queries", "sampling_seconds", 4),
     ],
     "anchor": [("edits", "title", None), ("share of the nearest edit's vector", "anchor", 2), *QUALITY],
+    "startup": [("command", "command", None), ("CPU seconds", "cpu_seconds", 2)],
     "positions": [("neuron acts on", "positions", None), *QUALITY, SECONDS],
     "collection": [("collection", "name", None), *QUALITY, SECONDS],
     "generators": [
@@ -331,6 +332,14 @@ def reading(sets: Sets) -> str:
     return table(header, rows)
 
 
+def busy(sets: Sets) -> str:
+    """Seconds of a training step of the encoder, alone and beside other work, under ways to wait for threads."""
+    ways = {way: row for values in sets.values() for way, row in values["seconds_per_step"].items()}
+    beside = list(next(iter(ways.values())))
+    rows = [[way, *(number(row[name], 2) for name in beside)] for way, row in ways.items()]
+    return table(["threads wait", *(f"beside {name}" for name in beside)], rows)
+
+
 def plain_rows(sets: Sets, name: str) -> str:
     """Results that are lists of rows already, one below the other; `title` is that of the file a row is from."""
 
@@ -344,7 +353,7 @@ def plain_rows(sets: Sets, name: str) -> str:
 
 
 PLAIN = {
-    **{name: {name.capitalize(): name} for name in ("sampling", "positions", "collection", "generators")},
+    **{name: {name.capitalize(): name} for name in ("sampling", "positions", "collection", "generators", "startup")},
     "anchor": ANCHORS,
 }
 
@@ -368,6 +377,7 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
     "protocols": (protocols, {"Evaluation": "evaluation"}),
     "life": (life, {"Life": "life"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
+    "busy": (busy, {"Busy": "busy"}),
     "reading": (reading, {"Reading": "reading"}),
     "recipe": (recipe, {"Recipes": "recipe"}),
     "recipe-gpu": (recipe, {"Recipes": "recipe_cuda"}),
