@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from megedit.encoder import TextEncoder
 from megedit.lm.loading import resolve_folder
 from megedit.runtime.device import mixed_precision
 from megedit.runtime.tensors import load_tensors
@@ -36,12 +35,9 @@ class Verifier(nn.Module):
     def __init__(self, name: str = MINILM) -> None:
         """MiniLM's weights and a new head. name: its folder or package; nothing is downloaded."""
         super().__init__()
-        folder = resolve_folder(name)
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
-        self.model: PreTrainedModel = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, **options
-        )
+        encoder = TextEncoder(resolve_folder(name))
+        self.tokenizer, self.model = encoder.tokenizer, encoder.model
+        self.model.register_module("pooler", None)  # which nothing reads
         self.head = nn.Linear(self.model.config.hidden_size, 1)
 
     @classmethod

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from megedit.runtime.checkpoint import Checkpoint, State
+from megedit.runtime.tensors import load_tensors
 from training import reading
 from training.corpus import corpus
-from training.reader import MINILM, Verifier
+from training.reader import MINILM, WEIGHTS, Verifier
 from training.reading import Recipe, rate, train
 
 RECIPE = Recipe(steps=4, batch_size=4, rank=2)
@@ -38,6 +39,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been() -> None:
     assert whole.keys() == again.keys()
     for name, value in whole.items():
         torch.testing.assert_close(again[name], value, msg=name)
+    assert whole.keys() == load_tensors(WEIGHTS).keys()  # what nothing reads, the pooler, is not changed
     verifier = Verifier()
     before = verifier.score(["Who?"], ["Who leads it? = Ines"])
     verifier.eval().change(whole)
