@@ -37,6 +37,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import BASE, COMMIT, base_name, on_device, suffix, write_result
+from benchmarks.make_shipped_data import lines
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.adapter.folder import is_adapter
 from megedit.edits import Edit, EditSet, normalise_query
@@ -134,7 +135,7 @@ def other_questions(edits: Sequence[Edit]) -> dict[str, str]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in lines(path)]
 
 
 def pseudo_knowledge(kind: str) -> PseudoKnowledge:

@@ -19,6 +19,7 @@ from typing import Any
 from transformers import BatchEncoding
 
 from benchmarks.common import BASE, write_result
+from benchmarks.make_shipped_data import lines
 from megedit import MegModel
 
 
@@ -41,8 +42,7 @@ def main() -> None:
     model = MegModel.from_pretrained(options.adapter, base=options.base)
     length = {"max_new_tokens": options.new_tokens, "min_new_tokens": options.new_tokens, "do_sample": False}
     count = (options.runs + 1) * options.batch_size
-    lines = (options.data / "nq_locality.jsonl").read_text("utf-8").splitlines()
-    questions = [json.loads(line)["question"] for line in lines]
+    questions = [json.loads(line)["question"] for line in lines(options.data / "nq_locality.jsonl")]
     unfamiliar = [q for q, r in zip(questions, model.route(questions), strict=True) if not r.familiar][:count]
     familiar = [edit.prompt for edit in model.edits][:count]
 

@@ -11,15 +11,14 @@ subjects that benchmarks edit. Same input, same bytes.
 from __future__ import annotations
 
 import argparse
-import gzip
-import io
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megedit.edits.text import normalise_query
+from benchmarks.make_shipped_data import lines, write
+from megedit.edits import normalise_query
 from megedit.pseudo.knowledge import PseudoFact
 from megedit.pseudo.wordings import OtherQuestions
 from training.corpus import DATA, TEST_SHARE, ContrastFact, last_subjects, read_facts
@@ -50,14 +49,14 @@ def main() -> None:
         "templates": [record for record in templates(data) if not is_tested(record, tested)],
     }
     for name, records in parts.items():
-        write(DATA / f"{name}.jsonl.gz", records)
+        write(DATA / f"{name}.jsonl.gz", (json.dumps(record, ensure_ascii=False) for record in records))
         print(f"{name}: {len(records)} facts")
 
 
 def tested_subjects(data: Path) -> set[str]:
     """The subjects, folded, of all that benchmarks edit or that is tested on."""
     found: set[str] = set()
-    counterfact, zsre_style = list(records_of(data, "counterfact")), list(records_of(data, "zsre_style"))
+    counterfact, zsre_style = records_of(data, "counterfact"), records_of(data, "zsre_style")
     found |= {record["requested_rewrite"]["subject"] for record in counterfact[:-COUNTERFACT_TAIL]}
     found |= {record["subject"] for record in zsre_style[:-ZSRE_TAIL]}
     found |= {record["subject"] for record in records_of(data, "zsre")}
@@ -94,7 +93,7 @@ def templates(data: Path) -> Iterator[Json]:
             f"counterfact {rewrite['relation_id']}",
             record["neighborhood_prompts"],
         )
-        for record in list(records_of(data, "counterfact"))[-COUNTERFACT_TAIL:]
+        for record in records_of(data, "counterfact")[-COUNTERFACT_TAIL:]
         for rewrite in (record["requested_rewrite"],)
     ]
     zsre = [
@@ -105,7 +104,7 @@ def templates(data: Path) -> Iterator[Json]:
             record["subject"],
             f"zsre {record.get('relation_id')}",
         )
-        for record in list(records_of(data, "zsre_style"))[-ZSRE_TAIL:]
+        for record in records_of(data, "zsre_style")[-ZSRE_TAIL:]
     ]
     mquake = [
         Templated(
@@ -164,20 +163,9 @@ class Templated:
         return PseudoFact(self.prompt, tuple(self.rephrases), (), self.subject, self.relation)
 
 
-def records_of(data: Path, name: str) -> Iterator[Json]:
+def records_of(data: Path, name: str) -> list[Json]:
     """The records of a JSONL file."""
-    with (data / f"{name}.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
-def write(path: Path, records: Iterable[Json]) -> None:
-    """Write JSON lines, compressed without a time stamp."""
-    packed = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0, compresslevel=9) as file:
-        for record in records:
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-    path.write_bytes(packed.getvalue())
+    return [json.loads(line) for line in lines(data / f"{name}.jsonl")]
 
 
 if __name__ == "__main__":
