@@ -9,15 +9,17 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from megedit.edits import normalise_query
 
 DATA = Path(__file__).parent / "data"
 FILES = ("contrast.jsonl.gz", "chat.jsonl.gz", "public.jsonl.gz", "templates.jsonl.gz")
 SETTINGS_SHARE = 10  # one subject in so many, the last ones of each own set, on which settings are chosen
 TEST_SHARE = 5  # likewise of the sets that are tested on their last subjects
 
-Part = Literal["train", "settings", "test"]
 Texts = Mapping[str, tuple[str, ...]]  # by kind
 
 
@@ -46,6 +48,11 @@ class ContrastFact:
         named = name or record["set"]
         return cls(record["prompt"], record["target"], record["subject"], fire, other, named, record.get("asks", {}))
 
+    @cached_property
+    def asking(self) -> frozenset[str]:
+        """The normalised prompt and texts that the target answers."""
+        return frozenset(map(normalise_query, (self.prompt, *(text for _, text in texts(self.fire)))))
+
 
 def as_text(query: str | Sequence[Mapping[str, str]]) -> str:
     """A query as the networks read it: a text as it is; of a chat every turn on a line, behind its role."""
@@ -57,7 +64,7 @@ def as_text(query: str | Sequence[Mapping[str, str]]) -> str:
 def read_facts(path: Path, name: str | None = None) -> list[ContrastFact]:
     """The facts of a JSONL file in the contrast schema, compressed or not."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [ContrastFact.from_json(json.loads(line), name) for line in data.decode().splitlines()]
+    return [ContrastFact.from_json(json.loads(line), name) for line in data.decode().rstrip("\n").split("\n")]
 
 
 def corpus() -> list[ContrastFact]:

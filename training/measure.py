@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.common import on_device, write_result
-from megedit.edits.text import normalise_query
+from megedit.edits import normalise_query
 from megedit.encoder import TextEncoder
 from megedit.lm.loading import resolve_folder
 from megedit.runtime.device import default_dtype
@@ -54,12 +54,14 @@ def main() -> None:
         print("Without --data only the settings facts are measured: the test sets are no part of the corpus.")
     else:
         sets |= {f"test {name}": facts for name, facts in held_out_sets(options.data).items()}
-    found = {}
+    result, of_settings = {}, list[Reading]()
     for name, facts in sets.items():
-        found[name] = readings(facts, encoder, verifier, default_dtype(options.device))
-        print(name, summary(found[name])["recognised"], flush=True)
-    found["settings"] = [reading for name, of_set in found.items() if name.startswith("settings") for reading in of_set]
-    result = {name: summary(of_set) for name, of_set in found.items()}
+        found = readings(facts, encoder, verifier, default_dtype(options.device))
+        result[name] = summary(found)
+        print(name, result[name]["recognised"], flush=True)
+        if name.startswith("settings"):
+            of_settings += found
+    result["settings"] = summary(of_settings)
     settings = {"candidates": CANDIDATES, "weights": options.weights.name}
     print(write_result("reading" + on_device(options.device), settings, result))
 
@@ -81,9 +83,7 @@ def readings(
     Left out are texts that do not ask for their fact but are a prompt or a text of another fact of the store, or ask
     for one by `asks`.
     """
-    asking = {
-        normalise_query(text) for fact in facts for text in (fact.prompt, *(text for _, text in texts(fact.fire)))
-    }
+    asking = frozenset[str]().union(*(fact.asking for fact in facts))
     rows: list[tuple[str, str, int]] = []  # kind, text, the own edit or -1
     for i, fact in enumerate(facts):
         rows += [(f"+{kind}", text, i) for kind, text in texts(fact.fire)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megedit.edits.text import normalise_query
+from megedit.edits import normalise_query
 from training.corpus import ContrastFact, texts
 
 
@@ -100,12 +100,12 @@ class Pairs:
             other = rng.choice(pool)
             if other.fact.prompt != fact.prompt and (other.fact.subject == fact.subject) == (drawn < SIBLING):
                 kind, query = rng.choice([("prompt", other.fact.prompt), *other.fire])
-                if normalise_query(query) not in known.asking and other.names(fact.subject) == (drawn < SIBLING):
+                if normalise_query(query) not in fact.asking and other.names(fact.subject) == (drawn < SIBLING):
                     return f"sibling {kind}" if drawn < SIBLING else "stranger", query
         elif drawn < SIBLING + STRANGER + SWAPPED and known.swappable:
             _, prompt = rng.choice(known.swappable)
             _, query = rng.choice([("prompt", fact.prompt), *known.fire])
-            if normalise_query(prompt) not in known.asking:
+            if normalise_query(prompt) not in fact.asking:
                 return "swapped", query, prompt, rng.choice(self._of_set[fact.set]).fact.target
         if not known.other:
             return None
@@ -130,14 +130,12 @@ class Known:
     other_weights: list[float]
     wordings: list[str]
     swappable: list[tuple[str, str]]
-    asking: set[str]  # normalised
 
     @classmethod
     def of(cls, fact: ContrastFact) -> Known:
         """From the fact."""
         fire, other = list(texts(fact.fire)), list(texts(fact.other))
-        asking = {normalise_query(text) for text in (fact.prompt, *(text for _, text in fire))}
-        other = [(kind, text) for kind, text in other if normalise_query(text) not in asking]
+        other = [(kind, text) for kind, text in other if normalise_query(text) not in fact.asking]
         return cls(
             fact,
             fire,
@@ -146,7 +144,6 @@ class Known:
             [OTHER_WEIGHTS.get(kind, 1.0) for kind, _ in other],
             [text for kind in AS_PROMPT for text in fact.fire.get(kind, ())],
             [(kind, text) for kind in AS_EDIT for text in fact.other.get(kind, ()) if len(text) < 200],
-            asking,
         )
 
     def names(self, subject: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megedit.edits.text import normalise_query
-from training.corpus import ContrastFact, corpus, last_subjects, split, texts
+from training.corpus import ContrastFact, corpus, last_subjects, read_facts, split, texts
 from training.measure import PARTS, held_out_sets
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -29,6 +29,13 @@ def test_a_chat_is_read_turn_by_turn() -> None:
     turns = [{"role": "user", "content": "What is Atlas?"}, {"role": "user", "content": "Who leads it?"}]
     found = fact("Atlas", fire={"pronoun": [turns]})
     assert list(texts(found.fire)) == [("pronoun", "user: What is Atlas?\nuser: Who leads it?")]
+
+
+def test_a_line_separator_in_a_text_ends_no_record(tmp_path: Path) -> None:
+    record = {"prompt": "A\u2028B", "target": "C", "subject": "A", "fire": {}, "not": {}}
+    path = tmp_path / "facts.jsonl"
+    path.write_text(f"{json.dumps(record, ensure_ascii=False)}\n" * 2, "utf-8")
+    assert [fact.prompt for fact in read_facts(path, "own")] == ["A\u2028B"] * 2
 
 
 def test_every_fact_of_the_corpus_has_what_training_needs() -> None:
