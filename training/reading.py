@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -21,8 +20,10 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import ParameterDict
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from megedit.pseudo import load_pseudo_knowledge
 from megedit.runtime.callbacks import Advance
 from megedit.runtime.checkpoint import Checkpoint, Run, set_rate
 from megedit.runtime.device import default_dtype, mixed_precision
@@ -34,6 +35,7 @@ from training.pairs import Pairs
 from training.reader import DOWN, MINILM, UP, WEIGHTS, Verifier, edit_text, padded
 
 LORA = ("query", "key", "value", "dense")  # the matrices of MiniLM that are changed
+SCALE = 2  # of the changes: lora_alpha / r
 POOL = 16  # batches that are drawn and sorted by length together
 WORKERS = min(4, os.cpu_count() or 1)  # processes that draw them
 WARM_UP = 0.05  # of the steps
@@ -59,8 +61,8 @@ class Pools(Dataset[list[Batch]]):
     """Pool i of the run: POOL batches, each of pairs of about one length. The same i, the same batches."""
 
     def __init__(self, verifier: Verifier, facts: list[ContrastFact], recipe: Recipe) -> None:
-        noise = files("megedit").joinpath("data/noise.txt").read_text("utf-8").splitlines()
-        self._pairs, self._tokens, self._recipe = Pairs(facts, noise), verifier.tokens, recipe
+        self._pairs = Pairs(facts, load_pseudo_knowledge().noise)
+        self._tokens, self._recipe = verifier.tokens, recipe
 
     def __len__(self) -> int:
         return -(-self._recipe.steps // POOL)
@@ -110,16 +112,16 @@ def train(
     """Binary cross-entropy of the pairs' logits; returned are the averaged changes, as `Verifier.change` reads them."""
     torch.manual_seed(recipe.seed)
     verifier = Verifier(name)
-    config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=list(LORA))
+    config = LoraConfig(r=recipe.rank, lora_alpha=SCALE * recipe.rank, target_modules=list(LORA))
     changed = get_peft_model(verifier.model, config)
     assert isinstance(changed, PeftModel)
     verifier.model = changed  # type: ignore[assignment]
     verifier.to(device).train()
     trained = {name: p for name, p in verifier.named_parameters() if p.requires_grad}
     current = ParameterDict({name.replace(".", " "): p for name, p in trained.items()})
-    averaged = ParameterDict({name: p.detach().clone() for name, p in current.items()})
+    average = AveragedModel(current, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(trained.values(), lr=recipe.lr, weight_decay=0.01, fused=True)
-    run, first = Run({"current": current, "averaged": averaged}, optimizer, torch.Generator()), 0
+    run, first = Run({"current": current, "average": average}, optimizer, torch.Generator()), 0
     if state := checkpoint.load():
         run.restore(state)
         first = int(state["step"])
@@ -144,13 +146,12 @@ def train(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
             optimizer.step()
-            keep = min(AVERAGE, (step + 1) / (step + 10))
-            torch._foreach_lerp_([p.data for p in averaged.values()], [p.detach() for p in current.values()], 1 - keep)
+            average.update_parameters(current)
             step += 1
             advance(1)
         if step % (CHECKPOINT_EVERY * POOL) == 0:
             checkpoint.save(run.state(step=torch.tensor(step)))
-    found = {name.replace(" ", "."): p.detach() for name, p in averaged.items()}
+    found = {name.replace(" ", "."): p.detach() for name, p in average.module.named_parameters()}
     return {stored_name(name): value * scale(name) for name, value in found.items()}
 
 
@@ -167,7 +168,7 @@ def stored_name(name: str) -> str:
 
 def scale(name: str) -> float:
     """lora_alpha / r, which goes into the factor `up`."""
-    return 2.0 if ".lora_B." in name else 1.0
+    return SCALE if ".lora_B." in name else 1.0
 
 
 if __name__ == "__main__":
