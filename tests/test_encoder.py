@@ -21,7 +21,6 @@ from megedit.encoder import (
 )
 from megedit.errors import MegError
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
-from megedit.runtime.processes import ALONE
 from tests.tiny import tiny_encoder
 
 QUERIES = ["The capital of France is", "The mother tongue of Jorge Luis Borges is", "Rome"]
@@ -266,7 +265,7 @@ def test_rows_of_one_length_at_a_time_change_no_gradient(folder: Path, monkeypat
         monkeypatch.setattr("megedit.encoder.EMBEDDED_AT_ONCE", at_once)
         encoder = TextEncoder(folder)  # no dropout: not in training
         encoder.model.requires_grad_(True)
-        encoder._loss(batch, ALONE).backward()
+        encoder.loss(batch).backward()
         gradients.append(encoder.model.get_input_embeddings().weight.grad)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)  # float32 rounding
 

@@ -40,6 +40,7 @@ REPEATED = 0.12  # of the pairs that ask: the edit's own prompt, perturbed
 REWORDED = 0.25  # of the edits are stated in another wording of theirs
 SIBLING, STRANGER, SWAPPED = 0.12, 0.10, 0.08  # of the pairs that do not ask
 AS_PROMPT = ("paraphrase", "statement", "keywords")
+SETS_PER_BATCH = 4  # from which the facts of a batch of triples are
 AS_EDIT = ("other_relation", "other_entity", "part_unit", "time_shift")
 
 
@@ -71,6 +72,28 @@ class Pairs:
         """So many pairs; the same seed, the same pairs."""
         self._rng.seed(seed)
         return [self._draw() for _ in range(count)]
+
+    def triples(self, count: int, seed: str) -> list[tuple[str, str, str]]:
+        """So many (query, prompt, hard negative), most of few sets, so that they are hard to tell apart.
+
+        The query asks for the fact of the prompt; the hard negative, a query or a prompt, does not.
+        """
+        rng = self._rng
+        rng.seed(seed)
+        facts = [
+            known
+            for name in rng.choices(self._sets, self._weights, k=SETS_PER_BATCH)
+            for known in rng.choices(self._of_set[name], k=count // SETS_PER_BATCH)
+        ]
+        found = []
+        for known in {known.fact.prompt: known for known in facts}.values():  # each prompt once
+            fact = known.fact
+            query = rng.choices([text for _, text in known.fire], known.fire_weights)[0] if known.fire else fact.prompt
+            negatives = [text for kind, text in known.other if kind in AS_EDIT]
+            strangers = (other.fact.prompt for other in facts if normalise_query(other.fact.prompt) not in fact.asking)
+            if negatives := negatives or list(strangers):
+                found.append((self._perturb(query), fact.prompt, rng.choice(negatives)))
+        return found
 
     def _draw(self) -> Pair:
         rng = self._rng

@@ -1,9 +1,11 @@
-"""Train the verifier on the corpus; an interrupted run goes on when the same command is given again.
+"""Train the networks that read: the encoder and the verifier. An interrupted run goes on when it is started again.
 
-    python -m training.reading                    # on the processor
-    python -m training.reading --device cuda
+    python -m training.reading                            # both, on the processor
+    python -m training.reading verifier --device cuda
+    python -m training.reading verifier --start training/data/verifier.safetensors --steps 1000
 
-Writes training/data/verifier.safetensors. The batches, their order and the schedule are the same on every machine.
+Each is all-MiniLM-L6-v2 with low-rank changes (LoRA, arXiv 2106.09685), which are what is written. The batches, their
+order and the schedule are the same on every machine.
 """
 
 from __future__ import annotations
@@ -12,121 +14,204 @@ import argparse
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 from torch.nn import ParameterDict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from megedit.encoder import TextEncoder
+from megedit.lm.loading import resolve_folder
 from megedit.pseudo import load_pseudo_knowledge
 from megedit.runtime.callbacks import Advance
 from megedit.runtime.checkpoint import Checkpoint, Run, set_rate
 from megedit.runtime.device import default_dtype, mixed_precision
 from megedit.runtime.progress import Stages
 from megedit.runtime.resume import Workspace
-from megedit.runtime.tensors import save_tensors
+from megedit.runtime.tensors import load_tensors, save_tensors
 from training.corpus import DATA, FILES, ContrastFact, corpus, split
 from training.pairs import Pairs
-from training.reader import DOWN, MINILM, UP, WEIGHTS, Verifier, edit_text, padded
+from training.reader import DOWN, MINILM, UP, Verifier, edit_text, padded
+
+Network = Literal["encoder", "verifier"]
 
 LORA = ("query", "key", "value", "dense")  # the matrices of MiniLM that are changed
 SCALE = 2  # of the changes: lora_alpha / r
-POOL = 16  # batches that are drawn and sorted by length together
+POOL = 16  # batches that are drawn together
 WORKERS = min(4, os.cpu_count() or 1)  # processes that draw them
 WARM_UP = 0.05  # of the steps
 LAST_RATE = 0.02  # of the learning rate
 CHECKPOINT_EVERY = 8  # pools
-AVERAGE = 0.999  # of the weights, which are kept, over the steps
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # ids, segments, mask (pairs, tokens); labels (pairs,)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run is made of."""
+    """What a training run is made of. average: decay of the average of the weights, which is kept."""
 
-    steps: int = 6600
-    batch_size: int = 256  # pairs
-    lr: float = 7e-4
+    steps: int
+    batch_size: int
+    lr: float
+    average: float
     rank: int = 32
     seed: int = 0
 
 
-class Pools(Dataset[list[Batch]]):
-    """Pool i of the run: POOL batches, each of pairs of about one length. The same i, the same batches."""
+RECIPES: dict[Network, Recipe] = {
+    "encoder": Recipe(steps=300, batch_size=64, lr=5e-4, average=0.98),  # triples
+    "verifier": Recipe(steps=6600, batch_size=256, lr=7e-4, average=0.999),  # pairs
+}
 
-    def __init__(self, verifier: Verifier, facts: list[ContrastFact], recipe: Recipe) -> None:
+
+class Task(Protocol):
+    """A network to train. `networks.model` is MiniLM, whose matrices are changed; all else in `networks` is trained."""
+
+    networks: nn.Module
+
+    def pool(self, seed: str) -> list[Any]:
+        """POOL batches; the same seed, the same batches."""
+        ...
+
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of a batch."""
+        ...
+
+
+class Verifying:
+    """Binary cross-entropy of the logits of pairs. The batches of a pool are each of pairs of about one length."""
+
+    def __init__(self, name: str, facts: list[ContrastFact], recipe: Recipe, device: str) -> None:
+        self.networks = Verifier(name)
+        self._tokens, self._size = self.networks.tokens, recipe.batch_size
         self._pairs = Pairs(facts, load_pseudo_knowledge().noise)
-        self._tokens, self._recipe = verifier.tokens, recipe
+        self._device, self._dtype = torch.device(device), default_dtype(device)
+
+    def pool(self, seed: str) -> list[tuple[Tensor, ...]]:
+        size = self._size
+        pool = self._pairs.draw(POOL * size, seed)
+        rows = self._tokens([p.query for p in pool], [edit_text(p.prompt, p.target) for p in pool])
+        order = sorted(range(len(pool)), key=lambda k: len(rows[k][0]))
+        batches = []
+        for number in torch.randperm(POOL, generator=torch.Generator().manual_seed(hash_of(seed))).tolist():
+            part = order[number * size : (number + 1) * size]
+            batches.append((*padded([rows[k] for k in part]), torch.tensor([float(pool[k].asks) for k in part])))
+        return batches
+
+    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        *inputs, labels = (tensor.to(self._device) for tensor in batch)
+        with mixed_precision(self._device, self._dtype):
+            logits = self.networks(*inputs)  # (pairs,)
+        return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+class Encoding:
+    """InfoNCE of (query, prompt, hard negative) triples, as `TextEncoder.tune` has it."""
+
+    def __init__(self, name: str, facts: list[ContrastFact], recipe: Recipe, device: str) -> None:
+        self._encoder = TextEncoder(resolve_folder(name), device=device)
+        self._encoder.model.register_module("pooler", None)
+        self.networks: nn.Module = nn.ModuleDict({"model": self._encoder.model})
+        self._size, self._pairs = recipe.batch_size, Pairs(facts, load_pseudo_knowledge().noise)
+
+    def pool(self, seed: str) -> list[list[tuple[str, str, str]]]:
+        return [self._pairs.triples(self._size, f"{seed} {number}") for number in range(POOL)]
+
+    def loss(self, batch: list[tuple[str, str, str]]) -> Tensor:
+        self._encoder.model = self.networks.model  # type: ignore[assignment]  # once it has its changes
+        return self._encoder.loss(batch)
+
+
+TASKS: dict[Network, Callable[[str, list[ContrastFact], Recipe, str], Task]] = {
+    "encoder": Encoding,
+    "verifier": Verifying,
+}
+
+
+class Pools(Dataset[list[Any]]):
+    """Pool i of a run; the same i, the same batches."""
+
+    def __init__(self, task: Task, recipe: Recipe) -> None:
+        self._draw, self._recipe = task.pool, recipe
 
     def __len__(self) -> int:
         return -(-self._recipe.steps // POOL)
 
-    def __getitem__(self, i: int) -> list[Batch]:
-        size = self._recipe.batch_size
-        pool = self._pairs.draw(POOL * size, f"{self._recipe.seed} {i}")
-        rows = self._tokens([p.query for p in pool], [edit_text(p.prompt, p.target) for p in pool])
-        order = sorted(range(len(pool)), key=lambda k: len(rows[k][0]))
-        batches = []
-        for number in torch.randperm(POOL, generator=torch.Generator().manual_seed(i)).tolist():
-            part = order[number * size : (number + 1) * size]
-            batches.append((*padded([rows[k] for k in part]), torch.tensor([float(pool[k].asks) for k in part])))
-        return batches
+    def __getitem__(self, i: int) -> list[Any]:
+        return self._draw(f"{self._recipe.seed} {i}")
 
 
 def main() -> None:
     """Train and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("network", nargs="?", choices=get_args(Network), help="both when not given")
+    parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     parser.add_argument("--model", default=MINILM, help="all-MiniLM-L6-v2: its folder or package")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--batch-size", type=int, default=Recipe.batch_size)
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--start", type=Path, help="changes to go on from")
+    for name, kind in (("steps", int), ("batch-size", int), ("lr", float), ("seed", int)):
+        parser.add_argument(f"--{name}", type=kind)
     options = parser.parse_args()
-    recipe = Recipe(options.steps, options.batch_size, seed=options.seed)
     facts, _ = split(corpus())
-    with Workspace(options.out, fingerprint(recipe)) as work:
-        with Stages().stage("Training the verifier", recipe.steps) as advance:
-            tensors = train(options.model, facts, recipe, options.device, work.checkpoint("verifier"), advance)
-        save_tensors(tensors, options.out, packed=True)
-        work.remove()
+    networks: list[Network] = [options.network] if options.network else list(RECIPES)
+    for network in networks:
+        given = {name: getattr(options, name) for name in ("steps", "batch_size", "lr", "seed")}
+        recipe = replace(RECIPES[network], **{name: value for name, value in given.items() if value is not None})
+        start = load_tensors(options.start) if options.start else None
+        path = options.out / f"{network}.safetensors"
+        with Workspace(path, fingerprint(recipe, options.start)) as work:
+            with Stages().stage(f"Training the {network}", recipe.steps) as advance:
+                task = TASKS[network](options.model, facts, recipe, options.device)
+                tensors = train(task, recipe, options.device, work.checkpoint(network), advance, start)
+            save_tensors(tensors, path, packed=True)
+            work.remove()
 
 
-def fingerprint(recipe: Recipe) -> str:
-    """A digest of the corpus and the recipe."""
+def fingerprint(recipe: Recipe, start: Path | None) -> str:
+    """A digest of the corpus, the recipe and the changes that a run goes on from."""
     digest = hashlib.sha256(json.dumps(asdict(recipe)).encode())
-    for name in FILES:
-        digest.update((DATA / name).read_bytes())
+    for path in [*(DATA / name for name in FILES), *([start] if start else [])]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def train(
-    name: str, facts: list[ContrastFact], recipe: Recipe, device: str, checkpoint: Checkpoint, advance: Advance
+    task: Task,
+    recipe: Recipe,
+    device: str,
+    checkpoint: Checkpoint,
+    advance: Advance,
+    start: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Binary cross-entropy of the pairs' logits; returned are the averaged changes, as `Verifier.change` reads them."""
+    """Train the low-rank changes of a task's network; returned is their average, as `apply_changes` reads them.
+
+    start: changes to go on from.
+    """
     torch.manual_seed(recipe.seed)
-    verifier = Verifier(name)
-    config = LoraConfig(r=recipe.rank, lora_alpha=SCALE * recipe.rank, target_modules=list(LORA))
-    changed = get_peft_model(verifier.model, config)
-    assert isinstance(changed, PeftModel)
-    verifier.model = changed  # type: ignore[assignment]
-    verifier.to(device).train()
-    trained = {name: p for name, p in verifier.named_parameters() if p.requires_grad}
+    networks: Any = task.networks
+    networks.model = get_peft_model(
+        networks.model, LoraConfig(r=recipe.rank, lora_alpha=SCALE * recipe.rank, target_modules=list(LORA))
+    )
+    networks.to(device).train()
+    trained = {name: p for name, p in networks.named_parameters() if p.requires_grad}
+    if start is not None:
+        with torch.no_grad():
+            for name, p in trained.items():
+                p.copy_(start[stored_name(name)] / scale(name))
     current = ParameterDict({name.replace(".", " "): p for name, p in trained.items()})
-    average = AveragedModel(current, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
+    average = AveragedModel(current, multi_avg_fn=get_ema_multi_avg_fn(recipe.average))
     optimizer = torch.optim.AdamW(trained.values(), lr=recipe.lr, weight_decay=0.01, fused=True)
     run, first = Run({"current": current, "average": average}, optimizer, torch.Generator()), 0
     if state := checkpoint.load():
         run.restore(state)
         first = int(state["step"])
         advance(first)
-    pools = Pools(verifier, facts, recipe)
+    pools = Pools(task, recipe)
     left = DataLoader(
         pools,
         batch_size=None,
@@ -135,13 +220,11 @@ def train(
         generator=torch.Generator(),  # its own: dropout's random numbers are those of the steps alone
         multiprocessing_context="fork" if WORKERS else None,
     )
-    step, dtype = first, default_dtype(device)
+    step = first
     for pool in left:
-        for *inputs, labels in pool[: recipe.steps - step]:
+        for batch in pool[: recipe.steps - step]:
             set_rate(optimizer, recipe.lr * rate(step, recipe.steps))
-            with mixed_precision(torch.device(device), dtype):
-                logits = verifier(*(tensor.to(device) for tensor in inputs))  # (pairs,)
-            loss = F.binary_cross_entropy_with_logits(logits, labels.to(device))
+            loss = task.loss(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
@@ -161,7 +244,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def stored_name(name: str) -> str:
-    """The name of peft's factor as `Verifier.change` reads it; the head's stays."""
+    """The name of peft's factor as `apply_changes` reads it; the head's stays."""
     name = name.removeprefix("model.base_model.model.").removesuffix(".default.weight")
     return name.replace(".lora_A", DOWN).replace(".lora_B", UP)
 
@@ -169,6 +252,11 @@ def stored_name(name: str) -> str:
 def scale(name: str) -> float:
     """lora_alpha / r, which goes into the factor `up`."""
     return SCALE if ".lora_B." in name else 1.0
+
+
+def hash_of(text: str) -> int:
+    """A number from a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ class TextEncoder:
                 set_rate(optimizer, settings.lr * _linear(step, settings.steps))
                 batch = triples[step * settings.batch_size : (step + 1) * settings.batch_size]
                 batch = batch[: len(batch) // processes.count * processes.count]
-                loss = self._loss(processes.own(batch), processes)
+                loss = self.loss(processes.own(batch), processes)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 processes.average_gradients(self.model.parameters())
@@ -172,7 +172,7 @@ class TextEncoder:
                     checkpoint.save(run.state(step=torch.tensor(step + 1)))
         self.model.eval()
 
-    def _loss(self, triples: Sequence[tuple[str, str, str]], processes: Processes) -> Tensor:
+    def loss(self, triples: Sequence[tuple[str, str, str]], processes: Processes = ALONE) -> Tensor:
         """InfoNCE of (rephrase, query, hard negative) triples, with gradients."""
         columns = zip(*triples, strict=True)
         rows = self._tokens([text for column in columns for text in column])

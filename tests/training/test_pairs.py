@@ -34,3 +34,12 @@ def test_a_perturbation_leaves_names_numbers_and_braces_alone() -> None:
     for _ in range(300):
         found = change("Which {port} does Marlow 8443 use?").casefold()
         assert "{port}" in found and "marlow 8443" in found
+
+
+def test_triples_hold_each_prompt_once_and_a_negative_that_asks_for_something_else() -> None:
+    facts = some()
+    asking = {f.prompt: f.asking for f in facts}
+    found = Pairs(facts, ["Noise."]).triples(32, "0")
+    assert len({prompt for _, prompt, _ in found}) == len(found) <= 32
+    assert not any(normalise_query(negative) in asking[prompt] for _, prompt, negative in found)
+    assert found == Pairs(facts, ["Noise."]).triples(32, "0")

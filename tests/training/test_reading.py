@@ -1,6 +1,7 @@
-"""Training of the verifier: a short run is written, and one that was stopped goes on as if it had not been."""
+"""Training of encoder and verifier: a short run is written, and one that was stopped goes on as if it had not been."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from megedit.runtime.tensors import load_tensors
 from training import reading
 from training.corpus import corpus
 from training.reader import MINILM, WEIGHTS, Verifier
-from training.reading import Recipe, rate, train
+from training.reading import TASKS, Network, Recipe, rate, train
 
-RECIPE = Recipe(steps=4, batch_size=4, rank=2)
+RECIPE = Recipe(steps=4, batch_size=8, lr=7e-4, average=0.999, rank=2)
 
 
 @pytest.fixture(autouse=True)
@@ -24,26 +25,41 @@ def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "WORKERS", 0)
 
 
-def trained(checkpoint: Checkpoint, advance: Callable[[int], None]) -> dict[str, Tensor]:
+def trained(
+    network: Network,
+    checkpoint: Checkpoint,
+    advance: Callable[[int], None],
+    start: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """The changes after a short run."""
-    return train(MINILM, corpus()[::400], RECIPE, "cpu", checkpoint, advance)
+    task = TASKS[network](MINILM, corpus()[::400], RECIPE, "cpu")
+    return train(task, RECIPE, "cpu", checkpoint, advance, start)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own call of transformers
-def test_a_stopped_run_goes_on_as_if_it_had_not_been() -> None:
+@pytest.mark.parametrize("network", get_args(Network))
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(network: Network) -> None:
     saved: list[State] = []
     done: list[int] = []
-    whole = trained(Checkpoint(save=saved.append), done.append)
+    whole = trained(network, Checkpoint(save=saved.append), done.append)
     assert sum(done) == RECIPE.steps and [int(state["step"]) for state in saved] == [2, 4]
-    again = trained(Checkpoint(load=lambda: saved[0]), done.append)
+    again = trained(network, Checkpoint(load=lambda: saved[0]), done.append)
     assert whole.keys() == again.keys()
     for name, value in whole.items():
         torch.testing.assert_close(again[name], value, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_what_is_trained_is_what_a_verifier_reads_and_a_run_goes_on_from() -> None:
+    whole = trained("verifier", Checkpoint(), lambda steps: None)
     assert whole.keys() == load_tensors(WEIGHTS).keys()  # what nothing reads, the pooler, is not changed
     verifier = Verifier()
     before = verifier.score(["Who?"], ["Who leads it? = Ines"])
     verifier.eval().change(whole)
     assert verifier.score(["Who?"], ["Who leads it? = Ines"]) != before
+    onwards = trained("verifier", Checkpoint(), lambda steps: None, start=whole)
+    assert any((onwards[name] - value).abs().max() > 0 for name, value in whole.items())
+    assert all((onwards[name] - value).abs().max() < 0.1 for name, value in whole.items())
 
 
 def test_the_rate_rises_and_falls() -> None:
