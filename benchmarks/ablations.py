@@ -45,7 +45,6 @@ from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, tokenize
 from megedit.lm.loading import load_base
 from megedit.lm.template import Template
-from megedit.router.router import encode_queries
 
 COLLECTION: dict[str, dict[str, Any]] = {
     "default": {},
@@ -65,14 +64,14 @@ COLLECTION: dict[str, dict[str, Any]] = {
 POSITIONS: dict[str, dict[str, Any]] = {"answer": {"positions": "answer"}, "all": {"positions": "all"}}
 REGRESSOR = "MLP regressor"
 GENERATORS: dict[str, GeneratorSettings] = {
-    "default": PRESETS["fast"],
-    "no trunk (adaLN only)": replace(PRESETS["fast"], trunk_width=0),
-    "two blocks, the trunk half as wide": replace(PRESETS["fast"], depth=2, trunk_width=1024),
-    "v-prediction": replace(PRESETS["fast"], prediction="v_prediction"),
-    "the query's vector alone": replace(PRESETS["fast"], nearest_edit_share=0.0),
-    "edits drawn evenly": replace(PRESETS["fast"], rarity_power=0.0),
-    "timesteps drawn evenly": replace(PRESETS["fast"], timestep_bias=1.0),
-    REGRESSOR: PRESETS["fast"],
+    "default": PRESETS["fast"].generator,
+    "no trunk (adaLN only)": replace(PRESETS["fast"].generator, trunk_width=0),
+    "two blocks, the trunk half as wide": replace(PRESETS["fast"].generator, depth=2, trunk_width=1024),
+    "v-prediction": replace(PRESETS["fast"].generator, prediction="v_prediction"),
+    "the query's vector alone": replace(PRESETS["fast"].generator, nearest_edit_share=0.0),
+    "edits drawn evenly": replace(PRESETS["fast"].generator, rarity_power=0.0),
+    "timesteps drawn evenly": replace(PRESETS["fast"].generator, timestep_bias=1.0),
+    REGRESSOR: PRESETS["fast"].generator,
 }
 
 
@@ -145,10 +144,9 @@ class Check:
             kind: list(prepare_all(backbone, bench.examples(kind, adapter.config.template, rows), settings, pad_id))
             for kind in bench.queries
         }
-        known, subjects = adapter.router.vectors, adapter.router.subjects
+        known = adapter.router.vectors
         self.vectors = {
-            kind: encode_queries(adapter.encoder, [queries[i] for i in rows], known, subjects)
-            for kind, queries in bench.queries.items()
+            kind: adapter.encoder.encode([queries[i] for i in rows]) for kind, queries in bench.queries.items()
         }
         self.nearest = {kind: known[known.nearest(vectors)[1][:, 0]] for kind, vectors in self.vectors.items()}
 

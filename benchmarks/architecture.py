@@ -30,7 +30,7 @@ ROOMS = {
     "collect": "knowledge-weight collection",
     "layers": "which layer takes the neuron",
     "encoder": "the text encoder",
-    "router": "the familiarity network and its decision",
+    "router": "candidates, gate and verifier",
     "generator": "the weight generator",
     "adapter": "the folder of data that holds all edits",
     "fitting": "the parts in order, resumable",

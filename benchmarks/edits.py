@@ -151,7 +151,7 @@ def main() -> None:
     out: Path = options.out or Path("adapters") / name
     chosen = load_set(options.data, options.set, options.edits)
     template = "raw" if options.set == RAW else "auto"
-    settings = FitSettings(seed=options.seed, template=template, own_words=not options.no_own_words)
+    settings = FitSettings(seed=options.seed, template=template)
     fitted = fit_or_load(options.base, chosen.edits, out, settings, pseudo_knowledge(options.pseudo), options.device)
     model = MegModel.from_pretrained(out, base=options.base, device=options.device)
     adapter = model.adapter

@@ -167,7 +167,7 @@ def large_ledger() -> dict[str, float]:
                     row,
                     neuron,
                 )
-                for i, row in enumerate(vectors.rows())
+                for i, row in enumerate(vectors.to_bytes(torch.arange(len(vectors))))
             )
         with reading(folder) as ledger:
             return {

@@ -44,7 +44,8 @@ def main() -> None:
     count = (options.runs + 1) * options.batch_size
     questions = [json.loads(line)["question"] for line in lines(options.data / "nq_locality.jsonl")]
     unfamiliar = [q for q, r in zip(questions, model.route(questions), strict=True) if not r.familiar][:count]
-    familiar = [edit.prompt for edit in model.edits][:count]
+    rephrases = [edit.rephrases[0] for edit in model.edits if edit.rephrases][: 2 * count]
+    familiar = [q for q, r in zip(rephrases, model.route(rephrases), strict=True) if r.familiar][:count]
 
     def measure(queries: list[str]) -> tuple[float, float, float, float]:
         """Median seconds of the base and the edited model, of routing and of generating; timed in turn, batch after
@@ -54,7 +55,7 @@ def main() -> None:
             batch = queries[first : first + options.batch_size]
             prompts = [model.format(query) for query in batch]
             inputs: BatchEncoding = model.tokenizer(prompts, return_tensors="pt", padding=True)
-            vectors = model.encode(batch)
+            vectors = model.adapter.encoder.encode(batch).to(model.device)
             with model.disable_edits():
                 base = seconds(lambda inputs=inputs: model.generate(**inputs, **length))  # type: ignore[misc]
             edited = seconds(lambda inputs=inputs: model.generate(**inputs, **length))  # type: ignore[misc]

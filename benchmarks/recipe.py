@@ -29,9 +29,9 @@ from megedit.lm.backbone import Backbone
 RECIPES: dict[str, tuple[CollectionSettings, GeneratorSettings]] = {
     "paper": (
         CollectionSettings(positions="all", batch_size=1, shared=0, rivals=0, margin=1e9, steps=40, retries=0),
-        PRESETS["paper"],
+        PRESETS["paper"].generator,
     ),
-    "ours": (CollectionSettings(), PRESETS["fast"]),
+    "ours": (CollectionSettings(), PRESETS["fast"].generator),
 }
 TIMED = 10  # training steps from which the time of one is estimated
 

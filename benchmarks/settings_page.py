@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megedit.cli.settings import Setting, settings_of
-from megedit.settings import PRESETS
+from megedit.settings import DEFAULTS, PRESETS
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 HEAD = """\
@@ -33,7 +33,8 @@ TITLES = {
     "": "The fit as a whole",
     "collection": "Collection of the neurons",
     "encoder": "Text encoder",
-    "familiarity": "Router: familiarity network and calibration",
+    "router": "Router: what decides, and its calibration",
+    "familiarity": "Router: familiarity network",
     "generator": "Weight generator",
 }
 
@@ -47,13 +48,13 @@ def page() -> str:
 
 
 def _section(part: str, settings: list[Setting]) -> str:
-    paper = part == "generator"  # the other preset
+    paper = getattr(PRESETS["paper"], part or "template") != getattr(DEFAULTS, part or "template")  # the other preset
     lines = [f"\n## {TITLES[part]}\n", "| setting | values | default |" + (" preset `paper` |" if paper else "") + " |"]
     lines.append("| --- | --- | --- |" + (" --- |" if paper else "") + " --- |")
     for setting in settings:
         cells = [f"`{setting.name}`", setting.choices.removeprefix("a "), _cell(setting.default)]
         if paper:
-            cells.append(_cell(getattr(PRESETS["paper"], setting.name.rpartition(".")[2])))
+            cells.append(_cell(getattr(getattr(PRESETS["paper"], part), setting.name.rpartition(".")[2])))
         lines.append(f"| {' | '.join([*cells, setting.help])} |")
     return "\n".join(lines) + "\n"
 

@@ -184,7 +184,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     generators = []
     for name in ("fast", "paper"):
-        generators.append(generator_row(name, PRESETS[name], backbone))
+        generators.append(generator_row(name, PRESETS[name].generator, backbone))
         print(generators[-1], flush=True)
     results = {
         "weight_size": backbone.weight_size,

@@ -26,7 +26,7 @@ from megedit.model import MegModel
 from megedit.neuron import NeuronWeights
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 from megedit.router.familiarity import FamiliaritySettings
-from megedit.router.router import Routing
+from megedit.router.router import Candidate, Routing
 from megedit.runtime.progress import Stages
 from tests.tiny import CHATML, tiny_encoder, tiny_model, tiny_tokenizer
 
@@ -201,11 +201,14 @@ def force_routing(model: MegModel, monkeypatch: pytest.MonkeyPatch, nearest: dic
     """Route the given queries, and no others, to these edits, and use the neurons collected for them."""
     route = model.adapter.router.route
 
-    def decide(vectors: torch.Tensor, queries: Sequence[str]) -> Routing:
-        routing = route(vectors, queries)
-        familiar = torch.tensor([query in nearest for query in queries], dtype=torch.bool)
-        index = torch.tensor([nearest.get(query, 0) for query in queries], dtype=torch.long)
-        return replace(routing, familiar=familiar, nearest=index)
+    def decide(queries: Sequence[str]) -> list[Routing]:
+        found = []
+        for query, routing in zip(queries, route(queries), strict=True):
+            edit = nearest.get(query, 0)
+            candidate = Candidate(edit, edit, 1.0)
+            fires = candidate if query in nearest else None
+            found.append(replace(routing, fires=fires, candidates=(candidate,)))
+        return found
 
     def collected(queries: Any) -> tuple[torch.Tensor, NeuronWeights]:
         rows = [row for row, query in enumerate(queries) if query in nearest]

@@ -107,7 +107,7 @@ def test_stage_costs_are_recorded(fitted: Fitted) -> None:
         "Tuning the text encoder",
         "Collecting neurons",
         "Encoding the edits",
-        "Calibrating the router",
+        "Encoding held-out questions",
         "Training the router",
         "Training the generator",
         "Checking generated neurons",
@@ -167,7 +167,7 @@ def test_queries_that_the_encoder_cannot_read_whole_are_told_once(
     with pytest.raises(Killed):
         fitted.fit(tmp_path / "adapter", EditSet.from_edits([*fitted.edits.edits[2:], *long]))
     told = [record.getMessage() for record in caplog.records if "longer than the" in record.getMessage()]
-    assert len(told) == 1 and told[0].startswith("The queries of 2 edits") and told[0].endswith("edit edit-0.")
+    assert len(told) == 1 and told[0].startswith("2 queries of edits") and told[0].endswith("edit edit-0.")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -318,10 +318,9 @@ def test_too_little_pseudo_knowledge(fitted: Fitted, tmp_path: Path) -> None:
     few = replace(fitted.pseudo, facts=fitted.pseudo.facts[:5])
     with pytest.raises(MegError, match="at least 8 pseudo-facts"):
         fitted.fit(tmp_path / "few", pseudo=few)
-    nothing = PseudoKnowledge((), (), ())
-    untuned = replace(fitted.settings, encoder=replace(fitted.settings.encoder, steps=0))
+    none_held_out = replace(fitted.settings, held_out=0.01)
     with pytest.raises(MegError, match="Too little pseudo-knowledge"):
-        fitted.fit(tmp_path / "nothing", pseudo=nothing, settings=untuned)
+        fitted.fit(tmp_path / "nothing", settings=none_held_out)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -334,33 +333,24 @@ def test_calibration_texts() -> None:
         for i in range(10)
     )
     held_out = PseudoKnowledge(facts, ("It rains.",), tuple(f"Unrelated {i}?" for i in range(20, 40)))
-    enrolled, familiar, unfamiliar, near = calibration_texts(held_out, seed=0)
-    names = {fact.subject for fact in enrolled}
+    enrolled, familiar, unfamiliar = calibration_texts(held_out, seed=0)
+    names = {fact.subject for fact in facts if fact.prompt in enrolled}
     assert len(enrolled) == len(names) == 5
     assert len(familiar) == 10 and sum(text.startswith("It rains. ") for text in familiar) == 5
     bare = [text.removeprefix("It rains. ") for text in familiar]
     assert sorted(bare) == sorted(text for fact in facts if fact.subject in names for text in fact.rephrases)
-    others = {fact.prompt for fact in facts} - {fact.prompt for fact in enrolled}
+    others = {fact.prompt for fact in facts} - {*enrolled}
     assert others <= set(unfamiliar) and len(unfamiliar) == 10  # the others, and as many unrelated as are enrolled
-    assert near == []  # there is one relation only
-    assert calibration_texts(held_out, seed=0) == (enrolled, familiar, unfamiliar, near)
+    assert calibration_texts(held_out, seed=0) == (enrolled, familiar, unfamiliar)
     assert len(calibration_texts(held_out, seed=0, limit=2)[0]) == 2
-
-
-def test_near_queries_ask_something_else_about_the_enrolled() -> None:
-    kinds = ("made", "sold")
-    facts = tuple(PseudoFact(f"Who {kinds[i % 2]} Thing{i}?", ("r",), (), f"Thing{i}", kinds[i % 2]) for i in range(8))
-    enrolled, _, unfamiliar, near = calibration_texts(PseudoKnowledge(facts, (), ()), seed=0)
-    other = {"made": "sold", "sold": "made"}
-    assert near == [fact.prompt.replace(fact.relation or "", other[fact.relation or ""]) for fact in enrolled]
-    assert not set(near) & set(unfamiliar)
+    assert len(calibration_texts(held_out, seed=0, wordings=1)[1]) == 5
 
 
 def test_a_longer_name_of_an_enrolled_subject_is_unfamiliar() -> None:
     pairs = (("Chile", "Bank of Chile"), ("Peru", "Bank of Peru"), ("Oslo", "Bank of Oslo"), ("Rome", "Bank of Rome"))
     facts = tuple(PseudoFact(f"Where is {name}?", ("r",), (), name, "place") for pair in pairs for name in pair)
-    enrolled, _, unfamiliar, _ = calibration_texts(PseudoKnowledge(facts, (), ()), seed=0)
-    subjects = {fact.subject for fact in enrolled}
+    enrolled, _, unfamiliar = calibration_texts(PseudoKnowledge(facts, (), ()), seed=0)
+    subjects = {fact.subject for fact in facts if fact.prompt in enrolled}
     assert {f"Where is {long}?" for short, long in pairs if short in subjects and long not in subjects} <= {*unfamiliar}
 
 
@@ -374,6 +364,7 @@ def test_the_adapter_returned_is_the_one_written(fitted: Fitted, tmp_path: Path)
     vectors = made.encoder.encode(queries)
     assert torch.equal(vectors, loaded.encoder.encode(queries))
     assert torch.equal(made.generator.sample(vectors), loaded.generator.sample(vectors))
-    assert torch.equal(made.router.route(vectors, queries).score, loaded.router.route(vectors, queries).score)
+    scores = [[routing.score for routing in adapter.router.route(queries)] for adapter in (made, loaded)]
+    assert scores[0] == scores[1]
     stored = load_file(tmp_path / "adapter" / "model-0001.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16, torch.int8}

@@ -10,9 +10,8 @@ import torch
 
 from megedit.adapter.ledger import Records
 from megedit.model import MegModel
-from megedit.router.decision import Enrolled
-from megedit.router.index import EditVectors
-from megedit.router.router import Router
+from megedit.router.index import EditVectors, owners_of
+from megedit.router.router import Enrolled, Router
 from megedit.routes import Route
 from tests.test_model import OTHERS
 
@@ -21,17 +20,12 @@ def test_a_route_and_routes(model: MegModel) -> None:
     edit = model.edits[3]
     one = model.route(edit.prompt)
     assert isinstance(one, Route)
-    assert (one.query, one.familiar, one.nearest) == (edit.prompt, True, edit)
-    assert one.similarity == pytest.approx(1, abs=5e-3)  # vectors are kept in 8 bits a number
-    assert (
-        one.named
-        and one.threshold == pytest.approx(model.adapter.config.calibration.decision.threshold)
-        and one.score >= one.threshold
-    )
+    assert (one.query, one.familiar, one.by, one.edit) == (edit.prompt, True, "words", edit)
+    assert one.nearest[0].similarity == pytest.approx(1, abs=5e-3)  # vectors are kept in 8 bits a number
     many = model.route([edit.prompt, *OTHERS])
     assert [route.query for route in many] == [edit.prompt, *OTHERS]
-    assert all(route.familiar == (route.score >= route.threshold) for route in many)
-    assert many[0].nearest == edit
+    assert all(route.familiar == (route.score >= route.threshold) for route in many if route.by != "gate")
+    assert many[0].edit == edit and all(route.edit is None for route in many if not route.familiar)
     assert model.route([]) == []
 
 
@@ -41,11 +35,12 @@ def test_only_active_edits_are_nearest(model: MegModel) -> None:
     rows[2] = (*rows[2][:-1], "failed")
     model.adapter.records = Records(rows)
     vectors = EditVectors.pack(router.vectors[torch.tensor([0, 1, 3, 4, 5, 6, 7])])
-    enrolled = [Enrolled(edit.subject, prompt=edit.prompt) for edit in model.edits]
-    model.adapter.router = Router(router.network, vectors, enrolled, router.calibration)
+    enrolled = [Enrolled(edit.asked(), edit.target) for edit in model.edits]
+    parts = (router.encoder, router.network, vectors, owners_of([1] * 7), enrolled, router.calibration, router.verifier)
+    model.adapter.router = Router(*parts)
     assert [edit.id for edit in model.edits] == ["edit-0", "edit-1", *(f"edit-{i}" for i in range(3, 8))]
     for edit in model.edits:
-        assert model.route(edit.prompt).nearest == edit
+        assert model.route(edit.prompt).edit == edit
 
 
 def test_neurons_of_familiar_rows_only(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,9 +79,9 @@ def test_what_was_found_for_a_query_is_remembered(model: MegModel, monkeypatch: 
 
 def test_nothing_familiar(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = model.adapter.router.calibration
-    never = {rule: replace(decision, threshold=1e9) for rule, decision in calibration.rules.items()}
-    monkeypatch.setattr(model.adapter.router, "calibration", replace(calibration, rules=never))
-    rows, weights = model.neurons([edit.prompt for edit in model.edits])
+    never = {kind: replace(decision, threshold=1e9) for kind, decision in calibration.decisions.items()}
+    monkeypatch.setattr(model.adapter.router, "calibration", replace(calibration, decisions=never))
+    rows, weights = model.neurons([edit.rephrases[0] for edit in model.edits])
     assert len(rows) == len(weights) == 0
     rows, weights = model.neurons([])
     assert len(rows) == len(weights) == 0

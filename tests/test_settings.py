@@ -20,6 +20,7 @@ from megedit.settings import (
     FamiliaritySettings,
     FitSettings,
     GeneratorSettings,
+    RouterSettings,
     read_settings,
 )
 
@@ -34,7 +35,7 @@ def format_3(**generator: Any) -> dict[str, Any]:
 
 
 def test_settings_survive_json() -> None:
-    settings = FitSettings(layer=3, generator=PRESETS["paper"], encoder=EncoderSettings(steps=3))
+    settings = replace(PRESETS["paper"], layer=3, encoder=EncoderSettings(steps=3))
     assert read_settings(json.loads(json.dumps(asdict(settings)))) == settings
 
 
@@ -82,14 +83,20 @@ def test_unknown_settings_are_ignored_and_missing_ones_have_their_default() -> N
 
 
 def test_settings_by_their_names() -> None:
-    changes = ["collection.margin=6", "layer=3", "own_words=false", "familiarity.rule = named", "collection.margin=7"]
+    changes = [
+        "collection.margin=6",
+        "layer=3",
+        "encoder.trained=false",
+        "router.rule = combined",
+        "collection.margin=7",
+    ]
     assert with_changes(FitSettings(seed=2), [*changes, "template=Q: {query} = ?"]) == FitSettings(
         seed=2,
         layer=3,
-        own_words=False,
         template="Q: {query} = ?",
         collection=CollectionSettings(margin=7.0),
-        familiarity=FamiliaritySettings(rule="named"),
+        encoder=EncoderSettings(trained=False),
+        router=RouterSettings(rule="combined"),
     )
     assert with_changes(FitSettings(layer=3), ["layer=none"]) == FitSettings()
     assert with_changes(FitSettings(), ["generator.width=30", "generator.heads=5"]).generator.heads == 5
@@ -105,7 +112,7 @@ def test_settings_by_their_names() -> None:
         ("collection.steps=many", "collection.steps can be a whole number, not 'many'"),
         ("collection.steps=2.5", "collection.steps can be a whole number, not '2.5'"),
         ("collection.positions=some", "collection.positions can be answer or all, not 'some'"),
-        ("own_words=2", "own_words can be true or false, not '2'"),
+        ("encoder.trained=2", "encoder.trained can be true or false, not '2'"),
         ("collection.steps=0", "steps must be above 0"),
     ],
 )

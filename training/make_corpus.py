@@ -21,7 +21,8 @@ from benchmarks.make_shipped_data import lines, write
 from megedit.edits import normalise_query
 from megedit.pseudo.knowledge import PseudoFact
 from megedit.pseudo.wordings import OtherQuestions
-from training.corpus import DATA, TEST_SHARE, ContrastFact, last_subjects, read_facts
+from megedit.runtime.shipped import shipped
+from training.corpus import DATA, TEST_SHARE, ContrastFact, corpus, fact_of, last_subjects, read_facts, split, texts
 
 SEED = 0
 TEST_SETS = ("contrast_science",)
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the sources")
     options = parser.parse_args()
     data: Path = options.data
-    tested = tested_subjects(data)
+    tested, asked = tested_subjects(data), asked_texts(data)
     own = [path.stem for path in sorted(data.glob("contrast_*.jsonl")) if path.stem not in TEST_SETS]
     chat = "contrast_chat"
     parts = {
@@ -49,8 +50,18 @@ def main() -> None:
         "templates": [record for record in templates(data) if not is_tested(record, tested)],
     }
     for name, records in parts.items():
+        records = [kept for record in records if (kept := without(record, asked))]
         write(DATA / f"{name}.jsonl.gz", (json.dumps(record, ensure_ascii=False) for record in records))
         print(f"{name}: {len(records)} facts")
+    held_out = [record for fact in split(corpus())[1] if (record := as_pseudo(fact))]
+    write(shipped("held_out.jsonl.gz"), (json.dumps(record, ensure_ascii=False) for record in held_out))
+    print(f"held out for the calibration of routers: {len(held_out)} facts")
+
+
+def as_pseudo(fact: ContrastFact) -> Json | None:
+    """A settings fact as pseudo-knowledge, its wordings of one text; None where all of them are chats."""
+    rephrases = [text for _, text in texts(fact.fire) if "\n" not in text]
+    return {"prompt": fact.prompt, "subject": fact.subject, "rephrases": rephrases} if rephrases else None
 
 
 def tested_subjects(data: Path) -> set[str]:
@@ -63,6 +74,31 @@ def tested_subjects(data: Path) -> set[str]:
     for name in PUBLIC:
         found |= last_subjects(read_facts(data / f"{name}.jsonl", name), TEST_SHARE)
     return {subject.casefold() for subject in found}
+
+
+def asked_texts(data: Path) -> set[str]:
+    """All that benchmarks ask beside edits' own prompts, normalised: rephrases, neighbours, unrelated questions."""
+    found: list[str] = []
+    for record in records_of(data, "counterfact")[:-COUNTERFACT_TAIL]:
+        for name in ("x_paraphrase_clean", "paraphrase_prompts", "neighborhood_prompts"):
+            found += record[name]
+    for record in records_of(data, "zsre_style")[:-ZSRE_TAIL] + records_of(data, "zsre"):
+        found += [record[name] for name in ("src", "rephrase", "rephrase_2") if record.get(name)]
+    found += [record["question"] for record in records_of(data, "nq_locality")]
+    return {normalise_query(text) for text in found}
+
+
+def without(record: Json, asked: set[str]) -> Json | None:
+    """The record without these texts; None where its prompt is one of them, or nothing of a side is left."""
+
+    def free(text: Any) -> bool:
+        return not isinstance(text, str) or normalise_query(text) not in asked
+
+    sides = {
+        side: {kind: kept for kind, found in record[side].items() if (kept := [t for t in found if free(t)])}
+        for side in ("fire", "not")
+    }
+    return {**record, **sides} if free(record["prompt"]) and sides["fire"] else None
 
 
 def is_tested(record: Json, tested: set[str]) -> bool:
@@ -78,7 +114,7 @@ def named(data: Path, name: str) -> list[Json]:
 
 def without_last(records: list[Json]) -> list[Json]:
     """The records but those of the last subjects, on which is tested."""
-    held = last_subjects(map(ContrastFact.from_json, records), TEST_SHARE)
+    held = last_subjects(map(fact_of, records), TEST_SHARE)
     return [record for record in records if record["subject"] not in held]
 
 
@@ -127,7 +163,7 @@ def templates(data: Path) -> Iterator[Json]:
             seen.add(key)
             others = {other for _ in range(OTHERS) if (other := questions.about(fact.pseudo, rng))}
             own = {normalise_query(text) for text in (fact.prompt, *fact.rephrases)}
-            texts = {
+            kinds = {
                 "other_relation": sorted(text for text in others if normalise_query(text) not in own),
                 "other_entity": fact.neighbours[:MOST_NEIGHBOURS],
             }
@@ -137,7 +173,7 @@ def templates(data: Path) -> Iterator[Json]:
                 "target": fact.target,
                 "subject": fact.subject,
                 "fire": {"paraphrase": fact.rephrases},
-                "not": {kind: found for kind, found in texts.items() if found},
+                "not": {kind: found for kind, found in kinds.items() if found},
             }
 
 

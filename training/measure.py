@@ -2,31 +2,37 @@
 
     python -m training.measure --data ../shared/data
 
-Of each set its own facts are the store. The four edits nearest to a query, by MiniLM as it is, are the candidates; the
+Of each set its own facts are the store. The edits nearest to a query, by the shipped encoder, are the candidates; the
 one with the highest logit fires. DIR holds the test sets that are no part of the corpus; without it, only the settings
-facts are measured. Writes benchmarks/results/reading.json.
+facts are measured. Writes benchmarks/results/reading.json and, from the settings facts, the curve that the package
+ships (src/megedit/data/curve.json).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmarks.common import on_device, write_result
 from megedit.edits import normalise_query
-from megedit.encoder import TextEncoder
+from megedit.encoder import MINILM, TextEncoder, readings
 from megedit.lm.loading import resolve_folder
-from megedit.runtime.device import default_dtype
+from megedit.router import curve
+from megedit.router.router import CANDIDATES
+from megedit.router.verifier import FILE, Verifier, edit_text, load_verifier
+from megedit.runtime.files import replacing
+from megedit.runtime.shipped import shipped
 from training.corpus import TEST_SHARE, ContrastFact, by_set, corpus, last_subjects, read_facts, split, texts
-from training.reader import MINILM, WEIGHTS, Verifier, edit_text
 
-CANDIDATES = 4
 RATES = (0.01, 0.03, 0.05)  # of false fires
+CURVE_RATES = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 OF_KINDS = 0.03  # the one at which every kind is shown
 WHOLE = ("contrast_science",)  # test sets of which every fact is tested
 PARTS = ("contrast_chat", "halluedit", "wikibigedit", "knowedit_counterfact")  # and those of which the last fifth is
@@ -44,11 +50,12 @@ def main() -> None:
     """Measure the verifier and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the test sets")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--weights", type=Path, default=shipped(FILE), help="of another verifier than the shipped one")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    verifier = Verifier.load(options.weights).to(options.device)
+    verifier = load_verifier(options.weights, options.device)
     encoder = TextEncoder(resolve_folder(MINILM), device=options.device)
+    encoder.change(shipped("encoder.safetensors"))
     sets = {f"settings {name}": facts for name, facts in by_set(split(corpus())[1]).items()}
     if options.data is None:
         print("Without --data only the settings facts are measured: the test sets are no part of the corpus.")
@@ -56,12 +63,14 @@ def main() -> None:
         sets |= {f"test {name}": facts for name, facts in held_out_sets(options.data).items()}
     result, of_settings = {}, list[Reading]()
     for name, facts in sets.items():
-        found = readings(facts, encoder, verifier, default_dtype(options.device))
+        found = measured(facts, encoder, verifier)
         result[name] = summary(found)
         print(name, result[name]["recognised"], flush=True)
         if name.startswith("settings"):
             of_settings += found
     result["settings"] = summary(of_settings)
+    if options.weights == shipped(FILE):
+        write_curve(of_settings)
     settings = {"candidates": CANDIDATES, "weights": options.weights.name}
     print(write_result("reading" + on_device(options.device), settings, result))
 
@@ -75,9 +84,7 @@ def held_out_sets(data: Path) -> dict[str, list[ContrastFact]]:
     return found
 
 
-def readings(
-    facts: Sequence[ContrastFact], encoder: TextEncoder, verifier: Verifier, dtype: torch.dtype
-) -> list[Reading]:
+def measured(facts: Sequence[ContrastFact], encoder: TextEncoder, verifier: Verifier) -> list[Reading]:
     """The reading of every text of the facts, which are the edits of the store.
 
     Left out are texts that do not ask for their fact but are a prompt or a text of another fact of the store, or ask
@@ -90,11 +97,10 @@ def readings(
         others = ((kind, text) for kind, text in texts(fact.other) if normalise_query(text) not in asking)
         rows += [(f"-{kind}", text, -1) for kind, text in others if text not in fact.asks]
     queries, count = [text for _, text, _ in rows], min(CANDIDATES, len(facts))
-    similarity = encoder.encode(queries) @ encoder.encode([fact.prompt for fact in facts]).T  # (queries, facts)
-    nearest = similarity.topk(count).indices  # (queries, count)
+    nearest = candidates(encoder, queries, [fact.prompt for fact in facts], count)  # (queries, count)
     edits = [edit_text(fact.prompt, fact.target) for fact in facts]
     logits = verifier.score(
-        [query for query in queries for _ in range(count)], [edits[j] for row in nearest.tolist() for j in row], dtype
+        [query for query in queries for _ in range(count)], [edits[j] for row in nearest.tolist() for j in row]
     )
     best, at = logits.view(-1, count).max(1)  # each (queries,)
     fired = nearest.gather(1, at[:, None]).squeeze(1)  # (queries,)
@@ -102,6 +108,28 @@ def readings(
         Reading(kind, score, edit == own)
         for (kind, _, own), score, edit in zip(rows, best.tolist(), fired.tolist(), strict=True)
     ]
+
+
+def candidates(encoder: TextEncoder, queries: Sequence[str], prompts: Sequence[str], count: int) -> Tensor:
+    """The edits nearest to each query, in any of its readings: int64 (queries, count)."""
+    parts = [readings(query) for query in queries]
+    owner = torch.arange(len(queries)).repeat_interleave(torch.tensor([len(of) for of in parts]))  # (readings,)
+    similarity = encoder.encode([text for of in parts for text in of]) @ encoder.encode(prompts).T  # (readings, edits)
+    best = torch.full((len(queries), len(prompts)), -1.0)
+    best = best.scatter_reduce(0, owner[:, None].expand_as(similarity), similarity, "amax")  # (queries, edits)
+    return best.topk(count).indices
+
+
+def write_curve(found: Sequence[Reading]) -> None:
+    """The curve that the package ships: at falling thresholds, the share of near misses that fire, and recognised."""
+    asking, other = ([reading for reading in found if reading.kind[0] == sign] for sign in "+-")
+    scores = torch.tensor([reading.score for reading in other])
+    points = []
+    for rate in CURVE_RATES:
+        threshold = float(scores.quantile(1 - rate))
+        points.append((round(threshold, 3), rate, fires(asking, threshold) / 100))
+    with replacing(shipped(curve.FILE)) as partial:
+        partial.write_text(json.dumps({"facts": "settings", "points": points}, indent=1) + "\n", "utf-8")
 
 
 def summary(found: Sequence[Reading]) -> dict[str, Any]:

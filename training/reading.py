@@ -2,7 +2,7 @@
 
     python -m training.reading                            # both, on the processor
     python -m training.reading verifier --device cuda
-    python -m training.reading verifier --start training/data/verifier.safetensors --steps 1000
+    python -m training.reading verifier --start src/megedit/data/verifier.safetensors
 
 Each is all-MiniLM-L6-v2 with low-rank changes (LoRA, arXiv 2106.09685), which are what is written. The batches, their
 order and the schedule are the same on every machine.
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
@@ -27,18 +28,20 @@ from torch.nn import ParameterDict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from megedit.encoder import TextEncoder
+from megedit.encoder import MINILM, TextEncoder
 from megedit.lm.loading import resolve_folder
-from megedit.pseudo import load_pseudo_knowledge
+from megedit.pseudo import load_pseudo_knowledge, text_key
+from megedit.router.verifier import Verifier, edit_text, padded
 from megedit.runtime.callbacks import Advance
 from megedit.runtime.checkpoint import Checkpoint, Run, set_rate
 from megedit.runtime.device import default_dtype, mixed_precision
+from megedit.runtime.lowrank import DOWN, UP
 from megedit.runtime.progress import Stages
 from megedit.runtime.resume import Workspace
+from megedit.runtime.shipped import shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
-from training.corpus import DATA, FILES, ContrastFact, corpus, split
+from training.corpus import DATA, FILES, ContrastFact, corpus, split, texts
 from training.pairs import Pairs
-from training.reader import DOWN, MINILM, UP, Verifier, edit_text, padded
 
 Network = Literal["encoder", "verifier"]
 
@@ -72,7 +75,8 @@ RECIPES: dict[Network, Recipe] = {
 class Task(Protocol):
     """A network to train. `networks.model` is MiniLM, whose matrices are changed; all else in `networks` is trained."""
 
-    networks: nn.Module
+    @property
+    def networks(self) -> nn.Module: ...
 
     def pool(self, seed: str) -> list[Any]:
         """POOL batches; the same seed, the same batches."""
@@ -97,7 +101,7 @@ class Verifying:
         pool = self._pairs.draw(POOL * size, seed)
         rows = self._tokens([p.query for p in pool], [edit_text(p.prompt, p.target) for p in pool])
         order = sorted(range(len(pool)), key=lambda k: len(rows[k][0]))
-        batches = []
+        batches: list[tuple[Tensor, ...]] = []
         for number in torch.randperm(POOL, generator=torch.Generator().manual_seed(hash_of(seed))).tolist():
             part = order[number * size : (number + 1) * size]
             batches.append((*padded([rows[k] for k in part]), torch.tensor([float(pool[k].asks) for k in part])))
@@ -150,7 +154,7 @@ def main() -> None:
     """Train and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", nargs="?", choices=get_args(Network), help="both when not given")
-    parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
+    parser.add_argument("--out", type=Path, default=shipped("."), help="folder to write to")
     parser.add_argument("--model", default=MINILM, help="all-MiniLM-L6-v2: its folder or package")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--start", type=Path, help="changes to go on from")
@@ -170,6 +174,16 @@ def main() -> None:
                 tensors = train(task, recipe, options.device, work.checkpoint(network), advance, start)
             save_tensors(tensors, path, packed=True)
             work.remove()
+    write_seen(options.out / "seen.npy", facts, keep=options.start is not None)
+
+
+def write_seen(path: Path, facts: list[ContrastFact], keep: bool) -> None:
+    """Keys of all texts that are trained on, by which evaluations leave them out. keep: those in the file stay."""
+    of_facts = ((fact.prompt, *(text for side in (fact.fire, fact.other) for _, text in texts(side))) for fact in facts)
+    keys = {text_key(text) for found in of_facts for text in found}
+    if keep and path.is_file():
+        keys |= set(np.load(path, allow_pickle=False).tolist())
+    np.save(path, np.array(sorted(keys), dtype=np.int64))
 
 
 def fingerprint(recipe: Recipe, start: Path | None) -> str:

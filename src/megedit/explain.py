@@ -6,22 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from megedit.adapter.ledger import Status
-from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.model import MegModel
-from megedit.routes import Route
+from megedit.routes import Near, Route
 
 NEAREST = 5  # edits shown
-
-
-@dataclass(frozen=True)
-class Near:
-    """An edit near a question: the cosine of the two queries, and the edit's status."""
-
-    edit: Edit
-    similarity: float
-    status: Status
 
 
 @dataclass(frozen=True)
@@ -41,9 +30,10 @@ class TokenAnswer:
 class Explanation:
     """The edited model's way to its answer to a question.
 
-    nearest: the most similar edits, first the one by which the question is routed. distance: between the neuron that is
-    generated from the question and the one collected for that edit, the mean squared difference in standard deviations
-    over the edits, so that two edits' neurons are about 2 apart; None where nothing is collected for it.
+    nearest: the edits nearest to it, each with the verifier's score, whatever the gate said; the best first. distance:
+    between the neuron that is generated from the question and the one collected for the edit by which it is routed, the
+    mean squared difference in standard deviations over the edits, so that two edits' neurons are about 2 apart; None
+    where there is no edit.
     """
 
     route: Route
@@ -61,26 +51,28 @@ def explain(model: MegModel, question: str, max_new_tokens: int | None = None) -
     """
     if not question.strip():
         raise MegError("The question is empty; give one in quotation marks.")
-    near = model.nearest(question, NEAREST)
-    records = [model.adapter.routed[row] for row, _ in near]
     edited = _answer(model, question, max_new_tokens)
     with model.disable_edits():
         base = _answer(model, question, max_new_tokens)
     return Explanation(
         model.route(question),
-        tuple(Near(r.edit, similarity, r.status) for r, (_, similarity) in zip(records, near, strict=True)),
-        _distance(model, question, near[0][0]) if records[0].status == "active" else None,
+        model.nearest(question, NEAREST),
+        _distance(model, question),
         edited,
         base,
     )
 
 
-def _distance(model: MegModel, question: str, row: int) -> float:
-    """Between the neuron generated from a question and the one collected for an edit, a row of `Adapter.routed`."""
-    adapter, vectors = model.adapter, model.encode([question])  # (1, C)
-    generated = adapter.generator.standardise(adapter.generate(vectors, torch.tensor([row], device=vectors.device)))
-    collected = adapter.generator.standardise(adapter.neurons([adapter.routed[row]]).to(generated.device))  # (1, L)
-    return float((generated - collected).square().mean())
+def _distance(model: MegModel, question: str) -> float | None:
+    """Between the neuron generated from a question and the one collected for the edit by which it is routed."""
+    adapter, nearest = model.adapter, model.route(question).nearest
+    generated = model.generated(question)
+    if generated is None:
+        return None
+    record = next(record for record in adapter.active if record.edit.id == nearest[0].edit.id)
+    both = torch.stack([generated, adapter.neurons([record])[0].to(generated.device)])  # (2, L)
+    first, second = adapter.generator.standardise(both)
+    return float((first - second).square().mean())
 
 
 def _answer(model: MegModel, question: str, max_new_tokens: int | None) -> TokenAnswer:

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +32,7 @@ from megedit.adapter.sqlite import create
 from megedit.adapter.weights import save_model, to_bytes, write_unchanging
 from megedit.collect import Collected, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit, EditSet
-from megedit.encoder import TextEncoder
+from megedit.encoder import MINILM, TextEncoder
 from megedit.errors import MegError
 from megedit.generator import WeightGenerator, train_generator
 from megedit.layers import choose_layer
@@ -41,18 +40,18 @@ from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, Prepared, tokenize_all
 from megedit.lm.loading import fingerprint, load_base, resolve_folder
 from megedit.lm.template import Template
-from megedit.pseudo.knowledge import PseudoKnowledge, load_pseudo_knowledge, text_key
-from megedit.pseudo.wordings import calibration_texts, in_words_of
-from megedit.router.calibration import CalibrationSet, calibrate
+from megedit.pseudo.knowledge import PseudoKnowledge, load_held_out, load_pseudo_knowledge, text_key
+from megedit.pseudo.wordings import calibration_texts
+from megedit.router.calibration import calibrate
 from megedit.router.decision import Calibration
 from megedit.router.familiarity import FamiliarityNetwork, train_familiarity, training_steps
-from megedit.router.index import EditVectors
-from megedit.router.router import encode_queries
+from megedit.router.index import EditVectors, owners_of
 from megedit.runtime.callbacks import Advance
 from megedit.runtime.device import SPREAD
 from megedit.runtime.processes import Processes, launched
 from megedit.runtime.progress import Stages, log_file, run_logger
 from megedit.runtime.resume import Workspace
+from megedit.runtime.shipped import shipped
 from megedit.settings import DEFAULTS
 from megedit.settings import FitSettings as FitSettings
 
@@ -76,10 +75,10 @@ def fit(
 ) -> Adapter:
     """Edit `edits` into the base model named `base` and write the adapter to the folder `out`.
 
-    pseudo: facts that are not edited, for the encoder and the router; the shipped ones by default. Whatever belongs
-    to an edited fact is taken out of them first, and facts in the words of the edits are added where those are new
-    (`settings.own_words`). dtype: the number format of the base model and of the matrix products of encoder,
-    familiarity network and generator; by default the fast one of the device.
+    pseudo: facts that are not edited, for an encoder that is to be tuned (`settings.encoder.steps`) and a router that
+    is calibrated for it; the shipped ones by default. Whatever belongs to an edited fact is taken out of them first.
+    dtype: the number format of the base model and of the matrix products of encoder, verifier, familiarity network and
+    generator; by default the fast one of the device.
 
     A run that was interrupted is continued when called again with the same input and settings. Started as several
     processes by `accelerate launch` or `torchrun`, they share the work; `out` must then be on a disk that all of them
@@ -97,12 +96,11 @@ def fit(
         encoder = run.encoder()
         neurons = run.neurons(backbone)
         vectors = run.vectors(encoder, neurons)
-        calibration = run.calibration(encoder, vectors, neurons)
-        network = run.network(vectors)
+        network, calibration = run.router(encoder, vectors)
         generator = run.generator(backbone, vectors, neurons)
         generated = run.generated(backbone, generator, vectors, neurons)
         config = run.config(backbone, encoder, calibration)
-        entries = new_edits(edits, neurons, vectors.rows(), generated)
+        entries = new_edits(edits, neurons, vectors.to_bytes(run.owners(neurons)), generated)
         if processes.main:
             with replacing_folder(Path(out), overwrite) as folder:
                 shutil.copyfile(run.work.folder / LOG, folder / LOG)
@@ -113,7 +111,10 @@ def fit(
 
 @dataclass(frozen=True)
 class _Input:
-    """All that decides the result of a fit. The pseudo-knowledge is what is left beside the edits."""
+    """All that decides the result of a fit.
+
+    pseudo, held_out: what the encoder is tuned and what the router is calibrated on, all that is left beside the edits.
+    """
 
     base: str
     base_fingerprint: str
@@ -123,6 +124,7 @@ class _Input:
     edits: EditSet
     examples: Sequence[Example]
     pseudo: PseudoKnowledge
+    held_out: PseudoKnowledge
     settings: FitSettings
     dtype: torch.dtype | None  # None: the fast one of the device
 
@@ -142,10 +144,12 @@ class _Input:
             Backbone(model, settings.layer)  # out of range?
         template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
         examples = tokenize_all(tokenizer, template, edits)
-        pseudo = pseudo.without(edits)
-        if settings.own_words:
-            pseudo = in_words_of(pseudo, edits.edits, settings.seed)
-        return cls(base, fingerprint(model), model, tokenizer, template, edits, examples, pseudo, settings, dtype)
+        if settings.encoder.steps:
+            tuned_on, held_out = pseudo.without(edits).split(settings.held_out, settings.seed)
+        else:
+            tuned_on, held_out = PseudoKnowledge((), pseudo.noise, ()), load_held_out().without(edits)
+        known = (template, edits, examples, tuned_on, held_out, settings, dtype)
+        return cls(base, fingerprint(model), model, tokenizer, *known)
 
     @property
     def key(self) -> str:
@@ -153,7 +157,7 @@ class _Input:
         inputs: dict[str, Any] = {
             "base": self.base_fingerprint,
             "edits": [edit.to_json() for edit in self.edits],
-            "pseudo": hashlib.sha256(repr(self.pseudo).encode()).hexdigest(),
+            "pseudo": hashlib.sha256(repr((self.pseudo, self.held_out)).encode()).hexdigest(),
             "settings": asdict(self.settings),
             "dtype": [str(self.model.dtype), str(self.dtype)],
             "version": version("megedit"),
@@ -163,7 +167,7 @@ class _Input:
     @property
     def seen(self) -> Tensor:
         """Keys of the texts that encoder and router learn from: int64 (texts,), sorted."""
-        return torch.tensor(sorted({text_key(text) for text in self.pseudo.texts()}))
+        return torch.tensor(sorted({text_key(text) for of in (self.pseudo, self.held_out) for text in of.texts()}))
 
 
 @contextmanager
@@ -218,7 +222,7 @@ class _Run:
                 given.tokenizer,
                 given.template,
                 given.edits,
-                self._pseudo[0].noise,
+                given.pseudo.noise,
                 given.settings.collection,
                 given.settings.seed,
                 self.stages,
@@ -231,13 +235,16 @@ class _Run:
         return Backbone(given.model, found["layer"])
 
     def encoder(self) -> TextEncoder:
-        """The text encoder, tuned on pseudo-knowledge."""
+        """The text encoder: the shipped one, or one that is tuned on pseudo-knowledge."""
         settings, device, folder = self.given.settings.encoder, self.processes.device, self.work.folder / "encoder"
         if self.work.missing("encoder"):
             tuned = TextEncoder(resolve_folder(settings.name), device=device, dtype=self.given.dtype)
-            with self.stages.stage("Tuning the text encoder", settings.steps) as advance:
-                seed, checkpoint = self.given.settings.seed, self.work.checkpoint("encoder")
-                tuned.tune(self._pseudo[0], settings, seed, advance, checkpoint, self.processes)
+            if settings.trained and settings.name == MINILM:
+                tuned.change(shipped("encoder.safetensors"))
+            if settings.steps:
+                with self.stages.stage("Tuning the text encoder", settings.steps) as advance:
+                    seed, checkpoint = self.given.settings.seed, self.work.checkpoint("encoder")
+                    tuned.tune(self.given.pseudo, settings, seed, advance, checkpoint, self.processes)
 
             def save(partial: Path) -> None:
                 tuned.save(partial)
@@ -268,68 +275,68 @@ class _Run:
             raise MegError("None of the edits could be made; look at the log, or choose another layer.")
         return found
 
+    def owners(self, neurons: Collected) -> Tensor:
+        """The edit of each vector, an index into those that have a neuron: int64 (vectors,)."""
+        return owners_of([len(self.given.edits[i].asked()) for i in _active(neurons)])
+
     def vectors(self, encoder: TextEncoder, neurons: Collected) -> EditVectors:
-        """The vectors of the queries of the edits that have a neuron."""
-        prompts = [self.given.edits[i].prompt for i in _active(neurons)]
-        if overlong := encoder.overlong(prompts):
+        """The vectors of all that asks for the edits that have a neuron."""
+        asked = [(self.given.edits[i].id, text) for i in _active(neurons) for text in self.given.edits[i].asked()]
+        texts = [text for _, text in asked]
+        if overlong := encoder.overlong(texts):
             logger.warning(
-                "The queries of %d edits are longer than the %d tokens that the text encoder reads; of such a query "
-                "only the end is read. The first is that of edit %s.",
+                "%d queries of edits are longer than the %d tokens that the text encoder reads; of such a query only "
+                "the end is read. The first is one of edit %s.",
                 len(overlong),
                 encoder.window,
-                self.given.edits[int(_active(neurons)[overlong[0]])].id,
+                asked[overlong[0]][0],
             )
 
         def compute(advance: Advance) -> dict[str, Tensor]:
-            return {"edits": encoder.encode(prompts)}
+            return {"edits": encoder.encode(texts)}
 
         found = self._stage("vectors", "Encoding the edits", None, compute, packed=True)
         return EditVectors.pack(found["edits"].to(self.processes.device))
 
-    def calibration(self, encoder: TextEncoder, vectors: EditVectors, neurons: Collected) -> Calibration:
-        """The router's decision, calibrated on pseudo-knowledge that the encoder has not seen."""
-        settings, seed = self.given.settings.familiarity, self.given.settings.seed
-        enrolled, familiar, unfamiliar, near = calibration_texts(self._pseudo[1], seed)
+    def router(self, encoder: TextEncoder, vectors: EditVectors) -> tuple[FamiliarityNetwork, Calibration]:
+        """The familiarity network, which has memorised the edits, and the router's calibrated gate or decision.
+
+        Held-out facts are memorised beside the edits, so that the calibration sees a network as dense as that of the
+        edits. Where the network is but a gate, it may know them for good; where it decides, another one learns the
+        edits alone.
+        """
+        given, device = self.given, self.processes.device
+        enrolled, familiar, unfamiliar = calibration_texts(given.held_out, given.settings.seed)
         if not familiar or not unfamiliar:
             raise MegError(
                 "Too little pseudo-knowledge is left after taking out what belongs to the edits; give more of it "
                 "(--pseudo) to calibrate the router."
             )
 
-        def compute(advance: Advance) -> dict[str, Any]:
-            subjects = [self.given.edits[i].subject for i in _active(neurons)]
-            played_subjects = [fact.subject for fact in enrolled]
-            all_subjects = [*subjects, *played_subjects]
-            played = encoder.encode([fact.prompt for fact in enrolled]).to(vectors.codes.device)
-            known = EditVectors.pack(torch.cat([vectors.unpack(), played]))
-            texts = CalibrationSet(
-                played,
-                played_subjects,
-                encode_queries(encoder, familiar, known, all_subjects),
-                encode_queries(encoder, [*unfamiliar, *near], known, all_subjects),
-                [*familiar, *unfamiliar, *near],
-                len(near),
-            )
-            checkpoint, dtype = self.work.checkpoint("calibration"), self.given.dtype
-            found = calibrate(vectors, subjects, texts, settings, seed, advance, checkpoint=checkpoint, dtype=dtype)
-            return found.to_json()
+        def encode(advance: Advance) -> dict[str, Tensor]:
+            texts = {"enrolled": enrolled, "familiar": familiar, "unfamiliar": unfamiliar}
+            return {name: encoder.encode(of) for name, of in texts.items()}
 
-        total = training_steps(len(vectors) + len(enrolled), settings)
-        return Calibration.from_json(
-            self.work.json("calibration", self._timed("Calibrating the router", total, compute))
+        held_out = self._stage("held_out", "Encoding held-out questions", None, encode, packed=True)
+        both = EditVectors.pack(torch.cat([vectors.unpack(), held_out["enrolled"].to(device)]))
+        network = self._network("router", "Training the router", both)
+        calibration = calibrate(
+            network, both, held_out["familiar"].to(device), held_out["unfamiliar"].to(device), given.settings.router
         )
+        if calibration.rule != "verified":
+            network = self._network("router_alone", "Training the router on the edits alone", vectors)
+        return network, calibration
 
-    def network(self, vectors: EditVectors) -> FamiliarityNetwork:
-        """The familiarity network, which has memorised the edits."""
+    def _network(self, name: str, title: str, vectors: EditVectors) -> FamiliarityNetwork:
+        """A familiarity network that has memorised these vectors."""
         settings, seed = self.given.settings.familiarity, self.given.settings.seed
 
         def train(advance: Advance) -> dict[str, Tensor]:
-            checkpoint, dtype, known = self.work.checkpoint("router"), self.given.dtype, vectors.unpack()
+            checkpoint, dtype, known = self.work.checkpoint(name), self.given.dtype, vectors.unpack()
             trained = train_familiarity(known, settings, seed, advance, checkpoint=checkpoint, dtype=dtype)
             return trained.state_dict()
 
-        total = training_steps(len(vectors), settings)
-        state = self._stage("router", "Training the router", total, train, packed=True)
+        state = self._stage(name, title, training_steps(len(vectors), settings), train, packed=True)
         network = FamiliarityNetwork(vectors.codes.shape[1], settings)
         network.load_state_dict(state)
         return network.to(self.processes.device).eval().requires_grad_(False)
@@ -337,13 +344,13 @@ class _Run:
     def generator(self, backbone: Backbone, vectors: EditVectors, neurons: Collected) -> WeightGenerator:
         """The weight generator, trained on the collected neurons."""
         settings, seed, device = self.given.settings.generator, self.given.settings.seed, self.processes.device
-        active, known = _active(neurons), vectors.unpack()
+        rows, known = _active(neurons)[self.owners(neurons)], vectors.unpack()  # by vector
 
         def train(advance: Advance) -> dict[str, Tensor]:
-            chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed))[:CHECKED]
-            answered = answer_check(backbone, self._batches(backbone, active[chosen]), known[chosen.to(device)])
+            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:CHECKED]
+            answered = answer_check(backbone, self._batches(backbone, rows[chosen]), known[chosen.to(device)])
             generator, history = train_generator(
-                neurons.weights[active].to(device),
+                neurons.weights[rows].to(device),
                 known,
                 backbone.hidden_size,
                 settings,
@@ -357,7 +364,7 @@ class _Run:
             self.work.json("generator_training", lambda: asdict(history))
             return generator.state_dict()
 
-        total = settings.training_steps(len(active))
+        total = settings.training_steps(len(rows))
         state = self._stage("generator", "Training the generator", total, train, packed=True)
         generator = WeightGenerator(backbone.weight_size, known.shape[1], settings, self.given.dtype)
         generator.load_state_dict(state)
@@ -366,18 +373,20 @@ class _Run:
     def generated(
         self, backbone: Backbone, generator: WeightGenerator, vectors: EditVectors, neurons: Collected
     ) -> Tensor:
-        """For each edit, true where the generated neuron gives the answer: bool (edits,)."""
-        active = _active(neurons)
+        """For each edit, true where the neuron generated for each text gives the answer: bool (edits,)."""
+        owners, active = self.owners(neurons), _active(neurons)
+        own = self.processes.own(torch.arange(len(owners)))  # vectors
 
         def compute(advance: Advance) -> dict[str, Tensor]:
-            rows, leads = self.processes.own(torch.arange(len(active))), torch.zeros(len(active))
-            sampled = generator.sample(vectors.unpack()[rows.to(self.processes.device)])
-            leads[rows] = answer_leads_of(backbone, self._batches(backbone, active[rows]), sampled, advance)
+            leads = torch.zeros(len(owners))
+            sampled = generator.sample(vectors.unpack()[own.to(self.processes.device)])
+            leads[own] = answer_leads_of(backbone, self._batches(backbone, active[owners[own]]), sampled, advance)
             return {"leads": self.processes.sum(leads)}
 
+        leads = self._stage("generated", "Checking generated neurons", len(owners), compute)["leads"]
+        lowest = torch.full((len(active),), torch.inf).scatter_reduce(0, owners, leads, "amin")
         found = torch.zeros(len(self.given.edits), dtype=torch.bool)
-        leads = self._stage("generated", "Checking generated neurons", len(active), compute)["leads"]
-        found[active] = leads >= ANSWERED_LEAD
+        found[active] = lowest >= ANSWERED_LEAD
         for i in active[~found[active]].tolist():
             edit = self.given.edits[i]
             logger.warning("Edit %s: the generated neuron does not give %r with certainty.", edit.id, edit.target)
@@ -426,11 +435,6 @@ class _Run:
                 return compute(advance)
 
         return timed
-
-    @cached_property
-    def _pseudo(self) -> tuple[PseudoKnowledge, PseudoKnowledge]:
-        """The pseudo-knowledge to learn from, and that held out for the calibration."""
-        return self.given.pseudo.split(self.given.settings.held_out, self.given.settings.seed)
 
     def _batches(self, backbone: Backbone, rows: Tensor) -> Iterable[Prepared]:
         examples, pad_id = [self.given.examples[i] for i in rows], self.given.tokenizer.pad_token_id

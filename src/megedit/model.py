@@ -34,7 +34,7 @@ from megedit.lm.structure import cache_argument
 from megedit.lm.surface import HuggingFaceSurface, number_format, one_device
 from megedit.lm.template import Template
 from megedit.neuron import DynamicNeuron, NeuronWeights
-from megedit.routes import NeuronFinder, Route
+from megedit.routes import Near, NeuronFinder, Route
 
 logger = logging.getLogger("megedit")
 
@@ -165,13 +165,13 @@ class MegModel(HuggingFaceSurface):
         """The router's view of one bare query, or of each of several."""
         return self._finder.route([queries])[0] if isinstance(queries, str) else self._finder.route(texts_of(queries))
 
-    def nearest(self, query: str, count: int = 1) -> list[tuple[int, float]]:
-        """The edits nearest to a bare query, as `NeuronFinder.nearest` gives them."""
+    def nearest(self, query: str, count: int = 1) -> tuple[Near, ...]:
+        """The edits nearest to a bare query, each with the verifier's score; the best first."""
         return self._finder.nearest(query, count)
 
-    def encode(self, queries: Sequence[str]) -> Tensor:
-        """The vectors by which bare queries are routed, and from which neurons are generated: float32 (queries, C)."""
-        return self._finder.encode(queries)
+    def generated(self, query: str) -> Tensor | None:
+        """The neuron generated for a bare query as for its best candidate: float32 (L,); None where no edit is near."""
+        return self._finder.generated(query)
 
     def neurons(self, queries: Iterable[str]) -> tuple[Tensor, NeuronWeights]:
         """The familiar rows among the queries (int64 (n,)) and a neuron for each of them.
@@ -220,7 +220,8 @@ class MegModel(HuggingFaceSurface):
         """The default limit of a batch, in tokens."""
         if self._off:
             return ANSWER_TOKENS
-        targets = {found.route.nearest.target for found in self._finder.find(queries) if found.route.familiar}
+        edits = [found.route.edit for found in self._finder.find(queries)]
+        targets = {edit.target for edit in edits if edit is not None}
         return max([ANSWER_TOKENS, *(self._prompts.answer_length(target) + SPARE_TOKENS for target in targets)])
 
     @torch.no_grad()

@@ -15,36 +15,45 @@ import torch
 from torch import Tensor
 
 from megedit.adapter.adapter import Adapter
-from megedit.adapter.ledger import Status
 from megedit.edits import Edit
-from megedit.router.router import Routing, encode_queries
-from megedit.settings import Rule
+from megedit.router.router import By, Candidate, Routing
 
 REMEMBERED = 4096  # queries
+
+
+@dataclass(frozen=True)
+class Near:
+    """An edit near a query: the cosine of the two, and the verifier's score where it was asked."""
+
+    edit: Edit
+    similarity: float
+    score: float | None
 
 
 @dataclass(frozen=True)
 class Route:
     """The router's view of one query.
 
-    familiar: an edit is used. score: the decision value, familiar at or above `threshold` unless the nearest edit was
-    removed. rule: the features that make up the score. entropy: nats, of the familiarity network's output. nearest: the
-    most similar edit, similarity: the cosine to it, and status: in force or removed. named: how far the query names the
-    subject of that edit, 1 on its own, less as a part of a longer name, 0 not at all. neuron: generated from the query,
-    or the one collected for the edit, None where the base model answers.
+    familiar: an edit is used. by: what decided, the words of an edit, the gate, the verifier or another rule. score:
+    the value that decided, familiar at or above `threshold`, unless the gate has ended it. entropy: nats, of the
+    familiarity network's output. nearest: the edits that came into question, first the one that is used where one is;
+    none where the adapter has no edit in force. neuron: generated from the query, or the one collected for the edit,
+    None where the base model answers.
     """
 
     query: str
     familiar: bool
+    by: By
     score: float
     threshold: float
-    rule: Rule
     entropy: float
-    nearest: Edit
-    similarity: float
-    status: Status
-    named: float
+    nearest: tuple[Near, ...]
     neuron: Literal["generated", "collected"] | None
+
+    @property
+    def edit(self) -> Edit | None:
+        """The edit that is used."""
+        return self.nearest[0].edit if self.familiar else None
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Found:
 
 
 class NeuronFinder:
-    """An adapter's encoder, router and generator as one step from queries to neurons, used by one thread at a time.
+    """An adapter's router and generator as one step from queries to neurons, used by one thread at a time.
 
     What was found is remembered for the `REMEMBERED` queries asked last.
     """
@@ -66,24 +75,16 @@ class NeuronFinder:
         self._remembered: OrderedDict[str, Found] = OrderedDict()  # by query
         self._lock = threading.RLock()
 
-    @torch.no_grad()
-    def encode(self, queries: Sequence[str]) -> Tensor:
-        """The vectors by which bare queries are routed, and from which neurons are generated: float32 (queries, C)."""
-        router = self._adapter.router
-        with self._lock:
-            return encode_queries(self._adapter.encoder, queries, router.vectors, router.subjects)
-
-    @torch.no_grad()
     def route(self, queries: Sequence[str]) -> list[Route]:
         """The route of each query."""
-        return self._routed(queries)[2] if queries else []
+        return [self._route(*each) for each in zip(queries, self._routed(queries), strict=True)]
 
     def find(self, queries: Sequence[str]) -> list[Found]:
         """The route and the neuron of each query, from memory where it has been asked before."""
         with self._lock:
             new = [query for query in dict.fromkeys(queries) if query not in self._remembered]
             found = {query: self._remembered[query] for query in queries if query in self._remembered}
-            found |= zip(new, self._generated(new), strict=True)
+            found |= zip(new, self._found(new), strict=True)
             for query in queries:
                 self._remembered[query] = found[query]
                 self._remembered.move_to_end(query)
@@ -91,63 +92,60 @@ class NeuronFinder:
                 self._remembered.popitem(last=False)
         return [found[query] for query in queries]
 
-    @torch.no_grad()
-    def nearest(self, query: str, count: int) -> list[tuple[int, float]]:
-        """The edits nearest to a query, as indices into `Adapter.routed`, each with the cosine to it.
-
-        First the one by which the query is routed: an edit in the very same words goes before one whose vector is
-        nearer.
-        """
+    def nearest(self, query: str, count: int) -> tuple[Near, ...]:
+        """The edits nearest to a query, each with the verifier's score where the rule has one; the best first."""
         with self._lock:
-            vectors, routing, _ = self._routed([query])
-            similarity, rows = self._adapter.router.vectors.nearest(vectors, count)  # (1, count)
-        found = dict(zip(rows[0].tolist(), similarity[0].tolist(), strict=True))
-        first = int(routing.nearest[0])
-        order = [first, *(row for row in found if row != first)][:count]
-        found[first] = float(routing.similarity[0])
-        return [(row, found[row]) for row in order]
+            return tuple(self._near(each) for each in self._adapter.router.nearest(query, count))
+
+    def generated(self, query: str) -> Tensor | None:
+        """The neuron that is generated for a query as for the best candidate: float32 (L,); None without any edit."""
+        routing = self._routed([query])[0]
+        return self._generated([routing])[0] if routing.candidates else None
 
     def forget(self) -> None:
         """Forget what was found."""
         with self._lock:
             self._remembered.clear()
 
-    @torch.no_grad()
-    def _generated(self, queries: Sequence[str]) -> list[Found]:
-        if not queries:
-            return []
-        vectors, routing, routes = self._routed(queries)
+    def _found(self, queries: Sequence[str]) -> list[Found]:
+        routed = self._routed(queries)
+        routes = [self._route(*each) for each in zip(queries, routed, strict=True)]
         weights: dict[int, Tensor] = {}
         rows = [row for row, route in enumerate(routes) if route.neuron == "generated"]
         if rows:
-            generated = self._adapter.generate(vectors[rows], routing.nearest[rows])  # (rows, L)
             # copies, so that one remembered row does not keep its whole batch in memory
+            generated = self._generated([routed[row] for row in rows])
             weights = {row: own.clone() for row, own in zip(rows, generated, strict=True)}
         for row, route in enumerate(routes):
             if route.neuron == "collected":
-                nearest = self._adapter.routed[int(routing.nearest[row])]
-                weights[row] = self._adapter.collected[nearest.number].to(vectors.device)
+                record = self._adapter.active[routed[row].candidates[0].edit]
+                weights[row] = self._adapter.collected[record.number].to(routed[row].vector.device)
         return [Found(route, weights.get(row)) for row, route in enumerate(routes)]
 
-    def _routed(self, queries: Sequence[str]) -> tuple[Tensor, Routing, list[Route]]:
-        """The vectors of queries, float32 (queries, C), what the router makes of them, and the same as routes."""
-        with self._lock:
-            vectors = self.encode(queries)
-            routing = self._adapter.router.route(vectors, queries)
-        return vectors, routing, [self._route(query, routing, row) for row, query in enumerate(queries)]
+    @torch.no_grad()
+    def _generated(self, routed: Sequence[Routing]) -> Tensor:
+        """The neurons generated for queries, each as for its best candidate: float32 (queries, L)."""
+        rows = torch.tensor([routing.candidates[0].row for routing in routed])
+        return self._adapter.generate(torch.stack([routing.vector for routing in routed]), rows)
 
-    def _route(self, query: str, routing: Routing, row: int) -> Route:
-        nearest, familiar = self._adapter.routed[int(routing.nearest[row])], bool(routing.familiar[row])
+    def _routed(self, queries: Sequence[str]) -> list[Routing]:
+        with self._lock:
+            return self._adapter.router.route(queries) if queries else []
+
+    def _route(self, query: str, routing: Routing) -> Route:
+        neuron: Literal["generated", "collected"] | None = None
+        if routing.fires:
+            neuron = "generated" if self._adapter.active[routing.fires.edit].generated else "collected"
         return Route(
             query=query,
-            familiar=familiar,
-            score=float(routing.score[row]),
-            threshold=float(routing.threshold[row]),
-            rule=routing.rule[row],
-            entropy=float(routing.entropy[row]),
-            nearest=nearest.edit,
-            similarity=float(routing.similarity[row]),
-            status=nearest.status,
-            named=float(routing.named[row]),
-            neuron=None if not familiar else "generated" if nearest.generated else "collected",
+            familiar=routing.fires is not None,
+            by=routing.by,
+            score=routing.score,
+            threshold=routing.threshold,
+            entropy=routing.entropy,
+            nearest=tuple(map(self._near, routing.candidates)),
+            neuron=neuron,
         )
+
+    def _near(self, candidate: Candidate) -> Near:
+        return Near(self._adapter.active[candidate.edit].edit, candidate.similarity, candidate.logit)

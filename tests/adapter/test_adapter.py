@@ -42,10 +42,11 @@ FILES = {
     "ledger.db",
     MODEL,
     "seen.safetensors",
+    "verifier.safetensors",
 }
 
 
-UNCHANGING = {name for name in FILES if name.startswith("encoder")} | {"fit.log", "seen.safetensors"}
+UNCHANGING = {name for name in FILES if name.startswith(("encoder", "verifier"))} | {"fit.log", "seen.safetensors"}
 
 
 def tables_of(folder: Path) -> list[str]:
@@ -93,8 +94,10 @@ def test_how_neurons_are_made_is_part_of_the_identity(fitted: Fitted, changed: d
     assert adapter.identity != before
 
 
-@pytest.mark.parametrize("changed", [{"subject": "Somebody"}, {"prompt": "Who was born where?"}])
-def test_what_the_router_reads_of_an_edit_is_part_of_the_identity(fitted: Fitted, changed: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"target": "Somewhere"}, {"prompt": "Who was born where?"}, {"wordings": ["Born?"]}]
+)
+def test_what_the_router_reads_of_an_edit_is_part_of_the_identity(fitted: Fitted, changed: dict[str, object]) -> None:
     adapter, before = load_adapter(fitted.adapter), load_adapter(fitted.adapter).identity
     number, content, *rest = adapter.records._rows[0]
     rows = [(number, json.dumps({**json.loads(content), **changed}), *rest), *adapter.records._rows[1:]]
@@ -111,8 +114,8 @@ def test_edits_are_read_when_they_are_asked_for(fitted: Fitted, monkeypatch: pyt
 
     monkeypatch.setattr(megedit.adapter.ledger, "_record", counted)
     adapter = load_adapter(fitted.adapter)
-    assert len(adapter.routed) == len(adapter.active) == 8 and not read
-    assert adapter.routed[3].edit == adapter.routed[-5].edit == fitted.edits[3] and read == [4]
+    assert len(adapter.active) == 8 and not read
+    assert adapter.active[3].edit == adapter.active[-5].edit == fitted.edits[3] and read == [4]
     assert adapter.active[1:3] == [adapter.active[1], adapter.active[2]]
     with pytest.raises(IndexError):
         adapter.active[8]
@@ -243,10 +246,9 @@ UNKNOWN = [
     "colour",
     "template.colour",
     "calibration.colour",
-    "calibration.rules.similarity.colour",
-    "calibration.rules.similarity.colour",
+    "calibration.decisions.similarity.colour",
     "settings.colour",
-    *(f"settings.{part}.colour" for part in ("collection", "encoder", "familiarity", "generator")),
+    *(f"settings.{part}.colour" for part in ("collection", "encoder", "router", "familiarity", "generator")),
 ]
 
 

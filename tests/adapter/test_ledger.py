@@ -20,14 +20,15 @@ from megedit.adapter.sqlite import FILE, create
 from megedit.adapter.weights import from_bytes, to_bytes
 from megedit.edits import Edit
 from megedit.errors import MegError
-from megedit.router.index import EditVectors
+from megedit.router.index import EditVectors, owners_of
 
 SIZE, LENGTH = 6, 4
 
 
 def entry(name: str, status: str = "active", neuron: float = 1.0, generated: bool = False) -> NewEdit:
     edit = Edit(name, f"Where is {name}?", f"in {name}", subject=name.title())
-    vector = EditVectors.pack(torch.nn.functional.normalize(torch.rand(1, SIZE), dim=1)).rows()[0]
+    vectors = EditVectors.pack(torch.nn.functional.normalize(torch.rand(1, SIZE), dim=1))
+    (vector,) = vectors.to_bytes(owners_of([1]))
     record = EditRecord(edit, status, 2.5, 7, generated)  # type: ignore[arg-type]
     return NewEdit(record, vector, *to_bytes(torch.full((1, LENGTH), neuron)))
 
@@ -61,7 +62,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
         assert [record.number for record in records] == [1, 2, 3]
         assert records[0] == EditRecord(Edit("a", "Where is a?", "in a", subject="A"), "active", 2.5, 7, True, 1)
         assert ledger.counts() == {"active": 2, "failed": 1, "removed": 0}
-        assert len(EditVectors.from_rows(ledger.vectors(), SIZE)) == 2  # a failed edit is not routed
+        assert len(EditVectors.from_bytes(ledger.vectors("active"), SIZE)[0]) == 2  # a failed edit is not routed
         assert from_bytes(ledger.neurons([2, 3, 2]), LENGTH).tolist() == [[1.0] * 4, [2.0] * 4, [1.0] * 4]
         (operation,) = ledger.operations()
         assert (operation.kind, operation.source) == ("fit", "facts.jsonl")
@@ -110,7 +111,7 @@ def test_dropped_weights(folder: Path) -> None:
         assert not change.droppable()
     with reading(folder) as ledger:
         assert [record.edit.id for record in ledger.dropped(1)] == ["a", "b"] and not ledger.dropped(2)
-        assert len(ledger.vectors()) == 2  # removed edits stay in the router
+        assert len(ledger.vectors("removed")) == 2 and not ledger.vectors("active")
         with pytest.raises(KeyError):
             ledger.neurons([1])
     weights = torch.full((LENGTH,), 1.0).half().numpy().tobytes()
@@ -191,7 +192,7 @@ def test_a_killed_writer_has_done_nothing(folder: Path) -> None:
 def test_a_damaged_ledger(folder: Path, statements: list[str], message: str) -> None:
     run(folder, statements)
     with pytest.raises(MegError, match=message), reading(folder) as ledger:
-        ledger.vectors()
+        ledger.vectors("active")
         ledger.neurons([1])
 
 

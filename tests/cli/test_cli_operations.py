@@ -88,7 +88,7 @@ def test_an_explanation(adapter_folder: Path) -> None:
     for part in ("edited answer", "Par.", "an edit is used", "nats", "generated", "Nearest edits", "edit-0"):
         assert part in text
     fields = json.loads(output("explain", adapter_folder, "Where was Ada Brook born?", "--json", "--dtype", "float32"))
-    assert fields["edited"]["text"] == "Par." and fields["route"]["nearest"]["id"] == "edit-0"
+    assert fields["edited"]["text"] == "Par." and fields["route"]["nearest"][0]["edit"]["id"] == "edit-0"
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

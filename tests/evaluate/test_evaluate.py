@@ -500,7 +500,7 @@ def test_the_result_as_json(oracle: MegModel) -> None:
     assert set(values["fit"]) == {"stages", "calibration"} and len(values["verdicts"]) == 24
     first = values["verdicts"][0]
     assert {"edit", "group", "kind", "query", "answers", "relation", "edited", "unedited", "route"} <= set(first)
-    assert set(first["route"]) == {"familiar", "score", "entropy", "nearest", "similarity", "named", "threshold"}
+    assert set(first["route"]) == {"familiar", "by", "score", "entropy", "nearest", "similarity", "threshold"}
 
 
 def test_targets_are_encoded_as_the_fit_encodes_them(model: MegModel) -> None:

@@ -361,8 +361,8 @@ def test_state_dict_round_trip() -> None:
 
 
 def test_the_presets() -> None:
-    assert PRESETS["fast"] == GeneratorSettings()
-    paper = PRESETS["paper"]
+    assert PRESETS["fast"].generator == GeneratorSettings()
+    paper = PRESETS["paper"].generator
     assert (paper.depth, paper.width, paper.heads) == (12, 768, 12)  # DiT-B
     assert (paper.prediction, paper.trunk_width) == ("v_prediction", 0)
 

@@ -25,7 +25,6 @@ from megedit.adapter.ledger import reading
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.operations import Outcome, remove, rollback, undo
-from megedit.router.index import EditVectors
 from tests.conftest import Fitted
 from tests.operations.test_operations import collected_without_models, put
 
@@ -134,8 +133,9 @@ class Life(RuleBasedStateMachine):
         assert gone == removed and not removed & active.keys()
         assert len({record.edit.id for record in adapter.records}) == len(adapter.records)
         queries = [*active, *removed]
-        routing = adapter.router.route(EditVectors.pack(adapter.encoder.encode(queries)).unpack(), queries)
-        assert not routing.familiar[len(active) :].any()
+        routes = adapter.router.route(queries)
+        assert all(routing.fires for routing in routes[: len(active)])
+        assert not any(routing.fires for routing in routes[len(active) :])
         assert len(adapter.collected) == sum(not record.generated for record in adapter.active)
 
     def teardown(self) -> None:

@@ -60,7 +60,7 @@ def collected_without_models(status: str) -> Callable[..., tuple[list[NewEdit], 
                 vector if status == "active" else b"",
                 *to_bytes(torch.full((1, adapter.config.weight_size), float(len(edit.target)))),
             )
-            for edit, vector in zip(plan.new, plan.vectors.rows(), strict=True)
+            for edit, vector in zip(plan.new, plan.vectors, strict=True)
         ]
         return new, {}
 
@@ -81,8 +81,7 @@ def test_an_added_edit_answers_at_once(adapter_folder: Path, base: Base) -> None
     model = MegModel(*base, load_adapter(adapter_folder))
     assert model.answer([edit.prompt], max_new_tokens=8) == ["Lu."]
     (route,) = model.routes
-    assert route.familiar and route.nearest == edit and route.neuron == "collected"
-    assert route.rule in ("named", "similarity")
+    assert route.familiar and route.edit == edit and route.neuron == "collected"
     assert answers(adapter_folder, base, old) == before
     assert "# 9 edits" in (adapter_folder / "README.md").read_text()
 
@@ -119,8 +118,7 @@ def test_ids_of_new_edits_that_look_like_those_of_others(adapter_folder: Path, m
 
 
 def test_questions_of_other_years_are_no_contradictions(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither among the new edits nor with those of the adapter, although the router takes one for the other."""
-    monkeypatch.setattr(megedit.operations.conflicts, "_asks_the_same", lambda *args, **options: True)
+    """Neither among the new edits nor with those of the adapter."""
     monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("active"))
 
     def revenue(*years: int) -> list[Edit]:
@@ -249,7 +247,7 @@ def test_a_removed_edit_is_gone_and_the_others_stay(adapter_folder: Path, base: 
     edited = model.logits(inputs.input_ids, inputs.attention_mask, start, gone[:1])
     with model.disable_edits():
         assert torch.equal(model.logits(inputs.input_ids, inputs.attention_mask, start, gone[:1]), edited)
-    assert model.route(gone[0]).status == "removed" and not model.route(gone[0]).familiar
+    assert not model.route(gone[0]).familiar
     _, same = model.neurons(others)
     assert torch.equal(same.keys, weights.keys) and torch.equal(same.values, weights.values)
     undo(adapter_folder)
@@ -270,7 +268,7 @@ def test_undo(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         undo(adapter_folder)
     put(adapter_folder, new_edit())
     undo(adapter_folder)
-    assert len(load_adapter(adapter_folder).routed) == 8  # nothing of it is left in the router
+    assert len(load_adapter(adapter_folder).router.vectors) == 8  # nothing of it is left in the router
     undo(adapter_folder)
     assert len(load_adapter(adapter_folder).active) == 9
     rollback(adapter_folder, 1)
@@ -288,7 +286,7 @@ def test_a_removed_query_that_is_edited_anew(adapter_folder: Path, base: Base) -
     with reading(adapter_folder) as ledger:
         assert [r.status for r in ledger.records() if r.edit.id == edit.id] == ["active"]
     undo(adapter_folder)
-    assert load_adapter(adapter_folder).routed[4].status == "removed"
+    assert load_adapter(adapter_folder).records[4].status == "removed"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -307,7 +305,7 @@ def test_consolidation(adapter_folder: Path, base: Base) -> None:
     edit = new_edit()
     put(adapter_folder, edit)
     remove(adapter_folder, ["edit-6"])
-    gone = load_adapter(adapter_folder).routed[6].edit
+    gone = load_adapter(adapter_folder).records[6].edit
     outcome = consolidate(adapter_folder, dtype=torch.float32)
     assert outcome.revision == 4 and outcome.result["absorbed"] == 1 and outcome.result["forgotten"] == 1
     assert [path.name for path in adapter_folder.glob("model-*")] == ["model-0004.safetensors"]
@@ -378,13 +376,13 @@ def test_an_explanation(adapter_folder: Path, base: Base) -> None:
     model = MegModel(*base, load_adapter(adapter_folder))
     found = explain(model, model.edits[0].prompt, max_new_tokens=8)
     assert found.route == model.route(model.edits[0].prompt) and found.route.neuron == "generated"
-    assert found.nearest[0].edit == model.edits[0] and found.nearest[0].similarity == pytest.approx(1, abs=0.01)
+    assert found.route.edit == model.edits[0] and found.route.nearest[0].similarity == pytest.approx(1, abs=0.01)
     assert len(found.nearest) == 5 and found.distance is not None and found.distance < 1
     assert found.edited.text == "Par." and "".join(found.edited.tokens).strip() == "Par."
     assert len(found.edited.probabilities) == len(found.edited.tokens)
     assert all(0 < p <= 1 for answer in (found.edited, found.base) for p in answer.probabilities)
     removed = explain(model, "Where was Flo Gray born?", max_new_tokens=8)
-    assert removed.route.status == "removed" and removed.route.neuron is None and removed.distance is None
+    assert removed.route.neuron is None and removed.route.edit is None
     assert removed.edited == removed.base
     with pytest.raises(MegError, match="empty"):
         explain(model, " ")

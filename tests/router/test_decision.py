@@ -1,42 +1,52 @@
-"""The router's decision: rules by the names of their features, and one arithmetic for numbers, NumPy and torch."""
+"""The router's decision: one arithmetic for numbers, NumPy and torch; its JSON; the curve of the shipped verifier."""
 
 from __future__ import annotations
+
+import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from megedit.router.decision import RULES, Decision, Features, without
-from megedit.settings import Rule
+from megedit.router.curve import curve, threshold_for
+from megedit.router.decision import FEATURES, Calibration, Decision, Features, kind_of
 
-LENIENT = Decision(Features(-2.0, 8.0, 4.0), 2.0, 5.0, 0.99, 0.97, 0.01)
-QUERIES = [(-1.0, 0.5, 0.0), (-1.0, 0.125, 0.0), (0.5, 0.0, 1.0), (0.5, -0.125, 1.0), (0.0, 0.25, 0.5)]
-SCORES = [6.0, 3.0, 3.0, 2.0, 4.0]
-FAMILIAR = [True, False, True, True, True]
+LENIENT = Decision(Features(-2.0, 8.0), 2.0, 0.99, 0.97, 0.01)
+QUERIES = [(-1.0, 0.5), (-1.0, 0.125), (0.5, 0.0), (0.5, -0.125), (0.0, 0.25)]
+SCORES = [6.0, 3.0, -1.0, -2.0, 2.0]
+ACCEPTED = [True, True, False, False, True]
 
 
 @pytest.mark.parametrize("array", [np.array, torch.tensor])
 def test_arrays_are_decided_like_numbers(array: type) -> None:
-    """With the same thresholds: the higher one where the subject is not named at all."""
     features = Features(*map(array, zip(*QUERIES, strict=True)))
     assert LENIENT.score(features).tolist() == [LENIENT.score(Features(*query)) for query in QUERIES] == SCORES
-    assert LENIENT.threshold_for(features).tolist() == [5.0, 5.0, 2.0, 2.0, 2.0]
-    assert LENIENT.accepts(features).tolist() == [LENIENT.accepts(Features(*query)) for query in QUERIES] == FAMILIAR
-
-
-def test_a_rule_without_a_feature_looks_at_the_others() -> None:
-    rules: dict[Rule, tuple[Rule, Rule]] = {
-        rule: (without(rule, "entropy"), without(rule, "subject")) for rule in RULES
-    }
-    assert rules == {
-        "entropy": ("similarity", "entropy"),
-        "similarity": ("similarity", "similarity"),
-        "combined": ("similarity", "combined"),
-        "named": ("named", "similarity"),
-        "subject": ("named", "combined"),
-    }
+    assert LENIENT.accepts(features).tolist() == [LENIENT.accepts(Features(*query)) for query in QUERIES] == ACCEPTED
 
 
 def test_fields_of_later_versions_are_ignored() -> None:
-    values = {**LENIENT.__dict__, "weights": [-2.0, 8.0, 4.0], "margin": 3}
+    values = {**LENIENT.__dict__, "weights": [-2.0, 8.0], "margin": 3}
     assert Decision.from_json(values) == LENIENT
+
+
+def test_calibration_json_round_trip() -> None:
+    calibration = Calibration("entropy", {"entropy": LENIENT, "similarity": LENIENT}, 0.5, [(1.25, 0.0, 0.5)])
+    assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+    assert calibration.decision is calibration.decision_for(learned=True) is calibration.decisions["entropy"]
+    assert calibration.decision_for(learned=False) is calibration.decisions["similarity"]
+
+
+def test_every_rule_has_features() -> None:
+    assert kind_of("verified") == "combined" and all(kind_of(kind) == kind for kind in FEATURES)
+
+
+def test_more_false_fires_are_a_lower_threshold() -> None:
+    points = curve()
+    for above, below in pairwise(points):
+        assert above.threshold > below.threshold and above.false_fires < below.false_fires
+        assert above.recognised <= below.recognised
+        assert threshold_for(above.false_fires) == pytest.approx(above.threshold)
+        middle = (above.false_fires + below.false_fires) / 2
+        assert below.threshold < threshold_for(middle) < above.threshold
+    assert threshold_for(0) == points[0].threshold and threshold_for(0.99) == points[-1].threshold

@@ -31,7 +31,7 @@ STAGES = (
     "shared-00000.safetensors",
     "neurons-00000.safetensors",
     "vectors.safetensors",
-    "calibration.json",
+    "held_out.safetensors",
     "router.safetensors",
     "generator.training.safetensors",
     "generator.safetensors",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megedit.edits.text import normalise_query
-from training.corpus import ContrastFact, corpus, last_subjects, read_facts, split, texts
+from training.corpus import ContrastFact, corpus, fact_of, last_subjects, read_facts, split, texts
 from training.measure import PARTS, held_out_sets
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -15,7 +15,7 @@ DATA = Path(__file__).parents[2].parent / "shared" / "data"
 def fact(subject: str, **more: object) -> ContrastFact:
     """A fact with one text of each side."""
     record = {"set": "contrast_x", "prompt": f"Who leads {subject}?", "target": "Ines", "subject": subject}
-    return ContrastFact.from_json({**record, "fire": {"wrapped": [f"Hi, who leads {subject}?"]}, "not": {}, **more})
+    return fact_of({**record, "fire": {"wrapped": [f"Hi, who leads {subject}?"]}, "not": {}, **more})
 
 
 def test_the_last_subjects_of_an_own_set_are_for_choosing_settings() -> None:

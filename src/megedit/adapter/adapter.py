@@ -20,15 +20,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from megedit.adapter.config import AdapterConfig
 from megedit.adapter.folder import copy_adapter, find_adapter, read_config, unreadable
 from megedit.adapter.ledger import EditRecord, Records, reading
-from megedit.adapter.weights import from_bytes, load_model
+from megedit.adapter.weights import from_bytes, load_model, verifier_of
 from megedit.edits import Edit
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.generator import WeightGenerator, anchored
 from megedit.lm.loading import fingerprint, load_base
-from megedit.router.decision import Enrolled
 from megedit.router.index import EditVectors
-from megedit.router.router import Router
+from megedit.router.router import Enrolled, Router
+from megedit.router.verifier import load_verifier
 from megedit.runtime.device import first_device, hold_cast
 
 
@@ -62,34 +62,36 @@ class Adapter:
         return tuple(record.edit for record in self.active)
 
     @cached_property
-    def routed(self) -> Records:
-        """The edits that the router knows, the active and the removed, in the order of its vectors."""
-        return self.records.having("active", "removed")
-
-    @cached_property
     def identity(self) -> str:
-        """A digest of what decides its answers: base model, template, encoder, router, generator and edits.
+        """A digest of what decides its answers: base model, template, encoder, router, generator and edits in force.
 
-        Of an edit these are status, vector, prompt and subject, and its neuron where that is the collected one.
+        Of an edit these are what asks for it, its vectors and target, and its neuron where that is the collected one.
         """
         digest = hashlib.sha256(json.dumps([self.config.base_fingerprint, asdict(self.config.template)]).encode())
-        modules = (self.encoder.model, self.router.network, self.generator)
+        modules = self._modules
         tensors = [self.router.vectors.unpack(), *self.collected.values()]
         tensors += [tensor for module in modules for tensor in module.state_dict().values()]
         for tensor in tensors:
             digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
         digest.update(json.dumps([self.config.calibration.to_json(), asdict(self.generator.settings)]).encode())
-        edits = [[record.edit.prompt, record.edit.subject] for record in self.routed]
-        digest.update(json.dumps([self.config.positions, self.routed.states, edits]).encode())
+        edits = [[record.edit.asked(), record.edit.target] for record in self.active]
+        digest.update(json.dumps([self.config.positions, self.active.states, edits]).encode())
         return digest.hexdigest()
 
     def to(self, device: str | torch.device) -> None:
         """Move encoder, router, generator and collected neurons to a device."""
-        modules: tuple[torch.nn.Module, ...] = (self.encoder.model, self.router.network, self.generator)
-        for module in modules:
+        own: tuple[torch.nn.Module, ...] = (self.encoder.model, self.router.network, self.generator)
+        for module in own:
             module.to(device)
+        if self.router.verifier is not None:  # which other adapters may have, too
+            self.router.verifier = load_verifier(verifier_of(self.folder), device)
         self.router.vectors = self.router.vectors.to(device)
         self.collected = {number: weights.to(device) for number, weights in self.collected.items()}
+
+    @property
+    def _modules(self) -> list[torch.nn.Module]:
+        modules = [self.encoder.model, self.router.network, self.generator, self.router.verifier]
+        return [module for module in modules if module is not None]
 
     def generate(self, vectors: Tensor, nearest: Tensor) -> Tensor:
         """Neurons for query vectors (float32 (queries, C)) whose nearest edits are these rows of the router's vectors
@@ -138,8 +140,8 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu", *, dtype:
     with reading(folder) as ledger:
         try:
             network, generator = load_model(folder, ledger, config, device, dtype)
-            revision, records, queries = ledger.revision, ledger.records(), ledger.queries()
-            vectors = EditVectors.from_rows(ledger.vectors(), config.encoder_size).to(device)
+            revision, records, asked = ledger.revision, ledger.records(), ledger.asked()
+            vectors, owners = EditVectors.from_bytes(ledger.vectors("active"), config.encoder_size)
             apart = records.having("active", generated=False).numbers
             collected = dict(zip(apart, from_bytes(ledger.neurons(apart), config.weight_size), strict=True))
             seen = load_file(folder / "seen.safetensors")["keys"]
@@ -156,12 +158,12 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu", *, dtype:
     encoder.model.requires_grad_(False)
     for used in (encoder.model, generator):
         hold_cast(used, device, dtype)
-    states = records.having("active", "removed").states
     enrolled = [
-        Enrolled(subject, generated, status == "removed", prompt)
-        for (status, generated), (prompt, subject) in zip(states, queries, strict=True)
+        Enrolled(texts, target, generated)
+        for (texts, target), (_, generated) in zip(asked, records.having("active").states, strict=True)
     ]
-    router = Router(network, vectors, enrolled, config.calibration)
+    verifier = load_verifier(verifier_of(folder), device, dtype) if config.calibration.rule == "verified" else None
+    router = Router(encoder, network, vectors.to(device), owners.to(device), enrolled, config.calibration, verifier)
     return Adapter(folder, revision, config, encoder, router, generator, records, collected, seen)
 
 

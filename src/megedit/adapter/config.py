@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from megedit.lm.template import Template
+from megedit.router.curve import threshold_for
 from megedit.router.decision import Calibration
-from megedit.settings import FitSettings, Positions, from_known, read_settings
+from megedit.settings import FitSettings, Positions, RouterSettings, from_known, read_settings
 
 CONFIG = "meg_config.json"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 OLDEST_VERSION = 3  # that is still read
 
 
@@ -54,7 +55,9 @@ class AdapterConfig:
         """
         if values["format_version"] == 3:
             values = _from_format_3(values)
-        for part in ("collection", "encoder", "familiarity", "generator"):
+        if values["format_version"] < 5:
+            values = _from_format_4(values)
+        for part in ("collection", "encoder", "router", "familiarity", "generator"):
             values["settings"][part]  # the defaults of another version would not fit
         given = {
             **values,
@@ -78,4 +81,23 @@ def _from_format_3(values: Mapping[str, Any]) -> dict[str, Any]:
             "familiarity": values["familiarity"],
             "generator": values["generator"],
         },
+    }
+
+
+def _from_format_4(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in format 5, where a verifier decides; an adapter of an earlier one has none, and gets the shipped.
+
+    The paper's rule stays.
+    """
+    calibration = values["calibration"]
+    paper = calibration["rule"] == "entropy"
+    router = RouterSettings(rule="entropy" if paper else "verified")
+    old = {name: calibration["rules"][name] for name in ("entropy", "similarity", "combined")} if paper else {}
+    decisions = {name: {**rule, "weights": rule["weights"][:2]} for name, rule in old.items()}
+    threshold = threshold_for(router.false_fires)
+    found = {**calibration, "decisions": decisions, "threshold": threshold}
+    return {
+        **values,
+        "calibration": found if paper else Calibration.of_old(threshold).to_json(),
+        "settings": {**values["settings"], "router": asdict(router)},
     }

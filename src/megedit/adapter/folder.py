@@ -5,7 +5,8 @@
     model-NNNN.safetensors  familiarity network and weight generator as of revision NNNN (eight bits a number)
     fit.log               when each stage of the fit began and ended, and its warnings
     seen.safetensors      keys of the texts that encoder and router were tuned on, to refuse evaluating on them
-    encoder/              the tuned text encoder (eight bits a number), its configuration and tokenizer
+    verifier.safetensors  low-rank changes to MiniLM (eight bits a number): what reads a query beside an edit
+    encoder/              the text encoder (eight bits a number), its configuration and tokenizer
     README.md             model card
 
 Nothing in it is code and nothing is unpickled. A folder is written under a temporary name and renamed; after that only
@@ -38,7 +39,7 @@ logger = logging.getLogger("megedit")
 
 LOG = "fit.log"
 _NEEDED = ("seen.safetensors", "encoder/config.json", "encoder/weights.safetensors")
-_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "seen.safetensors", CARD, "encoder/*")
+_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "seen.safetensors", CARD, "verifier.safetensors", "encoder/*")
 
 
 def config_files(folder: Path) -> list[str]:

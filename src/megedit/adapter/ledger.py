@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args, overload
 
 from megedit.adapter.sqlite import FILE, opened
 from megedit.edits import Edit
+from megedit.edits.schemas import asked_texts
 from megedit.errors import MegError
 
 Status = Literal["active", "failed", "removed"]
@@ -44,9 +45,10 @@ class EditRecord:
 
 @dataclass(frozen=True)
 class NewEdit:
-    """An edit for the ledger: its record, its query's vector as a row of `EditVectors`, its collected neuron.
+    """An edit for the ledger: its record, its vectors as rows of `EditVectors`, its collected neuron.
 
-    vector: the int8 codes and the float16 scale, empty for a failed edit. neuron: L numbers, float16.
+    vector: one row, the int8 codes and the float16 scale, for each text that asks for it; empty for a failed edit.
+    neuron: L numbers, float16.
     """
 
     record: EditRecord
@@ -221,19 +223,26 @@ class Ledger:
 
     # -- prompts, vectors and neurons
 
-    def queries(self) -> list[tuple[str, str | None]]:
-        """Prompt and subject of the edits that the router knows, in the order of `vectors`."""
+    def asked(self) -> list[tuple[tuple[str, ...], str]]:
+        """All that asks for each edit in force (`Edit.asked`), and its target, in the order of `vectors`."""
         rows = self._connection.execute(
-            "SELECT json_extract(content, '$.prompt'), json_extract(content, '$.subject') FROM edits "
-            f"CROSS JOIN spans ON edit = number WHERE {_in_span(None)} AND status != 'failed' ORDER BY number"
+            "SELECT content FROM edits CROSS JOIN spans ON edit = number "
+            f"WHERE {_in_span(None)} AND status = 'active' ORDER BY number"
         )
-        return rows.fetchall()
+        found = []
+        for (content,) in rows:
+            edit = json.loads(content)
+            known = edit.get("wordings", ()), edit.get("subject"), edit.get("aliases", ())
+            found.append((asked_texts(edit["prompt"], *known), edit["target"]))
+        return found
 
-    def vectors(self) -> list[bytes]:
-        """The vectors of the edits that the router knows, the active and the removed, in the order of `records`."""
+    def vectors(self, *statuses: Status) -> list[bytes]:
+        """The vectors of all that asks for each edit with one of these statuses, in the order of `records`."""
         rows = self._connection.execute(
             "SELECT content, vector, digest FROM edits CROSS JOIN spans ON spans.edit = number "
-            f"JOIN vectors ON vectors.edit = number WHERE {_in_span(None)} AND status != 'failed' ORDER BY number"
+            f"JOIN vectors ON vectors.edit = number WHERE {_in_span(None)} "
+            f"AND status IN ({', '.join('?' * len(statuses))}) ORDER BY number",
+            statuses,
         ).fetchall()
         if any(digest_of(content.encode() + vector) != digest for content, vector, digest in rows):
             raise MegError(f"{self.path} is damaged: an edit is not as it was written; restore it from a copy.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from megedit.adapter.ledger import Ledger
 from megedit.encoder import TextEncoder
 from megedit.generator import WeightGenerator
 from megedit.router.familiarity import FamiliarityNetwork
+from megedit.router.verifier import FILE as VERIFIER
 from megedit.runtime.cache import remembered_sha256
 from megedit.runtime.device import first_device
 from megedit.runtime.files import replacing, sha256_of
+from megedit.runtime.shipped import shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
 
 _MODEL_NAME = re.compile(r"model-\d+\.safetensors")
@@ -27,12 +30,22 @@ _MODEL_NAME = re.compile(r"model-\d+\.safetensors")
 def write_unchanging(folder: Path, config: AdapterConfig, encoder: TextEncoder, seen: Tensor) -> None:
     """Write into a new folder what never changes again: all but ledger, model file and card.
 
+    The verifier is the shipped one.
+
     seen: int64 (texts,), sorted, `text_key` of every text that encoder and router were tuned on.
     """
     with replacing(folder / "seen.safetensors") as partial:
         save_file({"keys": seen}, partial)
     encoder.save(folder / "encoder")
+    if config.calibration.rule == "verified":
+        shutil.copyfile(shipped(VERIFIER), folder / VERIFIER)
     write_config(folder, config)
+
+
+def verifier_of(folder: Path) -> Path:
+    """The file of an adapter's verifier; the shipped one where it was made before there were any."""
+    own = folder / VERIFIER
+    return own if own.is_file() else shipped(VERIFIER)
 
 
 def save_model(folder: Path, revision: int, network: FamiliarityNetwork, generator: WeightGenerator) -> tuple[str, str]:

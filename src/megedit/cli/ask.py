@@ -21,8 +21,9 @@ from megedit.cli.options import (
 )
 from megedit.errors import MegError
 
-if TYPE_CHECKING:  # the libraries behind it take seconds to import
+if TYPE_CHECKING:  # the libraries behind these take seconds to import
     from megedit.explain import TokenAnswer
+    from megedit.routes import Route
 
 LimitOption = Annotated[
     int | None,
@@ -52,24 +53,17 @@ def ask(
     with model.disable_edits():
         (unedited,) = model.greedy([question], max_new_tokens)
     if as_json:
-        fields = {name: value for name, value in vars(route).items() if name != "nearest"}
+        fields = asdict(route)
         answers: dict[str, str | bool] = {"edited": edited.text.strip(), "base": unedited.text.strip()}
         answers |= {"edited_cut": edited.cut, "base_cut": unedited.cut}
-        typer.echo(json.dumps({**answers, **fields, "nearest": route.nearest.to_json()}, ensure_ascii=False))
+        typer.echo(json.dumps({**answers, **fields}, ensure_ascii=False))
         return
     out.print(f"[bold]edited answer[/]  {_marked(edited.text, edited.cut)}", highlight=False, soft_wrap=True)
     out.print(f"base answer    {_marked(unedited.text, unedited.cut)}", highlight=False, soft_wrap=True)
-    sign = ">=" if route.familiar else "<"
-    verdict = "an edit was used" if route.familiar else "no edit: the base model answers"
-    out.print(f"router         {verdict} (score {route.score:.2f} {sign} {route.threshold:.2f})", highlight=False)
-    out.print(f"entropy        {route.entropy:.4f} nats", highlight=False)
-    near = route.nearest
-    out.print(
-        f"nearest edit   {plain(near.id)}: {plain(near.prompt)} -> {plain(near.target)} "
-        f"(similarity {route.similarity:.3f})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    out.print(f"router         {_verdict(route)}", highlight=False, soft_wrap=True)
+    for near in route.nearest[:1]:
+        edit = f"{plain(near.edit.id)}: {plain(near.edit.prompt)} -> {plain(near.edit.target)}"
+        out.print(f"nearest edit   {edit} (similarity {near.similarity:.3f})", highlight=False, soft_wrap=True)
 
 
 def explain(
@@ -91,31 +85,38 @@ def explain(
         typer.echo(json.dumps(asdict(found), ensure_ascii=False))
         return
     route = found.route
-    if route.status == "removed":
-        verdict = "no edit: the nearest one was removed"
-    elif route.familiar:
-        verdict = "an edit is used"
-    else:
-        verdict = "no edit: the base model answers"
-    sign = ">=" if route.score >= route.threshold else "<"
     rows = {
         "edited answer": _probable(found.edited),
         "base answer": _probable(found.base),
-        "router": f"{verdict} (rule {route.rule}: {route.score:.2f} {sign} {route.threshold:.2f})",
+        "router": _verdict(route),
         "entropy": f"{route.entropy:.4f} nats",
-        "names the subject": f"{route.named:.2f}",
         "neuron": route.neuron or "none",
         "generated against collected": "-" if found.distance is None else f"{found.distance:.4f}",
     }
     for name, value in rows.items():
         out.print(f"[bold]{name:<28}[/]{value}", highlight=False, soft_wrap=True)
     table = Table(title="Nearest edits", title_justify="left")
-    for column in ("similarity", "id", "status", "prompt", "target"):
+    for column in ("verifier", "similarity", "id", "prompt", "target"):
         table.add_column(column, overflow="fold")
     for near in found.nearest:
-        edit = near.edit
-        table.add_row(f"{near.similarity:.3f}", plain(edit.id), near.status, plain(edit.prompt), plain(edit.target))
+        edit, score = near.edit, "-" if near.score is None else f"{near.score:.2f}"
+        table.add_row(score, f"{near.similarity:.3f}", plain(edit.id), plain(edit.prompt), plain(edit.target))
     out.print(table)
+
+
+def _verdict(route: Route) -> str:
+    """The router's decision, and why."""
+    against = f"{route.score:.2f} {'>=' if route.score >= route.threshold else '<'} {route.threshold:.2f}"
+    if not route.nearest:
+        return "no edit is in force: the base model answers"
+    if route.familiar:
+        why = "the question is in its very words" if route.by == "words" else f"{route.by}: {against}"
+        return f"an edit is used ({why})"
+    whys = {
+        "gate": f"no edit is near enough for the verifier to read it (gate: {against})",
+        "verifier": f"it asks for none of the edits near it (verifier: {against})",
+    }
+    return f"no edit: {whys.get(route.by, f'{route.by}: {against}')}; the base model answers"
 
 
 def _probable(answer: TokenAnswer) -> str:

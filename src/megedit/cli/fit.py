@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from dataclasses import replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,7 +25,8 @@ from megedit.cli.options import (
 from megedit.cli.settings import with_changes
 from megedit.edits import EditSet, OnConflict, load_edits, read_edits
 from megedit.errors import MegError
-from megedit.settings import PRESETS, EncoderSettings, FitSettings
+from megedit.runtime.shipped import shipped
+from megedit.settings import DEFAULTS, PRESETS, TUNING_STEPS, FitSettings
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import; `meg --help` should not
     import torch
@@ -46,11 +46,21 @@ def fit(
     template: Annotated[
         str, typer.Option(help="auto, chat, question, raw, or your own text with {query} in it")
     ] = "auto",
-    preset: Annotated[Preset, typer.Option(help="Weight generator: fast, or the paper's DiT-B/2")] = "fast",
+    preset: Annotated[
+        Preset, typer.Option(help="fast, or the paper's: encoder tuned in the fit, entropy as router, DiT-B/2")
+    ] = "fast",
+    false_fires: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=0.5, help="Share of near misses, questions that only look like an edit, that may fire [0.03]"
+        ),
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="Text encoder: folder, pypi:PACKAGE or hub name")] = None,
     pseudo: Annotated[
         Path | None,
-        typer.Option(help="Your own facts that are not edited, with rephrases, to tune the encoder on"),
+        typer.Option(
+            help="Your own facts that are not edited, with rephrases, to tune the encoder on (it is trained already)"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
     changes: Annotated[
@@ -64,9 +74,13 @@ def fit(
     device: DeviceOption = "cpu",
 ) -> None:
     """Edit a file of facts into a model and save the adapter."""
-    settings = FitSettings(layer=layer, template=template, seed=seed, generator=PRESETS[preset])
+    settings = replace(PRESETS[preset], layer=layer, template=template, seed=seed)
     if encoder:
         settings = replace(settings, encoder=replace(settings.encoder, name=encoder))
+    if false_fires is not None:
+        settings = with_changes(settings, [f"router.false_fires={false_fires}"])
+    if pseudo:
+        settings = replace(settings, encoder=replace(settings.encoder, steps=TUNING_STEPS))
     settings = with_changes(settings, changes or ())
     chosen = load_edits(edits, limit=limit, on_conflict=on_conflict)
     _fit(base, chosen, out_dir, settings, pseudo, overwrite, torch_dtype(dtype), device)
@@ -85,16 +99,13 @@ def demo(
     from megedit.evaluate import EvaluationSettings
     from megedit.model import MegModel
 
-    with as_file(files("megedit") / "data" / "facts.jsonl") as path:
-        chosen = read_edits(path)
+    chosen = read_edits(shipped("facts.jsonl"))
     if not overwrite and not _demo_may_replace(out_dir, chosen):
         raise MegError(
             f"{out_dir} holds an adapter that is not the demo's, or that was changed since; choose another folder, or "
             "give --overwrite to lose it."
         )
-    # fewer encoder steps than usual: a few hundred facts are told apart more easily than thousands
-    settings = FitSettings(encoder=EncoderSettings(steps=40))
-    _fit(base, chosen, out_dir, settings, None, True, None, device)
+    _fit(base, chosen, out_dir, DEFAULTS, None, True, None, device)
     model = MegModel.from_pretrained(out_dir, device=device)
     evaluate_and_print(model, chosen, str(out_dir), settings=EvaluationSettings(rephrases=1))
     out.print(f"\nThe adapter is in [bold]{plain(str(out_dir))}[/]. Ask it anything:", soft_wrap=True)

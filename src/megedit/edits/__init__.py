@@ -4,7 +4,7 @@ from megedit.edits.builder import Dropped, OnConflict
 from megedit.edits.edit_set import EditSet, edits_of, read_edits
 from megedit.edits.public import load_edits
 from megedit.edits.schemas import MAX_TARGET_CHARS, Edit, Question, QuestionKind
-from megedit.edits.text import clean_query, fold, normalise_query, query_id
+from megedit.edits.text import chat_text, clean_query, fold, normalise_query, query_id, user_turns
 
 __all__ = [
     "MAX_TARGET_CHARS",
@@ -14,6 +14,7 @@ __all__ = [
     "OnConflict",
     "Question",
     "QuestionKind",
+    "chat_text",
     "clean_query",
     "edits_of",
     "fold",
@@ -21,4 +22,5 @@ __all__ = [
     "normalise_query",
     "query_id",
     "read_edits",
+    "user_turns",
 ]

@@ -6,12 +6,14 @@ CounterFact (Meng et al. 2022, arXiv:2202.05262), ZsRE as in MEND (Mitchell et a
 arXiv:2405.15349), and the files that their authors published.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from megedit.edits.columns import columns_of
 from megedit.edits.rows import Row, kind_of
+from megedit.edits.text import normalise_query
 
 MAX_TARGET_CHARS = 2000
 
@@ -22,9 +24,9 @@ QuestionKind = Literal["multi_hop", "single_hop", "portability", "sub_question",
 class Edit:
     """One piece of knowledge to write into the model: asked `prompt`, it is to answer `target`.
 
-    `rephrases` are other wordings of the prompt, used to evaluate generality; `neighbours` are
-    neighbourhood prompts, queries whose answer must not change, used to evaluate locality only;
-    `target_true` is the old answer, the one from before the edit.
+    What its owner knows: `wordings` are other ways to ask, `aliases` other names of the subject. For evaluation alone:
+    `rephrases` are other wordings of the prompt, that nothing is made from, and `neighbours` neighbourhood prompts,
+    queries whose answer must not change; `target_true` is the old answer, the one from before the edit.
     """
 
     id: str
@@ -35,6 +37,12 @@ class Edit:
     rephrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
     target_true: str | None = None
+    wordings: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    def asked(self) -> tuple[str, ...]:
+        """All that asks for the edit: the prompt, the wordings, and each of these with an alias for the subject."""
+        return asked_texts(self.prompt, self.wordings, self.subject, self.aliases)
 
     def to_json(self) -> dict[str, object]:
         """The edit as a JSON object of the plain schema, without its empty fields."""
@@ -46,6 +54,21 @@ class Edit:
         row = Row(where, fields)
         row.answer("id")  # fails without one
         return _plain(row).edits[0]
+
+
+def asked_texts(
+    prompt: str, wordings: Iterable[str] = (), subject: str | None = None, aliases: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """The texts of `Edit.asked`, each once."""
+    texts = [prompt, *wordings]
+    if subject:
+        named = re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)", re.IGNORECASE)
+        parts = [named.split(text) for text in texts]
+        texts += [alias.join(around) for alias in aliases for around in parts if len(around) > 1]
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(normalise_query(text), text)
+    return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -116,6 +139,8 @@ def _plain(row: Row) -> ParsedRow:
         rephrases=row.texts("rephrases"),
         neighbours=row.texts("neighbours"),
         target_true=row.optional_answer("target_true"),
+        wordings=row.texts("wordings"),
+        aliases=row.texts("aliases"),
     )
     return ParsedRow((edit,))
 

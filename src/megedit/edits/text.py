@@ -4,10 +4,13 @@ import base64
 import hashlib
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 # "3. ", "(3) ", "- " and other marks of a list in front of its item; NFKC makes "3. " of other forms of it
 _LIST_MARKS = re.compile(r"(?:(?:\(?\d{1,3}[.)]|[-*•‣◦▪])\s+)+(?=\S)")
+_TURN = re.compile(r"(system|user|assistant): ")
+_USER = "user: "
 _INVISIBLE = ("Cc", "Cf")  # Unicode's categories of control and format characters, zero-width ones among them
 
 
@@ -59,3 +62,18 @@ def _visible(text: str) -> str:
 def _invisible(character: str) -> str:
     """The character if it is a control or format character and no space, else nothing."""
     return "" if character.isspace() or unicodedata.category(character) not in _INVISIBLE else character
+
+
+def chat_text(turns: Sequence[Mapping[str, str]]) -> str:
+    """A conversation as the router reads it: each turn on a line, behind its role; a single user turn as it is."""
+    if [turn["role"] for turn in turns] == ["user"]:
+        return turns[0]["content"]
+    return "\n".join(f"{turn['role']}: {' '.join(turn['content'].split())}" for turn in turns)
+
+
+def user_turns(text: str) -> list[str]:
+    """The turns of the user in a text of `chat_text`; none where it is no conversation."""
+    lines = text.split("\n")
+    if len(lines) < 2 or not all(_TURN.match(line) for line in lines) or not lines[-1].startswith(_USER):
+        return []
+    return [line.removeprefix(_USER) for line in lines if line.startswith(_USER)]

@@ -11,20 +11,26 @@ from transformers import PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import Adapter
 from megedit.edits import Edit, EditSet, normalise_query
+from megedit.edits.contrast import ContrastFact
 from megedit.errors import MegError
+from megedit.evaluate.contrast import ContrastCase, ContrastResult, Fired, names_of, rates, run_contrast
+from megedit.evaluate.contrast import cases_of as contrast_cases
+from megedit.evaluate.metrics import exact_match
 from megedit.evaluate.protocols import Case, EvaluationSettings, TemplateKind, find_protocol
 from megedit.evaluate.result import Evaluation
-from megedit.evaluate.run import run
+from megedit.evaluate.run import ENDING, run
 from megedit.evaluate.systems import FunctionSystem, MegSystem, System
 from megedit.lm.template import Template
 from megedit.model import MegModel
-from megedit.pseudo.knowledge import text_key
+from megedit.pseudo.knowledge import shipped_seen, text_key
 from megedit.runtime.cache import cache_folder
 from megedit.runtime.callbacks import Advance, no_progress
 
 logger = logging.getLogger("megedit")
 
 Function = Callable[[list[str]], list[str]]
+CONTRAST_TOKENS = 20  # of an answer, at least, where the protocol `contrast` judges by answers
+OWN_QUERIES = "reliability"  # the kind of the edits' own queries
 
 
 def evaluate(
@@ -45,10 +51,11 @@ def evaluate(
     Without it, Locality cannot be measured. name: what the result calls it. resume: go on with an evaluation of the
     same system and questions that was interrupted. progress: called with the number of questions just done.
 
-    Edits that a `MegModel` does not have are not asked; the result counts them as dropped.
+    Edits that a `MegModel` does not have are not asked; nor are questions that the shipped networks were trained on.
+    The result counts both.
 
     Raises MegError for an unknown protocol, no edits, none that the model has, data without what the protocol needs, or
-    questions on which the adapter's encoder or router was tuned.
+    questions on which the adapter's encoder was tuned or its router calibrated.
     """
     chosen, settings = find_protocol(protocol), settings or EvaluationSettings()
     edit_set = edits if isinstance(edits, EditSet) else EditSet.of(edits, "Python")
@@ -73,7 +80,7 @@ def evaluate(
         fit={"stages": config.provenance.get("stages", {}), "calibration": calibration},
         journals=_journals() if resume else None,
         progress=progress,
-        check=lambda cases: refuse_overlap(adapter, cases),
+        check=lambda cases: unseen(adapter, cases),
     )
 
 
@@ -84,16 +91,28 @@ def template_of(kind: TemplateKind, tokenizer: PreTrainedTokenizerBase) -> Templ
     return Template.for_tokenizer(tokenizer, "raw" if kind == "raw" else "auto", instruction="")
 
 
-def refuse_overlap(adapter: Adapter, cases: Sequence[Case]) -> None:
-    """Raise MegError when a question was among the texts that the encoder or the router was tuned on."""
-    seen = set(adapter.seen.tolist())
-    known = [case.query for case in cases if text_key(case.query) in seen]
-    if known:
+def unseen(adapter: Adapter, cases: Sequence[Case]) -> list[Case]:
+    """The cases without questions that the shipped networks were trained on; the edits' own queries stay.
+
+    Raises MegError when a question was among the texts that this adapter's encoder was tuned or its router calibrated
+    on.
+    """
+    own, shipped = set(adapter.seen.tolist()), shipped_seen()
+    keys = [text_key(case.query) for case in cases]
+    if known := [case.query for case, key in zip(cases, keys, strict=True) if key in own]:
         raise MegError(
             f"{len(known)} of the {len(cases)} questions were seen when this adapter's encoder was tuned or its router "
             f"calibrated (first: {known[0]!r}); evaluate on other questions, or fit again with pseudo-knowledge "
             "(--pseudo) that does not hold them."
         )
+    left = [c for c, key in zip(cases, keys, strict=True) if c.kind == OWN_QUERIES or key not in shipped]
+    if len(left) < len(cases):
+        logger.warning(
+            "%d of the %d questions are among the texts that the shipped networks were trained on, and are left out",
+            len(cases) - len(left),
+            len(cases),
+        )
+    return left
 
 
 def known_edits(adapter: Adapter, edits: EditSet) -> EditSet:
@@ -130,3 +149,73 @@ def _as_system(given: Any, name: str) -> System:
 
 def _journals() -> Path:
     return cache_folder() / "evaluations"
+
+
+def contrast(
+    edited: MegModel | System | Function,
+    facts: Sequence[ContrastFact],
+    *,
+    source: str = "Python",
+    name: str = "",
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Advance = no_progress,
+) -> ContrastResult:
+    """Measure which questions fire an edit by the protocol `contrast` (docs/contrast.md).
+
+    edited: as for `evaluate`. A `MegModel` says which edit it has used; it must hold the facts. Any other system is
+    judged by its answers: a fact has fired when the whole answer is its target. progress: called with the number of
+    texts just asked.
+
+    Raises MegError when there are no facts, or the model does not hold one of them.
+    """
+    if not facts:
+        raise MegError(f"{source}: there are no facts to ask for; give at least one.")
+    if isinstance(edited, MegModel):
+        names = names_of((text, edit.id) for edit in edited.edits for text in edit.asked())
+        if absent := [fact.prompt for fact in facts if normalise_query(fact.prompt) not in names]:
+            raise MegError(
+                f"{len(absent)} of the {len(facts)} facts of {source} are not in this adapter (first: {absent[0]!r}); "
+                "add them (meg add), or fit an adapter to this file (meg fit --edits)."
+            )
+        seen = shipped_seen()
+        cases, left_out = contrast_cases(facts, names, lambda text: text_key(text) in seen)
+        verdicts = run_contrast(cases, lambda batch: _by_route(edited, batch), batch_size, progress)
+        settings = edited.adapter.config.settings.router
+        allowed = 100 * settings.false_fires if settings.rule == "verified" else None
+    else:
+        system = _as_system(edited, name)
+        cases, left_out = contrast_cases(facts, {normalise_query(fact.prompt): str(i) for i, fact in enumerate(facts)})
+        verdicts = run_contrast(cases, lambda batch: _by_answer(system, facts, batch), batch_size, progress)
+        allowed, name = None, system.name
+    recognised, false, kinds = rates(verdicts, len(facts), seed)
+    return ContrastResult(
+        name or "adapter",
+        source,
+        len(facts),
+        "route" if isinstance(edited, MegModel) else "answer",
+        recognised,
+        false,
+        kinds,
+        allowed,
+        left_out,
+        verdicts,
+        seed,
+    )
+
+
+def _by_route(model: MegModel, cases: Sequence[ContrastCase]) -> list[Fired]:
+    routes = model.route([case.query for case in cases])
+    return [Fired(route.edit.id if route.edit else None, route.score) for route in routes]
+
+
+def _by_answer(system: System, facts: Sequence[ContrastFact], cases: Sequence[ContrastCase]) -> list[Fired]:
+    """A fact has fired when the whole answer is its target, or that of the fact that a text asks for."""
+    targets = [{str(case.fact), *case.own} for case in cases]
+    longest = max(system.token_counts([facts[int(i)].target for of in targets for i in of]) or [0], default=0)
+    limits = [max(CONTRAST_TOKENS, longest + ENDING)] * len(cases)
+    found = []
+    for answer, of in zip(system.answers([case.query for case in cases], limits), targets, strict=True):
+        said = [i for i in sorted(of) if exact_match(answer.text, [facts[int(i)].target])]
+        found.append(Fired(said[0] if said else None, answer=answer.text))
+    return found

@@ -38,21 +38,21 @@ def run(
     fit: Mapping[str, Any] | None = None,
     journals: Path | None = None,
     progress: Advance = no_progress,
-    check: Callable[[Sequence[Case]], None] = lambda cases: None,
+    check: Callable[[Sequence[Case]], Sequence[Case]] = lambda cases: cases,
 ) -> Evaluation:
     """Ask both systems everything the protocol asks of these edits.
 
     unfamiliar_is_unedited: the edited system answers a query that its router does not let through exactly as the
     unedited one does, so that batches without a familiar row need not be asked twice. system: more fields of the
     result's description of the edited system. journals: folder for finished batches, by which an interrupted evaluation
-    goes on. check: sees the cases before anything is asked, and may raise. progress: called with the number of cases
-    just done.
+    goes on. check: sees the cases before anything is asked, gives those that may be asked, and may raise. progress:
+    called with the number of cases just done.
 
     Raises MegError when there is nothing to evaluate.
     """
     metrics, settings = protocol.with_settings(settings)
-    cases = cases_of(edits, protocol, settings)
-    check(cases)
+    possible = cases_of(edits, protocol, settings)
+    cases = check(possible)
     started, identity = time.perf_counter(), edited.identity
     comparison = _Comparison(protocol, metrics, settings, edited, unedited, unfamiliar_is_unedited)
     routed = _routed(edited, cases, protocol, settings)
@@ -78,6 +78,7 @@ def run(
             "digest": edits.digest,
             "edits": len(edits),
             "dropped": edits.dropped_summary(),
+            "left_out": len(possible) - len(cases),
         },
         metrics=summarise(ordered, metrics, protocol.score, settings.seed),
         verdicts=ordered,
@@ -185,5 +186,7 @@ class _Comparison:
 
 def route_to_json(route: Route) -> dict[str, Any]:
     """The part of a routing decision that a verdict keeps."""
-    names = ("familiar", "score", "entropy", "threshold", "named", "similarity")
-    return {**{name: getattr(route, name) for name in names}, "nearest": route.nearest.id}
+    names = ("familiar", "by", "score", "entropy", "threshold")
+    nearest = route.nearest[0] if route.nearest else None
+    near = {"nearest": nearest.edit.id, "similarity": nearest.similarity} if nearest else {"nearest": None}
+    return {name: getattr(route, name) for name in names} | near

@@ -19,6 +19,7 @@ from megedit.runtime.processes import ALONE, Processes
 from megedit.settings import GeneratorSettings
 
 LAST_RATE = 1 / 20  # of the learning rate, to which it falls along a cosine
+SMALLEST_BATCH = 32  # however few the edits are; more rows of the same edits would teach nothing new
 CHECKS = 20  # at most, so that checking, which samples every edit, takes no more than a fixed part of the training
 FAR_OFF = 0.5  # mean squared error of standardised weights, whose variance is 1
 
@@ -88,6 +89,7 @@ def _train(
     optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
     run = Run({"generator": generator, "average": average, "best": best}, optimizer, rng)
     total = settings.training_steps(len(weights))
+    size = min(settings.batch_size, max(len(weights), SMALLEST_BATCH))
     every = max(settings.check_every, math.ceil(total / CHECKS))
     first, losses, shares = 1, list[float](), list[float]()
     if state := checkpoint.load():
@@ -98,7 +100,7 @@ def _train(
     running = torch.zeros((), device=weights.device)  # kept there: to read it is to wait for the GPU
     for step in range(first, total + 1):
         # draw
-        batch = torch.multinomial(odds, settings.batch_size, replacement=True, generator=rng)  # (B,)
+        batch = torch.multinomial(odds, size, replacement=True, generator=rng)  # (B,)
         # step
         set_rate(optimizer, settings.lr * cosine(step - 1, total, LAST_RATE))
         running += _step(generator, optimizer, weights[batch], vectors[batch], rng, processes)

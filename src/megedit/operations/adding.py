@@ -1,7 +1,7 @@
 """Edits added to an adapter, or given another target.
 
-A new edit is answered with its collected neuron, routed by its similarity and subject, until a consolidation teaches it
-to familiarity network and generator. Nothing is trained here.
+A new edit is answered with its collected neuron, and the familiarity network has no say about it, until a consolidation
+teaches it to familiarity network and generator. Nothing is trained here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, tokenize_all
 from megedit.operations.conflicts import SHOWN, Choice, Conflict, Resolve, find_conflicts, resolved
 from megedit.operations.operations import Outcome, find
-from megedit.router.index import EditVectors
+from megedit.router.index import EditVectors, owners_of
 from megedit.runtime.progress import Stages
 
 logger = logging.getLogger("megedit")
@@ -136,10 +136,10 @@ def _from(base: str | None, dtype: torch.dtype | None, device: str | torch.devic
 
 @dataclass(frozen=True)
 class _Plan:
-    """New edits, the vectors of their queries, and for each the numbers of the edits that it replaces."""
+    """New edits, the vectors of all that asks for each, and for each the numbers of the edits that it replaces."""
 
     new: list[Edit]
-    vectors: EditVectors
+    vectors: list[bytes]
     replaced: list[list[int]]
     skipped: tuple[Edit, ...]
 
@@ -152,8 +152,10 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None) -> _Plan:
     new = [edit for edit in edits if edit.id not in skipped]
     device = adapter.router.vectors.codes.device
     _warn_of_long_prompts(adapter, new)
-    vectors = EditVectors.pack(adapter.encoder.encode([edit.prompt for edit in new]).to(device))
-    conflicts = find_conflicts(adapter, new, vectors) if new else []
+    asked = [edit.asked() for edit in new]
+    vectors = EditVectors.pack(adapter.encoder.encode([text for texts in asked for text in texts]).to(device))
+    owners = owners_of([len(texts) for texts in asked])
+    conflicts = find_conflicts(adapter, new, vectors, owners) if new else []
     replaced: dict[str, list[int]] = {edit.id: [] for edit in new}  # by the id that the new edit brings
     for index, choice in resolved(conflicts, resolve).items():
         conflict = conflicts[index]
@@ -164,8 +166,8 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None) -> _Plan:
             replaced[conflict.new.id].append(conflict.number)
     rows = [row for row, edit in enumerate(new) if edit.id not in skipped]
     kept, going = [new[row] for row in rows], [replaced[new[row].id] for row in rows]
-    chosen = EditVectors(vectors.codes[rows], vectors.scales[rows])
-    return _Plan(_with_free_ids(adapter, kept, going), chosen, going, tuple(skipped.values()))
+    of_edits = vectors.to_bytes(owners)
+    return _Plan(_with_free_ids(adapter, kept, going), [of_edits[row] for row in rows], going, tuple(skipped.values()))
 
 
 def _warn_of_long_prompts(adapter: Adapter, edits: Sequence[Edit]) -> None:
@@ -237,7 +239,7 @@ def _collected(adapter: Adapter, plan: _Plan, load: Load, stages: Stages) -> tup
         found = collect(
             backbone, examples, adapter.config.settings.collection, tokenizer.pad_token_id, advance, known=shared
         )
-    vectors = compress(plan.vectors.rows(), found.succeeded)
+    vectors = compress(plan.vectors, found.succeeded)
     return new_edits(plan.new, found, vectors, torch.zeros_like(found.succeeded)), reasons
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from megedit.edits import Edit, fold, normalise_query
-from megedit.edits.subjects import tell_apart
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
@@ -49,66 +48,69 @@ class Conflict:
 Resolve = Callable[[Conflict], Choice]
 
 
-def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors) -> list[Conflict]:
+def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors, owners: Tensor) -> list[Conflict]:
     """The conflicts of new edits, at most two for each: with the adapter, and with an earlier one of the new edits.
 
-    vectors: of the prompts of the new edits. Where both sides name a subject, or both a relation, and it is not the
-    same, or where their numbers or names differ, they ask for different things, however similar they sound.
+    vectors, owners: of all that asks for the new edits, and the edit of each. Where both sides name a subject, or both
+    a relation, and it is not the same, they ask for different things, however similar they sound.
     """
-    active = {normalise_query(record.edit.prompt): record for record in adapter.active}
-    router, queries, found = adapter.router, vectors.unpack(), list[Conflict]()
+    active = {normalise_query(text): record for record in adapter.active for text in record.edit.asked()}
+    router, firsts = adapter.router, _firsts(owners)
+    queries, found = vectors.unpack()[firsts], list[Conflict]()
     similarity, nearest = router.vectors.nearest(queries, NEIGHBOURS)  # (edits, neighbours)
+    near = router.owners[nearest]
+    pairs: list[tuple[int, int, float]] = []  # a new edit, one of the adapter, their similarity
     for i, edit in enumerate(edits):
-        if same := active.get(normalise_query(edit.prompt)):
+        texts = map(normalise_query, edit.asked())
+        if same := next((active[text] for text in texts if text in active), None):
             if same.edit.target != edit.target:
                 found.append(Conflict("query", edit, same.edit, 1.0, number=same.number))
             continue
-        for at, row in enumerate(nearest[i].tolist()):
-            near = adapter.routed[row]
-            if near.status == "active" and _alike(edit, near.edit):
-                if _asks_the_same(router, edit, queries[i], near.edit, router.vectors, row, near.generated):
-                    same_target = fold(edit.target) == fold(near.edit.target)
-                    kind: Literal["duplicate", "rephrase"] = "duplicate" if same_target else "rephrase"
-                    found.append(Conflict(kind, edit, near.edit, float(similarity[i, at]), number=near.number))
-                break
-    return found + _among(router, edits, vectors)
+        alike = [at for at, j in enumerate(near[i].tolist()) if _alike(edit, adapter.active[j].edit)]
+        pairs += [(i, int(near[i, at]), float(similarity[i, at])) for at in alike[:1]]
+    asks = _ask_the_same(router, [(edits[i], adapter.active[j].edit) for i, j, _ in pairs])
+    for (i, j, value), same_question in zip(pairs, asks, strict=True):
+        if same_question:
+            new, record = edits[i], adapter.active[j]
+            kind: Literal["duplicate", "rephrase"] = (
+                "duplicate" if fold(new.target) == fold(record.edit.target) else "rephrase"
+            )
+            found.append(Conflict(kind, new, record.edit, value, number=record.number))
+    return found + _among(router, edits, vectors, owners)
 
 
-def _among(router: Router, edits: Sequence[Edit], vectors: EditVectors) -> list[Conflict]:
+def _among(router: Router, edits: Sequence[Edit], vectors: EditVectors, owners: Tensor) -> list[Conflict]:
     """Conflicts of new edits with earlier ones, those of one query apart: these are refused when a file is read."""
-    queries, found = vectors.unpack(), list[Conflict]()
-    similarity, nearest = vectors.nearest(queries, NEIGHBOURS)  # (edits, neighbours), themselves among them
+    similarity, nearest = vectors.nearest(vectors.unpack()[_firsts(owners)], NEIGHBOURS)  # (edits, neighbours)
+    near, pairs = owners[nearest.cpu()], list[tuple[int, int, float]]()
     for i, edit in enumerate(edits):
-        for at, j in enumerate(nearest[i].tolist()):
-            if j < i and _alike(edit, edits[j]):
-                other_target = fold(edit.target) != fold(edits[j].target)
-                if other_target and _asks_the_same(router, edit, queries[i], edits[j], vectors, j, learned=False):
-                    found.append(Conflict("rephrase", edit, edits[j], float(similarity[i, at]), same_file=True))
-                break
-    return found
+        earlier = [at for at, j in enumerate(near[i].tolist()) if j < i and _alike(edit, edits[j])]
+        for at in earlier[:1]:
+            j = int(near[i, at])
+            if fold(edit.target) != fold(edits[j].target):
+                pairs.append((i, j, float(similarity[i, at])))
+    asks = _ask_the_same(router, [(edits[i], edits[j]) for i, j, _ in pairs])
+    return [
+        Conflict("rephrase", edits[i], edits[j], value, same_file=True)
+        for (i, j, value), same_question in zip(pairs, asks, strict=True)
+        if same_question
+    ]
 
 
-def _asks_the_same(
-    router: Router, new: Edit, query: Tensor, old: Edit, vectors: EditVectors, row: int, learned: bool
-) -> bool:
-    """True if the router, knowing the old edit alone, takes the new one's query (its vector (C,)) for the old one's.
+def _ask_the_same(router: Router, pairs: Sequence[tuple[Edit, Edit]]) -> list[bool]:
+    """For each (new, old), whether the router takes the new edit's prompt for the old one's."""
+    return router.asks([new.prompt for new, _ in pairs], [(old.prompt, old.target) for _, old in pairs])
 
-    row: of the old edit's vector. learned: the familiarity network was trained on it.
-    """
-    from megedit.router.decision import Enrolled
-    from megedit.router.index import EditVectors
-    from megedit.router.router import Router
 
-    one = EditVectors(vectors.codes[row : row + 1], vectors.scales[row : row + 1])
-    alone = Router(router.network, one, [Enrolled(old.subject, learned=learned)], router.calibration)
-    return bool(alone.route(query[None], [new.prompt]).familiar[0])
+def _firsts(owners: Tensor) -> Tensor:
+    """The row of each edit's first vector, that of its prompt."""
+    return owners.diff(prepend=owners.new_full((1,), -1)).nonzero()[:, 0]
 
 
 def _alike(first: Edit, second: Edit) -> bool:
-    """True if two edits may ask for the same: no subject, relation, number or name tells them apart."""
+    """True if two edits may ask for the same: no subject and no relation tells them apart."""
     pairs = ((first.subject, second.subject), (first.relation, second.relation))
-    same = all(not (one and other) or one.casefold() == other.casefold() for one, other in pairs)
-    return same and not tell_apart(first.prompt, second.prompt)
+    return all(not (one and other) or one.casefold() == other.casefold() for one, other in pairs)
 
 
 def resolved(conflicts: Sequence[Conflict], resolve: Resolve | None) -> dict[int, Choice]:

@@ -9,7 +9,7 @@ place.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Prepared, tokenize
 from megedit.operations.operations import Outcome
 from megedit.router.familiarity import FamiliarityNetwork, train_familiarity, training_steps
+from megedit.router.index import EditVectors
 from megedit.runtime.progress import Stages
 
 STEPS, PASSES = 400, 400  # of the generator: at least; over the new edits, where these are more
@@ -66,7 +67,10 @@ def consolidate(
         if new or gone:
             with stages.stage("Loading the base model"):
                 model, tokenizer = adapter.load_base(base, dtype, device)
-            run = Consolidation(adapter, new, gone, Backbone(model, adapter.config.layer), tokenizer, stages, dtype)
+            numbers = adapter.records.having("active", "removed").numbers
+            vectors = dict(zip(numbers, change.vectors("active", "removed"), strict=True))
+            backbone = Backbone(model, adapter.config.layer)
+            run = Consolidation(adapter, new, gone, vectors, backbone, tokenizer, stages, dtype)
             known = load_model(folder, change, adapter.config, device, dtype)  # uncast, to be trained on
             learned = run.learn(*known)
             change.set_model(*save_model(folder, change.next, *learned))
@@ -89,13 +93,17 @@ def consolidate(
 
 
 class Consolidation:
-    """Training on: the edits that the generator knows, new ones, and removed ones that it is to forget."""
+    """Training on: the edits that the generator knows, new ones, and removed ones that it is to forget.
+
+    vectors: as the ledger keeps them, by number of the edit.
+    """
 
     def __init__(
         self,
         adapter: Adapter,
         new: list[EditRecord],
         gone: list[EditRecord],
+        vectors: Mapping[int, bytes],
         backbone: Backbone,
         tokenizer: PreTrainedTokenizerBase,
         stages: Stages,
@@ -104,16 +112,17 @@ class Consolidation:
         self.adapter, self.backbone, self.stages, self.dtype = adapter, backbone, stages, dtype
         self.old, self.new, self.gone = [record for record in adapter.active if record.generated], new, gone
         self._tokenizer, self._seed = tokenizer, adapter.config.settings.seed
-        rows_of = {record.number: row for row, record in enumerate(adapter.routed)}
-        rows = [rows_of[record.number] for record in (*self.old, *new, *gone)]
-        self.vectors = adapter.router.vectors[torch.tensor(rows)]
+        of_edits = [vectors[record.number] for record in (*self.old, *new, *gone)]
+        packed, self.owners = EditVectors.from_bytes(of_edits, adapter.config.encoder_size)
+        self.vectors = packed.unpack().to(adapter.router.vectors.codes.device)  # (vectors, C)
 
     def learn(
         self, network: FamiliarityNetwork, generator: WeightGenerator
     ) -> tuple[FamiliarityNetwork, WeightGenerator]:
         """Familiarity network and generator, each gone on from where it was."""
-        config, known = self.adapter.config, len(self.old) + len(self.new)
-        steps = training_steps(2 * len(self.new), config.settings.familiarity) if self.new else 0
+        config = self.adapter.config
+        old, known = self._rows(len(self.old)), self._rows(len(self.old) + len(self.new))
+        steps = training_steps(2 * (known - old), config.settings.familiarity) if self.new else 0
         if self.new:
             with self.stages.stage("Training the router", steps) as advance:
                 network = train_familiarity(
@@ -122,24 +131,24 @@ class Consolidation:
                     self._seed,
                     advance,
                     network,
-                    len(self.new),
+                    known - old,
                     dtype=self.dtype,
                 )
-        changed = max(len(self.new) + len(self.gone), 1)
+        changed = max(len(self.vectors) - old, 1)
         settings = replace(
             config.settings.generator,
-            min_steps=max(STEPS, PASSES * (len(self.new) + len(self.gone)) * 2 // config.settings.generator.batch_size),
+            min_steps=max(STEPS, PASSES * changed * 2 // config.settings.generator.batch_size),
             passes=0,
             even_tail=1.0,
-            hard_example_weight=max(config.settings.generator.hard_example_weight, len(self.old) / changed),
+            hard_example_weight=max(config.settings.generator.hard_example_weight, old / changed),
             check_every=CHECK_EVERY,
             lr=config.settings.generator.lr / SLOWER,
         )
         silent = generator.mean.clone()
         silent[-config.hidden_size :] = 0
         weights = self.adapter.neurons([*self.old, *self.new]).to(silent.device)
-        weights = torch.cat([weights, silent.expand(len(self.gone), -1)])
-        rng, spans = random.Random(self._seed), (range(len(self.old)), range(len(self.old), known))
+        weights = torch.cat([weights, silent.expand(len(self.gone), -1)])[self.owners.to(silent.device)]
+        rng, spans = random.Random(self._seed), (range(old), range(old, known))
         rows = [row for span in spans for row in rng.sample(span, min(len(span), CHECKED))]
         answered = answer_check(self.backbone, self._batches(rows), self.vectors[rows])
         with self.stages.stage("Training the generator", settings.min_steps) as advance:
@@ -158,19 +167,27 @@ class Consolidation:
 
     def check(self, generator: WeightGenerator) -> tuple[list[EditRecord], list[EditRecord]]:
         """New edits that the generator gives, and old ones that it gives no longer."""
-        first, last = len(self.old), len(self.old) + len(self.new)
-        with self.stages.stage("Checking generated neurons", len(self.new)) as advance:
-            rows = range(first, last)
-            batches = self._batches(rows)
+        first, last = self._rows(len(self.old)), self._rows(len(self.old) + len(self.new))
+        with self.stages.stage("Checking generated neurons", last - first) as advance:
+            batches = self._batches(range(first, last))
             leads = answer_leads_of(self.backbone, batches, generator.sample(self.vectors[first:last]), advance)
-            absorbed = [record for record, lead in zip(self.new, leads, strict=True) if lead >= ANSWERED_LEAD]
-            weights = self.adapter.neurons(self.old).to(self.vectors.device)
-            lost = far_off(generator, weights, self.vectors[:first]).nonzero()[:, 0].tolist() if first else []
+            failed = set(self.owners[first:last][leads < ANSWERED_LEAD].tolist())
+            absorbed = [record for i, record in enumerate(self.new, len(self.old)) if i not in failed]
+            weights = self.adapter.neurons(self.old).to(self.vectors.device)[self.owners[:first]]
+            wrong = (
+                far_off(generator, weights, self.vectors[:first]).cpu() if first else torch.zeros(0, dtype=torch.bool)
+            )
+            lost = self.owners[:first][wrong].unique().tolist()
         return absorbed, [self.old[i] for i in lost]
 
+    def _rows(self, edits: int) -> int:
+        """The number of vectors that the first so many edits have."""
+        return int((self.owners < edits).sum())
+
     def _batches(self, rows: Sequence[int]) -> Iterator[Prepared]:
-        records = [*self.old, *self.new]
-        examples = [tokenize(self._tokenizer, self.adapter.config.template, records[row].edit) for row in rows]
+        records, template = [*self.old, *self.new], self.adapter.config.template
+        edits = [records[int(self.owners[row])].edit for row in rows]
+        examples = [tokenize(self._tokenizer, template, edit) for edit in edits]
         return prepare_all(
             self.backbone, examples, self.adapter.config.settings.collection, self._tokenizer.pad_token_id
         )

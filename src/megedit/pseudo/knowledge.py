@@ -8,14 +8,17 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
+from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 from megedit.edits import Edit, normalise_query
 from megedit.edits.columns import PlainNames
 from megedit.edits.files import read_rows
 from megedit.edits.subjects import SubjectIndex
 from megedit.errors import MegError
+from megedit.runtime.shipped import shipped
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,12 @@ def text_key(text: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
+@cache
+def shipped_seen() -> frozenset[int]:
+    """`text_key` of every text that the shipped encoder and verifier were trained on."""
+    return frozenset(np.load(shipped("seen.npy"), allow_pickle=False).tolist())
+
+
 def load_pseudo_knowledge(path: str | Path | None = None) -> PseudoKnowledge:
     """The shipped pseudo-knowledge, or the facts of the user's own file with the shipped noise and unrelated questions.
 
@@ -129,14 +138,14 @@ def load_pseudo_knowledge(path: str | Path | None = None) -> PseudoKnowledge:
     Raises:
         MegError: the file, or a record of it, cannot be used.
     """
-    data = files("megedit") / "data"
-    if path is not None:
-        facts = _read_facts(path)
-    else:
-        with as_file(data / "pseudo.jsonl.gz") as shipped:
-            facts = _read_facts(shipped)
-    noise, unrelated = ((data / name).read_text("utf-8") for name in ("noise.txt", "unrelated.txt"))
+    facts = _read_facts(path or shipped("pseudo.jsonl.gz"))
+    noise, unrelated = (shipped(name).read_text("utf-8") for name in ("noise.txt", "unrelated.txt"))
     return PseudoKnowledge(facts, tuple(noise.splitlines()), tuple(unrelated.splitlines()))
+
+
+def load_held_out() -> PseudoKnowledge:
+    """Shipped facts in many wordings, of which the shipped networks have seen nothing, to calibrate the router on."""
+    return load_pseudo_knowledge(shipped("held_out.jsonl.gz"))
 
 
 def _read_facts(path: str | Path) -> tuple[PseudoFact, ...]:

@@ -1,16 +1,10 @@
-"""Facts in other wordings: other questions about a subject, the words of the edits, the texts of a calibration."""
+"""Facts in other wordings: other questions about a subject, and the texts of a calibration."""
 
 import random
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 
-from megedit.edits import Edit
 from megedit.edits.subjects import SubjectIndex
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge, names_another
-
-OWN_FACTS = 100  # made in the words of the edits, for each of their relations on average
-OWN_WORDINGS = 3  # of such a fact, at most
 
 _SUBJECT = "{subject}"
 
@@ -47,41 +41,13 @@ class OtherQuestions:
         return rng.choice(self._templates[other]).replace(_SUBJECT, fact.subject)
 
 
-def in_words_of(pseudo: PseudoKnowledge, edits: Sequence[Edit], seed: int) -> PseudoKnowledge:
-    """Add facts in the words of the edits' own queries, where these are new; nothing of an edited fact is in them.
-
-    The wordings of a relation are the queries of its edits without their subjects. They are new when most of these
-    queries are worded as none of the facts here. A relation with one wording gets no facts: nothing in them would
-    be a rephrase. A subject of the facts here, put in two or three wordings of a relation, makes a fact; it need
-    not be true, nor make sense.
-    """
-    wordings = _new_wordings(edits, pseudo.facts)
-    if not wordings:
-        return pseudo
-    known: dict[str, set[str | None]] = {}
-    for fact in pseudo.facts:
-        if fact.subject:
-            known.setdefault(fact.subject, set()).add(fact.relation)
-    rng = random.Random(seed)
-    subjects = rng.sample(list(known), min(len(known), OWN_FACTS * len(wordings)))
-    sizes = [counts.total() for counts in wordings.values()]
-    made: list[PseudoFact] = []
-    for subject, relation in zip(subjects, rng.choices(list(wordings), sizes, k=len(subjects)), strict=True):
-        if relation not in known[subject]:
-            drawn = rng.sample(sorted(wordings[relation]), min(OWN_WORDINGS, len(wordings[relation])))
-            prompt, *rephrases = (wording.replace(_SUBJECT, subject) for wording in drawn)
-            made.append(PseudoFact(prompt, tuple(rephrases), (), subject, relation))
-    return replace(pseudo, facts=(*pseudo.facts, *PseudoKnowledge(tuple(made), (), ()).without(edits).facts))
-
-
 def calibration_texts(
-    held_out: PseudoKnowledge, seed: int, limit: int = 400
-) -> tuple[list[PseudoFact], list[str], list[str], list[str]]:
-    """(enrolled facts, familiar, unfamiliar and near queries): half of the held-out facts play edits.
+    held_out: PseudoKnowledge, seed: int, limit: int = 400, wordings: int = 3
+) -> tuple[list[str], list[str], list[str]]:
+    """(enrolled, familiar and unfamiliar queries): half of the held-out facts, `limit` at most, play edits.
 
-    Familiar: their rephrases, every second one behind a noise sentence. Unfamiliar: the queries of the other half
-    (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions. Near: other questions
-    about the subjects of the enrolled.
+    Familiar: `wordings` of their rephrases, every second one behind a noise sentence. Unfamiliar: the queries of the
+    other half (same relations, other subjects), neighbourhood prompts of the enrolled, unrelated questions.
     """
     rng = random.Random(seed)
     facts = list(held_out.facts)
@@ -89,7 +55,7 @@ def calibration_texts(
     half = min(len(facts) // 2, limit)
     enrolled, others = facts[:half], facts[half : 2 * half]
     subjects = SubjectIndex(fact.subject for fact in enrolled if fact.subject)
-    familiar = [text for fact in enrolled for text in fact.rephrases]
+    familiar = [text for fact in enrolled for text in rng.sample(fact.rephrases, min(wordings, len(fact.rephrases)))]
     familiar = [
         held_out.behind_noise(text, rng) if held_out.noise and i % 2 else text for i, text in enumerate(familiar)
     ]
@@ -101,26 +67,7 @@ def calibration_texts(
     neighbours = [rng.choice(fact.neighbours) for fact in enrolled if fact.neighbours]
     unfamiliar += [text for text in neighbours if not subjects.named_alone_in(text)]
     unfamiliar += rng.sample(held_out.unrelated, min(len(held_out.unrelated), half))
-    questions = OtherQuestions(facts)
-    near = [text for fact in enrolled if (text := questions.about(fact, rng))]
-    return enrolled, familiar, unfamiliar, near
-
-
-def _new_wordings(edits: Iterable[Edit], facts: Iterable[PseudoFact]) -> dict[str, Counter[str]]:
-    """Count the wordings of the edits' queries, by relation: of relations with two or more, most of them new.
-
-    A wording is new if none of the facts has it.
-    """
-    worded = {wording for fact in facts for wording in _wordings(fact.prompt, *fact.rephrases, of=fact.subject)}
-    found: dict[str, Counter[str]] = {}
-    for edit in edits:
-        if edit.relation:
-            found.setdefault(edit.relation, Counter()).update(_wordings(edit.prompt, of=edit.subject))
-    return {
-        relation: counts
-        for relation, counts in sorted(found.items())
-        if len(counts) > 1 and 2 * sum(counts[wording] for wording in counts.keys() - worded) > counts.total()
-    }
+    return [fact.prompt for fact in enrolled], familiar, unfamiliar
 
 
 def _wordings(*texts: str, of: str | None) -> list[str]:

@@ -1,43 +1,40 @@
-"""The router's decision: the features that each rule looks at, their weights, and the score from which it says yes.
+"""The router's rules: the features that each looks at, their weights, and the score from which it says yes.
 
-Source: MeG (arXiv 2512.14395), section 3.2, decides by the entropy alone (rule `entropy`). Scores and acceptance are
-plain arithmetic, the same on floats, NumPy arrays and torch tensors: calibration and router share this one place.
+Source: MeG (arXiv 2512.14395), section 3.2, decides by the entropy alone (rule `entropy`). Rule `verified`, the
+default, takes entropy and similarity for a gate only, behind which the verifier decides. Scores are plain arithmetic,
+the same on floats, NumPy arrays and torch tensors: calibration and router share this one place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from megedit.settings import Rule
 
-Feature = Literal["entropy", "similarity", "subject"]
-
-RULES: dict[Rule, frozenset[Feature]] = {
+Kind = Literal["entropy", "similarity", "combined"]
+FEATURES: dict[Kind, frozenset[Literal["entropy", "similarity"]]] = {
     "entropy": frozenset({"entropy"}),
     "similarity": frozenset({"similarity"}),
     "combined": frozenset({"entropy", "similarity"}),
-    "named": frozenset({"similarity", "subject"}),
-    "subject": frozenset({"entropy", "similarity", "subject"}),
 }
+GATE_OF_OLD = 0.3  # similarity from which an adapter of an earlier format has the verifier asked
 
 
-def without(rule: Rule, unknown: Literal["entropy", "subject"]) -> Rule:
-    """The rule that looks at the same features but one; similarity alone where none would be left."""
-    left = RULES[rule] - {unknown}
-    return next((other for other, features in RULES.items() if features == left), "similarity")
+def kind_of(rule: Rule) -> Kind:
+    """The features by which a rule, or its gate, judges queries near learned edits."""
+    return "combined" if rule == "verified" else rule
 
 
 class Features(NamedTuple):
     """A number for each feature: values, each a float or an array (queries,), or the weights given to them.
 
-    entropy: natural logarithm of the familiarity network's entropy. similarity: cosine to the nearest edit. subject:
-    share of a name in the query that the subject of that edit is; 0 where it is not named.
+    entropy: natural logarithm of the familiarity network's entropy. similarity: cosine to the nearest edit.
     """
 
     entropy: Any
     similarity: Any
-    subject: Any
 
     def dot(self, other: Features) -> Any:
         """The sum of the products, feature by feature, in the shape of the values."""
@@ -45,32 +42,15 @@ class Features(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Enrolled:
-    """An edit as the router knows it, beside its vector.
-
-    learned: the network was trained on it; if not, the entropy says nothing of queries near it. removed: the edit was
-    taken back; queries nearest to it are for the base model, unless the fact was stated anew. prompt: a query in the
-    same words is nearest to this edit, whatever the vectors say.
-    """
-
-    subject: str | None = None
-    learned: bool = True
-    removed: bool = False
-    prompt: str = ""
-
-
-@dataclass(frozen=True)
 class Decision:
-    """A calibrated rule: a query is familiar when its score, weights . features, reaches the threshold.
+    """Weights of the features, and the threshold that the score, weights . features, is to reach.
 
-    weights: float for each feature, 0 for those the rule does not look at. unnamed_threshold: the higher one, for
-    queries that do not name the subject of the nearest edit; where the rule does not look at subjects, it is the same.
-    The area under the ROC curve and the rates are those on the held-out queries.
+    weights: float for each feature, 0 for those that are not looked at. The area under the ROC curve and the rates are
+    those on the held-out queries.
     """
 
     weights: Features
     threshold: float
-    unnamed_threshold: float
     auc: float
     true_positive_rate: float
     false_positive_rate: float
@@ -79,16 +59,12 @@ class Decision:
         """The weighted sum of the features, in their shape."""
         return self.weights.dot(features)
 
-    def threshold_for(self, features: Features) -> Any:
-        """The threshold that holds for each query, in the shape of the features."""
-        return self.threshold * (features.subject != 0) + self.unnamed_threshold * (features.subject == 0)
-
     def accepts(self, features: Features) -> Any:
-        """True where a query is familiar, in the shape of the features."""
-        return self.score(features) >= self.threshold_for(features)
+        """True where the score reaches the threshold, in the shape of the features."""
+        return self.score(features) >= self.threshold
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Decision:
+    def from_json(cls, values: Mapping[str, Any]) -> Decision:
         """Read what `to_json` of a calibration holds for a rule; fields of later versions are ignored."""
         known = {field.name: values[field.name] for field in fields(cls)}
         return cls(**{**known, "weights": Features(*known["weights"])})
@@ -96,13 +72,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Every rule that could be calibrated, which of them decides, and its held-out curve.
+    """Which rule decides, and what was found for it on held-out queries.
 
-    curve: points of the held-out ROC as (threshold, false positive rate, true positive rate).
+    decisions: by the features looked at; those of a gate with rule `verified`, else those that decide. threshold: of
+    the verifier's logit, with rule `verified`. curve: points of the held-out ROC of the rule's decision as (threshold,
+    false positive rate, true positive rate).
     """
 
     rule: Rule
-    rules: dict[Rule, Decision]
+    decisions: dict[Kind, Decision]
+    threshold: float
     curve: list[tuple[float, float, float]]
 
     def to_json(self) -> dict[str, Any]:
@@ -110,17 +89,25 @@ class Calibration:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Calibration:
+    def from_json(cls, values: Mapping[str, Any]) -> Calibration:
         """Read what `to_json` gave. Raises KeyError or TypeError when it is something else."""
-        rules = {name: Decision.from_json(decision) for name, decision in values["rules"].items()}
-        return cls(values["rule"], rules, [tuple(point) for point in values["curve"]])
+        decisions: dict[Kind, Decision] = {
+            name: Decision.from_json(decision) for name, decision in values["decisions"].items()
+        }
+        return cls(values["rule"], decisions, values["threshold"], [tuple(point) for point in values["curve"]])
+
+    @classmethod
+    def of_old(cls, threshold: float) -> Calibration:
+        """For an adapter of an earlier format, whose own rules are no more."""
+        gate = Decision(Features(0.0, 1.0), GATE_OF_OLD, 0.0, 1.0, 1.0)
+        return cls("verified", {"combined": gate, "similarity": gate}, threshold, [])
 
     @property
     def decision(self) -> Decision:
-        """The rule that decides on edits with a subject."""
-        return self.rules[self.rule]
+        """The decision, or the gate, for queries near learned edits."""
+        return self.decisions[kind_of(self.rule)]
 
-    def rule_for(self, edit: Enrolled) -> Rule:
-        """The rule that decides on queries nearest to this edit."""
-        rule = self.rule if edit.learned else without(self.rule, "entropy")
-        return rule if edit.subject is not None and rule in self.rules else without(rule, "subject")
+    def decision_for(self, learned: bool) -> Decision:
+        """The same for queries near an edit; of one that the familiarity network has not learned, entropy says
+        nothing."""
+        return self.decision if learned else self.decisions["similarity"]

