@@ -74,7 +74,7 @@ def _evaluated_curve(asks: Sequence[Mapping[str, Any]], asks_not: Sequence[Mappi
 
 
 def _margin(route: Mapping[str, Any]) -> float:
-    """The distance of a score above the threshold; what the gate ended is below, the words of an edit above all others."""
+    """The distance of a score to the threshold; what the gate ended is below, an edit's own words above all others."""
     apart = {"words": _APART, "gate": -_APART}
     return apart.get(route.get("by", ""), float(route["score"] - route["threshold"]))
 
