@@ -44,8 +44,14 @@ def read_facts(path: Path, name: str | None = None) -> list[ContrastFact]:
 
 
 def corpus() -> list[ContrastFact]:
-    """All facts of the files in `data`."""
-    return [fact for name in FILES for fact in read_facts(DATA / name)]
+    """All facts of the files in `data`; those of `data/written` are sets of the name of their file, `written_NAME`."""
+    written = [fact for path in written_files() for fact in read_facts(path, f"written_{path.stem}")]
+    return [fact for name in FILES for fact in read_facts(DATA / name)] + written
+
+
+def written_files() -> list[Path]:
+    """The files of facts that were written for the training alone, beside the sets from which settings are held out."""
+    return sorted((DATA / "written").glob("*.jsonl"))
 
 
 def last_subjects(facts: Iterable[ContrastFact], share: int) -> set[str]:

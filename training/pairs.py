@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megedit.edits import normalise_query
+from megedit.edits import normalise_query, user_turns
 from training.corpus import ContrastFact, texts
 
 
@@ -21,16 +22,18 @@ class Pair(NamedTuple):
     kind: str
 
 
-# How often a fact of a set is drawn; `contrast_` is divided among the own sets by their facts.
+# How often a fact of a set is drawn; `contrast_` and `written_` are divided among the sets of that beginning, by their
+# facts.
 SET_WEIGHTS = {
-    "contrast_": 0.58,
-    "contrast_chat": 0.06,
-    "halluedit": 0.09,
-    "wikibigedit": 0.05,
-    "knowedit_counterfact": 0.05,
-    "counterfact": 0.06,
-    "zsre_style": 0.06,
-    "mquake": 0.05,
+    "contrast_": 0.40,
+    "written_": 0.28,
+    "contrast_chat": 0.08,
+    "halluedit": 0.06,
+    "wikibigedit": 0.04,
+    "knowedit_counterfact": 0.04,
+    "counterfact": 0.04,
+    "zsre_style": 0.03,
+    "mquake": 0.03,
 }
 # How often a text of a kind is drawn, against the others of its fact.
 FIRE_WEIGHTS = {"alias": 2.0, "context": 1.5, "long_question": 1.5, "buried": 1.5}
@@ -61,11 +64,14 @@ class Pairs:
         for known in self._facts:
             self._of_set.setdefault(known.fact.set, []).append(known)
             self._of_subject.setdefault((known.fact.set, known.fact.subject), []).append(known)
-        own = sum(len(found) for name, found in self._of_set.items() if name not in SET_WEIGHTS)
         self._sets = sorted(self._of_set)
+        groups = [name if name in SET_WEIGHTS else f"{name.partition('_')[0]}_" for name in self._sets]
+        sizes = Counter[str]()
+        for name, group in zip(self._sets, groups, strict=True):
+            sizes[group] += len(self._of_set[name])
         self._weights = [
-            SET_WEIGHTS.get(name, SET_WEIGHTS["contrast_"] * len(self._of_set[name]) / max(own, 1))
-            for name in self._sets
+            SET_WEIGHTS[group] * len(self._of_set[name]) / sizes[group]
+            for name, group in zip(self._sets, groups, strict=True)
         ]
 
     def draw(self, count: int, seed: str) -> list[Pair]:
@@ -205,7 +211,10 @@ class Perturbation:
         ]
 
     def __call__(self, text: str) -> str:
-        """The text, in about half of the cases changed. Braces in it are left alone."""
+        """The text, in about half of the cases changed; of a conversation, its last turn. Braces are left alone."""
+        if user_turns(text):
+            before, user, last = text.rpartition("\nuser: ")
+            return before + user + " ".join(self(last).split())
         for share, step in self._steps:
             if self._rng.random() < share:
                 text = step(text)

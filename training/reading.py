@@ -40,7 +40,7 @@ from megedit.runtime.progress import Stages
 from megedit.runtime.resume import Workspace
 from megedit.runtime.shipped import shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
-from training.corpus import DATA, FILES, ContrastFact, corpus, split, texts
+from training.corpus import DATA, FILES, ContrastFact, corpus, split, texts, written_files
 from training.pairs import Pairs
 
 Network = Literal["encoder", "verifier"]
@@ -158,13 +158,13 @@ def main() -> None:
     parser.add_argument("--model", default=MINILM, help="all-MiniLM-L6-v2: its folder or package")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--start", type=Path, help="changes to go on from")
-    for name, kind in (("steps", int), ("batch-size", int), ("lr", float), ("seed", int)):
+    for name, kind in (("steps", int), ("batch-size", int), ("lr", float), ("average", float), ("seed", int)):
         parser.add_argument(f"--{name}", type=kind)
     options = parser.parse_args()
     facts, _ = split(corpus())
     networks: list[Network] = [options.network] if options.network else list(RECIPES)
     for network in networks:
-        given = {name: getattr(options, name) for name in ("steps", "batch_size", "lr", "seed")}
+        given = {name: getattr(options, name) for name in ("steps", "batch_size", "lr", "average", "seed")}
         recipe = replace(RECIPES[network], **{name: value for name, value in given.items() if value is not None})
         start = load_tensors(options.start) if options.start else None
         path = options.out / f"{network}.safetensors"
@@ -189,7 +189,7 @@ def write_seen(path: Path, facts: list[ContrastFact], keep: bool) -> None:
 def fingerprint(recipe: Recipe, start: Path | None) -> str:
     """A digest of the corpus, the recipe and the changes that a run goes on from."""
     digest = hashlib.sha256(json.dumps(asdict(recipe)).encode())
-    for path in [*(DATA / name for name in FILES), *([start] if start else [])]:
+    for path in [*(DATA / name for name in FILES), *written_files(), *([start] if start else [])]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
