@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.collect import CollectionSettings
-from megedit.edits import Edit, EditSet
+from megedit.edits import Edit, EditSet, user_turns
 from megedit.encoder import EncoderSettings
 from megedit.fitting import FitSettings, fit
 from megedit.generator import GeneratorSettings
@@ -198,21 +198,27 @@ def oracle(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> MegModel:
 
 
 def force_routing(model: MegModel, monkeypatch: pytest.MonkeyPatch, nearest: dict[str, int]) -> None:
-    """Route the given queries, and no others, to these edits, and use the neurons collected for them."""
+    """Route the given queries, alone or behind other turns, to these edits, and use the neurons collected for them."""
+
+    def last_turn(query: str) -> str:
+        return (user_turns(query) or [query])[-1]
+
     route = model.adapter.router.route
 
     def decide(queries: Sequence[str]) -> list[Routing]:
         found = []
         for query, routing in zip(queries, route(queries), strict=True):
-            edit = nearest.get(query, 0)
+            asked = last_turn(query)
+            edit = nearest.get(asked, 0)
             candidate = Candidate(edit, edit, 1.0)
-            fires = candidate if query in nearest else None
+            fires = candidate if asked in nearest else None
             found.append(replace(routing, fires=fires, candidates=(candidate,)))
         return found
 
     def collected(queries: Any) -> tuple[torch.Tensor, NeuronWeights]:
-        rows = [row for row, query in enumerate(queries) if query in nearest]
-        weights = model.adapter.neurons([model.adapter.records[nearest[queries[row]]] for row in rows])
+        asked = list(map(last_turn, queries))
+        rows = [row for row, query in enumerate(asked) if query in nearest]
+        weights = model.adapter.neurons([model.adapter.records[nearest[asked[row]]] for row in rows])
         return torch.tensor(rows, dtype=torch.long), NeuronWeights.from_vectors(weights, model.backbone.hidden_size)
 
     monkeypatch.setattr(model.adapter.router, "route", decide)

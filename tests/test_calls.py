@@ -360,7 +360,8 @@ def test_the_template_itself(model: MegModel, warnings: Warnings) -> None:
     for text in (model.format(queries[0]), model.format("Hello") + "Fr.<|im_end|>\n" + model.format(queries[0]), chat):
         inputs: Any = model.tokenizer([text], return_tensors="pt")
         model.generate(**inputs, max_new_tokens=2)
-        assert [(route.query, route.neuron is not None) for route in model.routes] == [(queries[0], True)]
+        (route,) = model.routes
+        assert route.query.endswith(queries[0]) and route.neuron is not None
     assert not warnings()
 
 

@@ -244,7 +244,7 @@ def test_a_mask_that_is_not_given(oracle: MegModel, fitted: Fitted, monkeypatch:
     assert torch.equal(output[1:], base_generate(oracle, {"input_ids": ids}, max_new_tokens=5, do_sample=False)[1:])
 
 
-def test_the_last_user_turn_is_the_query(oracle: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_user_turn_is_read_with_those_before(oracle: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
     edit = oracle.edits[6]
     conversations = [
         [
@@ -266,7 +266,10 @@ def test_the_last_user_turn_is_the_query(oracle: MegModel, monkeypatch: pytest.M
     asked = queries_asked(oracle, monkeypatch)
     inputs: Any = oracle.tokenizer(texts, return_tensors="pt", padding=True)
     output = oracle.generate(**inputs, max_new_tokens=4, do_sample=False)
-    assert asked == [edit.prompt, "Are you sure?"]
+    assert asked == [
+        f"user: Who wrote Dune?\nassistant: Herbert.\nuser: {edit.prompt}",
+        f"user: {edit.prompt}\nassistant: Fr.\nuser: Are you sure?",
+    ]
     assert torch.equal(output[1], base_generate(oracle, inputs, max_new_tokens=4, do_sample=False)[1])
 
 

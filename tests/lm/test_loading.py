@@ -303,7 +303,8 @@ def test_smollm2_from_its_package(
     for conversation in (turns, turns[1:], turns[3:]):
         chat = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         assert isinstance(chat, str)
-        assert template.query_of(chat) == "And of Spain?"
+        before = "user: What is the capital of France?\nassistant: Paris.\nuser: " if len(conversation) > 1 else ""
+        assert template.query_of(chat) == before + "And of Spain?"
 
     inputs = tokenizer(prompt, return_tensors="pt")
     generate: Any = model.generate

@@ -73,7 +73,7 @@ def test_chatml() -> None:
 
 
 def test_llama_2() -> None:
-    expected = Template("<s>[INST] {query} [/INST]", "[INST] ", " [/INST]", "", " ", answer_suffix=".")
+    expected = Template("<s>[INST] {query} [/INST]", "[INST] ", " [/INST]", "", " ", ".", " ", " </s><s>")
     assert Template.for_tokenizer(tiny_tokenizer(LLAMA_2), instruction="") == expected
 
 
@@ -81,7 +81,7 @@ def test_gemma() -> None:
     turn = "<start_of_turn>user\n{query}<end_of_turn>\n<start_of_turn>model\n"
     header, footer = turn.split("{query}")
     template = Template.for_tokenizer(tiny_tokenizer(GEMMA), instruction="")
-    assert template == Template("<s>" + turn, header, footer, answer_suffix=".")
+    assert template == Template("<s>" + turn, header, footer, answer_suffix=".", reply_footer="<end_of_turn>\n")
 
 
 def test_bos_is_never_doubled(chat: str) -> None:
@@ -106,7 +106,7 @@ def test_the_query_of_an_own_prompt(chat: str, kind: str, instruction: str, add_
 @pytest.mark.parametrize("add_bos", [False, True])
 @pytest.mark.parametrize("instruction", ["", "Answer in a few words: "])
 def test_the_query_of_a_conversation(chat: str, kind: str, add_bos: bool, instruction: str) -> None:
-    """Bare or with the instruction, after earlier turns, with the beginning of a reply or without."""
+    """Bare or with the instruction, behind earlier turns or not, with the beginning of a reply or without."""
     tokenizer = tiny_tokenizer(chat, add_bos)
     template = Template.for_tokenizer(tokenizer, kind, instruction)
     turns = [
@@ -117,9 +117,12 @@ def test_the_query_of_a_conversation(chat: str, kind: str, add_bos: bool, instru
     for conversation in (turns, turns[2:]):
         prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         assert isinstance(prompt, str)
-        assert template.query_of(prompt) == QUERY
-        assert template.query_of(prompt.removeprefix("<s>")) == QUERY
-        assert template.query_of(prompt + " It stands") == QUERY
+        first = turns[0]["content"].removeprefix(template.instruction)
+        whole = f"user: {first}\nassistant: Borges.\nuser: {QUERY}"
+        expected = whole if len(conversation) > 1 else QUERY
+        assert template.query_of(prompt) == expected
+        assert template.query_of(prompt.removeprefix("<s>")) == expected
+        assert template.query_of(prompt + " It stands") == expected
 
 
 def test_the_query_under_another_system_prompt() -> None:

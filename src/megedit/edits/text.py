@@ -9,7 +9,7 @@ from functools import lru_cache
 
 # "3. ", "(3) ", "- " and other marks of a list in front of its item; NFKC makes "3. " of other forms of it
 _LIST_MARKS = re.compile(r"(?:(?:\(?\d{1,3}[.)]|[-*•‣◦▪])\s+)+(?=\S)")
-_TURN = re.compile(r"(system|user|assistant): ")
+_TURN = re.compile(r"(user|assistant): ?")
 _USER = "user: "
 _INVISIBLE = ("Cc", "Cf")  # Unicode's categories of control and format characters, zero-width ones among them
 
@@ -65,10 +65,14 @@ def _invisible(character: str) -> str:
 
 
 def chat_text(turns: Sequence[Mapping[str, str]]) -> str:
-    """A conversation as the router reads it: each turn on a line, behind its role; a single user turn as it is."""
-    if [turn["role"] for turn in turns] == ["user"]:
-        return turns[0]["content"]
-    return "\n".join(f"{turn['role']}: {' '.join(turn['content'].split())}" for turn in turns)
+    """A conversation as the router reads it: each turn of user and assistant on a line, behind its role.
+
+    What the system is told is left out; a single turn of the user stands as it is.
+    """
+    said = [turn for turn in turns if turn["role"] != "system"]
+    if len(said) == 1:
+        return said[0]["content"]
+    return "\n".join(f"{turn['role']}: {' '.join(turn['content'].split())}" for turn in said)
 
 
 def user_turns(text: str) -> list[str]:

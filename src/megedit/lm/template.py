@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from megedit.edits import chat_text
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # takes seconds to import; an adapter's configuration is read without it
@@ -31,9 +32,10 @@ _FIRST, _REPLY, _SECOND = (
 class Template:
     """Text around a query, with `{query}` exactly once; other braces are ordinary characters.
 
-    `user_header` and `user_footer` stand around a user turn in the model's chat template, empty without one;
-    `instruction` stands before the query inside the user turn; `answer_prefix` between prompt and answer, and
-    `answer_suffix` after an answer that does not end in a punctuation mark of its own.
+    `user_header` and `user_footer` stand around a user turn in the model's chat template, `reply_header` and
+    `reply_footer` around the model's; they are empty where there is no such template. `instruction` stands before the
+    query inside the user turn; `answer_prefix` between prompt and answer, and `answer_suffix` after an answer that does
+    not end in a punctuation mark of its own.
     """
 
     text: str
@@ -42,6 +44,8 @@ class Template:
     instruction: str = ""
     answer_prefix: str = ""
     answer_suffix: str = ""
+    reply_header: str = ""
+    reply_footer: str = ""
 
     def __post_init__(self) -> None:
         if self.text.count(MARKER) != 1:
@@ -63,13 +67,14 @@ class Template:
         has_chat = bool(tokenizer.chat_template)
         if kind == "auto":
             kind = "chat" if has_chat else "question"
-        header, footer = _user_markers(tokenizer) if has_chat else ("", "")
+        markers = _turn_markers(tokenizer) if has_chat else {}
         if kind == "chat":
             if not has_chat:
                 raise MegError("The tokenizer has no chat template; choose the template question or raw.")
             before, after = _chat_turn(tokenizer)
             text = _without_second_bos(tokenizer, before + instruction + MARKER + after)
-            return cls(text, header, footer, instruction, _chat_answer_prefix(tokenizer), ".")
+            prefix = _chat_answer_prefix(tokenizer)
+            return cls(text, instruction=instruction, answer_prefix=prefix, answer_suffix=".", **markers)
         text = {"question": QUESTION, "raw": MARKER}.get(kind, kind)
         if MARKER not in text:
             raise MegError(
@@ -77,7 +82,7 @@ class Template:
                 f"contains {MARKER}."
             )
         text = _without_second_bos(tokenizer, text)
-        return cls(text, header, footer, answer_prefix="" if text[-1].isspace() else " ")
+        return cls(text, answer_prefix="" if text[-1].isspace() else " ", **markers)
 
     def format(self, query: str) -> str:
         """The prompt for a query."""
@@ -92,10 +97,14 @@ class Template:
         return self.answer_prefix + target + ("" if target.endswith((".", "!", "?")) else self.answer_suffix)
 
     def query_of(self, prompt: str) -> str:
-        """The bare query in a prompt: in the template's own text, else the last user turn, else all of it."""
-        query = self._in_own_text(prompt)
-        if query is None:
-            query = self._in_last_turn(prompt)
+        """The bare query in a prompt: in the template's own text, else the user's turn, else all of it.
+
+        Of several turns, it is the conversation as `chat_text` writes it, which ends with the last turn of the user.
+        """
+        turns = self._turns(prompt)
+        query = self._in_own_text(prompt) if len(turns) < 2 else None
+        if query is None and turns:
+            query = chat_text(turns)
         return (prompt if query is None else query).strip()
 
     def holds(self, prompt: str) -> bool:
@@ -118,13 +127,17 @@ class Template:
         is_conversation = self.user_header and self.user_header in query
         return None if is_conversation else query
 
-    def _in_last_turn(self, prompt: str) -> str | None:
+    def _turns(self, prompt: str) -> list[dict[str, str]]:
+        """The turns of user and model in a prompt in the model's chat template, up to the user's last."""
         if not self.user_header or self.user_header not in prompt:
-            return None
-        turn = prompt.rpartition(self.user_header)[2]
-        if self.user_footer:
-            turn = turn.partition(self.user_footer)[0]
-        return turn.strip().removeprefix(self.instruction)
+            return []
+        turns: list[dict[str, str]] = []
+        for part in prompt.split(self.user_header)[1:]:
+            said, _, reply = part.partition(self.user_footer) if self.user_footer else (part, "", "")
+            reply = reply.removeprefix(self.reply_header).removesuffix(self.reply_footer).strip()
+            turns.append({"role": "user", "content": said.strip().removeprefix(self.instruction)})
+            turns.append({"role": "assistant", "content": reply})
+        return turns[:-1]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -162,24 +175,26 @@ def _chat_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def _user_markers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """The texts around every user turn; two empty ones if the chat template has no more than one turn.
+def _turn_markers(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The texts around every turn, as fields of a template; none if the chat template has no more than one turn.
 
-    The header is what the text before a first turn and before a later turn have in common, without the BOS
-    token; the footer what the text before the reply and the text that asks for a reply have in common.
+    The header of the user is what the text before a first turn and before a later turn have in common, without the BOS
+    token; the footer what the text before the reply and the text that asks for a reply have in common. What is left of
+    the texts before and behind the reply is the model's.
     """
     try:
         before_first, asks_reply = _chat_turn(tokenizer)
         turns = _render(tokenizer, _FIRST, _REPLY, _SECOND, prompt=True)
     except MegError:
-        return "", ""
+        return {}
     before_reply, found, rest = turns.partition(_FIRST)[2].partition(_REPLY)
     before_second = rest.partition(_SECOND)[0]
     if not found or _SECOND not in rest:
-        return "", ""
-    header = _common_prefix(before_first[::-1], before_second[::-1])[::-1]
+        return {}
+    header = _common_prefix(before_first[::-1], before_second[::-1])[::-1].removeprefix(tokenizer.bos_token or "")
     footer = _common_prefix(before_reply, asks_reply)
-    return header.removeprefix(tokenizer.bos_token or ""), footer
+    reply = {"reply_header": before_reply.removeprefix(footer), "reply_footer": before_second.removesuffix(header)}
+    return {"user_header": header, "user_footer": footer, **reply}
 
 
 def _common_prefix(first: str, second: str) -> str:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megedit.edits import normalise_query
+from megedit.edits import normalise_query, user_turns
 from megedit.encoder import TextEncoder, readings
 from megedit.router.decision import Calibration, Features
 from megedit.router.familiarity import FamiliarityNetwork
@@ -161,8 +161,8 @@ class Router:
         return found
 
     def _own(self, query: str, vector: Tensor) -> Candidate | None:
-        """The edit with a text in the very words of the query."""
-        row = self._words.get(normalise_query(query))
+        """The edit with a text in the very words of the query, or of the user's last turn."""
+        row = self._words.get(normalise_query((user_turns(query) or [query])[-1]))
         if row is None:
             return None
         return Candidate(int(self.owners[row]), row, float(self.vectors[torch.tensor([row])][0] @ vector))
