@@ -14,13 +14,11 @@ The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.
                      under the names of AG
 
 Each is also asked other questions about the edited subjects: what another relation asks, with the subject put in.
-The first records are edited (second targets of a (subject, relation) pair dropped). Encoder and router see only the
-shipped pseudo-knowledge, which comes from the end of the files, with whatever belongs to an edited subject taken out;
---pseudo leaves of it only the statements (CounterFact's kind) or the questions (ZsRE's kind), and with --no-own-words
-no facts in the words of the edits are added to it. With --asked, a random sample of that many edits is asked. Writes
-results/edit_EDITS_SET.json, behind the name the kind of --pseudo, of device and of base where they are not the default,
-`no_own_words`, and `float32` where processor or GPU has no bfloat16; with --verdicts FILE also every question and
-answer. An interrupted run goes on when started again.
+The first records are edited (second targets of a (subject, relation) pair dropped). Nothing is tuned on them; what the
+shipped networks were trained on holds none of their subjects, and questions that are among its texts are left out. With
+--asked, a random sample of that many edits is asked. Writes results/edit_EDITS_SET.json, behind the name the kind of
+device and of base where they are not the default, and `float32` where processor or GPU has no bfloat16; with --verdicts
+FILE also every question and answer.
 """
 
 from __future__ import annotations
@@ -44,13 +42,12 @@ from megedit.edits import Edit, EditSet, normalise_query
 from megedit.edits.subjects import SubjectIndex
 from megedit.evaluate import Evaluation, EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
 from megedit.evaluate.result import summarise
-from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge, load_pseudo_knowledge
+from megedit.pseudo.knowledge import PseudoFact, load_pseudo_knowledge, shipped_seen, text_key
 from megedit.pseudo.wordings import OtherQuestions
 from megedit.runtime.device import default_dtype
 from megedit.runtime.progress import Stages, peak_memory
 
 RAW = "counterfact-raw"
-PSEUDO = ("all", "statements", "questions")
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,11 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
         edits = read_edits(data / "counterfact.jsonl", limit=count, on_conflict="first")
         records = {str(record["case_id"]): record for record in read_jsonl(data / "counterfact.jsonl")}
         chosen = [
-            replace(edit, rephrases=(records[edit.id]["x_paraphrase_clean"][0],), neighbours=edit.neighbours[:1])
+            replace(
+                edit,
+                rephrases=unseen(records[edit.id]["x_paraphrase_clean"])[:1],
+                neighbours=unseen(edit.neighbours)[:1],
+            )
             for edit in edits
         ]
         noisy = {edit.id: records[edit.id]["paraphrase_prompts"][0] for edit in edits}
@@ -118,6 +119,12 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
     )
 
 
+def unseen(texts: Sequence[str]) -> tuple[str, ...]:
+    """Those of the texts that the shipped networks were not trained on, in their order."""
+    seen = shipped_seen()
+    return tuple(text for text in texts if text_key(text) not in seen)
+
+
 def first_targets(edits: Sequence[Edit]) -> list[Edit]:
     """The edits without second targets of a subject and true answer, which stands for the relation they do not name."""
     facts = (replace(edit, relation=edit.target_true) for edit in edits)
@@ -138,13 +145,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines(path)]
 
 
-def pseudo_knowledge(kind: str) -> PseudoKnowledge:
-    """The pseudo-knowledge that a fit may see, of the kind that --pseudo names."""
-    shipped = load_pseudo_knowledge()
-    kept = [fact for fact in shipped.facts if kind == "all" or fact.prompt.endswith("?") == (kind == "questions")]
-    return replace(shipped, facts=tuple(kept))
-
-
 def main() -> None:
     options = arguments()
     name = result_name(options)
@@ -152,7 +152,7 @@ def main() -> None:
     chosen = load_set(options.data, options.set, options.edits)
     template = "raw" if options.set == RAW else "auto"
     settings = FitSettings(seed=options.seed, template=template)
-    fitted = fit_or_load(options.base, chosen.edits, out, settings, pseudo_knowledge(options.pseudo), options.device)
+    fitted = fit_or_load(options.base, chosen.edits, out, settings, options.device)
     model = MegModel.from_pretrained(out, base=options.base, device=options.device)
     adapter = model.adapter
 
@@ -196,8 +196,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", choices=("counterfact", "zsre_style", "zsre", "zsre-all", RAW), default="counterfact")
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--asked", type=int, default=None, help="edits drawn at random to be asked [default: all]")
-    parser.add_argument("--pseudo", choices=PSEUDO, default="all")
-    parser.add_argument("--no-own-words", action="store_true")
     parser.add_argument("--out", type=Path, default=None, help="adapter folder [default: adapters/edit_EDITS_SET]")
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--device", default="cpu")
@@ -209,8 +207,6 @@ def arguments() -> argparse.Namespace:
 def result_name(options: argparse.Namespace) -> str:
     """The name of the result file: that of the set, and what is not the default."""
     name = f"edit_{options.edits}_{options.set.replace('-', '_')}"
-    name += "" if options.pseudo == "all" else f"_{options.pseudo}"
-    name += "_no_own_words" if options.no_own_words else ""
     name += on_device(options.device)
     name += "" if default_dtype(options.device) == torch.bfloat16 else "_float32"
     return name + suffix(options.base)
@@ -236,16 +232,14 @@ def metrics_of(result: Evaluation, chosen: BenchmarkSet, protocol: str) -> dict[
     }
 
 
-def fit_or_load(
-    base: str, edits: EditSet, out: Path, settings: FitSettings, pseudo: PseudoKnowledge, device: str
-) -> dict[str, Any]:
+def fit_or_load(base: str, edits: EditSet, out: Path, settings: FitSettings, device: str) -> dict[str, Any]:
     """Fit the adapter, unless an earlier run has; what it cost, and on which commit. The cost of a fit that went on is
     marked as such."""
     costs = out.with_name(f"{out.name}.costs.json")
     if not (is_adapter(out) and costs.exists()):
         went_on = out.with_name(f".{out.name}.fit").exists()
         stages, started = Stages(), time.perf_counter()
-        fit(base, edits, out, settings, pseudo=pseudo, device=device, overwrite=True, stages=stages)
+        fit(base, edits, out, settings, device=device, overwrite=True, stages=stages)
         whole, staged = time.perf_counter() - started, sum(cost["seconds"] for cost in stages.costs.values())
         spent = {
             "fit_seconds": round(max(whole, staged), 1),  # of a fit that went on, only the stages are all counted

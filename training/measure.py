@@ -61,7 +61,7 @@ def main() -> None:
         print("Without --data only the settings facts are measured: the test sets are no part of the corpus.")
     else:
         sets |= {f"test {name}": facts for name, facts in held_out_sets(options.data).items()}
-    result, of_settings = {}, list[Reading]()
+    result, of_settings = dict[str, Any](), list[Reading]()
     for name, facts in sets.items():
         found = measured(facts, encoder, verifier)
         result[name] = summary(found)
@@ -69,10 +69,12 @@ def main() -> None:
         if name.startswith("settings"):
             of_settings += found
     result["settings"] = summary(of_settings)
+    points = curve_of(of_settings)
     if options.weights == shipped(FILE):
-        write_curve(of_settings)
+        write_curve(points)
     settings = {"candidates": CANDIDATES, "weights": options.weights.name}
-    print(write_result("reading" + on_device(options.device), settings, result))
+    measured_sets = {"sets": result, "curve": points}
+    print(write_result("reading" + on_device(options.device), settings, measured_sets))
 
 
 def held_out_sets(data: Path) -> dict[str, list[ContrastFact]]:
@@ -120,16 +122,18 @@ def candidates(encoder: TextEncoder, queries: Sequence[str], prompts: Sequence[s
     return best.topk(count).indices
 
 
-def write_curve(found: Sequence[Reading]) -> None:
-    """The curve that the package ships: at falling thresholds, the share of near misses that fire, and recognised."""
+def curve_of(found: Sequence[Reading]) -> list[tuple[float, float, float]]:
+    """At falling thresholds: the threshold, the share of near misses that fire, and the share recognised."""
     asking, other = ([reading for reading in found if reading.kind[0] == sign] for sign in "+-")
     scores = torch.tensor([reading.score for reading in other])
-    points = []
-    for rate in CURVE_RATES:
-        threshold = float(scores.quantile(1 - rate))
-        points.append((round(threshold, 3), rate, fires(asking, threshold) / 100))
+    thresholds = [(float(scores.quantile(1 - rate)), rate) for rate in CURVE_RATES]
+    return [(round(threshold, 3), rate, fires(asking, threshold) / 100) for threshold, rate in thresholds]
+
+
+def write_curve(points: Sequence[tuple[float, float, float]]) -> None:
+    """Write the curve that the package ships."""
     with replacing(shipped(curve.FILE)) as partial:
-        partial.write_text(json.dumps({"facts": "settings", "points": points}, indent=1) + "\n", "utf-8")
+        partial.write_text(json.dumps({"points": points}, indent=1) + "\n", "utf-8")
 
 
 def summary(found: Sequence[Reading]) -> dict[str, Any]:
