@@ -12,7 +12,6 @@ _WORD = re.compile(r"\w+")
 _WITHIN_NAME = re.compile(r"[^\S\n]*[-&/]?[^\S\n]*")  # what may stand between two words of a name
 _CONNECTING = frozenset({"of", "the", "and", "for", "de", "la", "du", "der", "van", "von"})  # never at its ends
 _SLIPS = 5  # letters from which a word with one slip is still the same word
-_CHANGED = 2 / 3  # what naming a subject by a changed name counts beside naming it
 
 # Words with a capital letter for no other reason than that a sentence begins. Words that are names too are not among
 # them, as in Will Smith, May Parker, Bill Gates, Fire Emblem.
@@ -47,31 +46,6 @@ class SubjectIndex:
             for start in range(len(text.folded) - size + 1):
                 if text.folded[start : start + size] in self._names:
                     yield text.share(start, size)
-
-
-def share_of_name(text: str, subject: str) -> float:
-    """The share of a name in the text that the subject makes, between 0 and 1.
-
-    1: the text names the subject on its own. Less: as a part of a longer name, 1/3 for Chile in "the Bank of Chile"; or
-    by a changed name, 2/3 for "Mahabbad Republic" where the Republic of Mahabad is meant: all words are there, in any
-    order, each with at most one typo. 0: not at all. Names are told by their capital letters; in a text without any, or
-    of capitals only, every subject stands on its own.
-    """
-    words = _Text(text)
-    return max(SubjectIndex([subject])._shares(words), default=0.0) or _CHANGED * _share_changed(words, subject)
-
-
-def _share_changed(text: _Text, subject: str) -> float:
-    """The share of a name in the text that the words of the subject make, in any order, each with at most one typo."""
-    indices = []
-    for meant in _Text(subject).folded:
-        if meant in _CONNECTING:
-            continue
-        index = next((index for index, word in enumerate(text.folded) if _one_slip_at_most(word, meant)), None)
-        if index is None:
-            return 0.0
-        indices.append(index)
-    return text.share(min(indices), max(indices) - min(indices) + 1) if indices else 0.0
 
 
 def _one_slip_at_most(first: str, second: str) -> bool:
