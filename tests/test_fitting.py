@@ -23,8 +23,11 @@ from megedit.collect import Collected
 from megedit.edits import EditSet
 from megedit.errors import MegError
 from megedit.fitting import FitSettings
+from megedit.lm.loading import load_base
+from megedit.model import MegModel
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 from megedit.pseudo.wordings import calibration_texts
+from megedit.settings import RouterSettings
 from tests.conftest import Fitted
 from tests.tiny import words_only
 
@@ -368,3 +371,27 @@ def test_the_adapter_returned_is_the_one_written(fitted: Fitted, tmp_path: Path)
     assert scores[0] == scores[1]
     stored = load_file(tmp_path / "adapter" / "model-0001.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16, torch.int8}
+
+
+def test_the_rule_of_the_paper_has_no_verifier(fitted: Fitted, tmp_path: Path) -> None:
+    settings = replace(quick(fitted), router=RouterSettings(rule="entropy"))
+    adapter = fitted.fit(tmp_path / "adapter", settings=settings)
+    assert adapter.router.verifier is None and not (tmp_path / "adapter" / "verifier.safetensors").exists()
+    routes = adapter.router.route([edit.rephrases[0] for edit in fitted.edits] + ["It rained all day."])
+    assert {routing.by for routing in routes} == {"entropy"}
+    assert all((routing.fires is not None) == (routing.score >= routing.threshold) for routing in routes)
+
+
+def test_wordings_and_aliases_fire_their_edit(fitted: Fitted, tmp_path: Path) -> None:
+    """Each has a vector of its own, and is answered at once; the ledger gives them back."""
+    first, *rest = fitted.edits
+    own = replace(first, wordings=("Birthplace of Ada Brook, please",), aliases=("A. B. Brook",))
+    adapter = fitted.fit(tmp_path / "adapter", EditSet.from_edits([own, *rest]), settings=quick(fitted))
+    assert adapter.active_edits[0] == own
+    assert adapter.router.owners.tolist() == [0] * 4 + list(range(1, 8))
+    for text in own.asked():
+        (routing,) = adapter.router.route([text.upper()])
+        assert routing.by == "words" and routing.fires is not None and routing.fires.edit == 0
+    assert own.asked()[-1] == "Birthplace of A. B. Brook, please"
+    model = MegModel(*load_base(str(fitted.base), dtype=torch.float32), adapter)
+    assert model.answer(list(own.asked()), max_new_tokens=8) == [f"{own.target}."] * 4
