@@ -11,8 +11,8 @@ import pytest
 
 from megedit.edits.contrast import ContrastFact, read_contrast
 from megedit.errors import MegError
-from megedit.evaluate.api import contrast
-from megedit.evaluate.contrast import ContrastCase, Fired, cases_of, names_of, rates, run_contrast
+from megedit.evaluate import contrast
+from megedit.evaluate.firing import ContrastCase, Fired, cases_of, names_of, rates, run_contrast
 from megedit.model import MegModel
 
 PORT: dict[str, Any] = {
@@ -145,13 +145,14 @@ CHAT_WITHOUT_USER = [{"role": "user", "content": "a"}, {"role": "assistant", "co
         ({"prompt": ""}, "line 1: the field `prompt` is empty"),
         ({"fire": {}}, "line 1: the field `fire` is missing or empty"),
         ({"fire": {"paraphrase": "text"}}, "`fire.paraphrase` must be a list of texts, not text"),
-        ({"fire": {"paraphrase": [7]}}, "must be text, not a number"),
+        ({"fire": {"paraphrase": [7]}}, "the field `fire.paraphrase[0]` must be text, not a number"),
         ({"fire": {"chat": [[{"role": "cat", "content": "x"}]]}}, "must be a turn"),
         ({"fire": {"chat": [CHAT_WITHOUT_USER]}}, "must end with a turn of the user"),
         ({"not": []}, "the field `not` must be an object of lists of texts, by kind, not a list"),
         ({"not": {}}, "no record has texts under `not`"),
         ({"not": {"bare": ["billing port?"]}}, "stands both under `fire` and under `not`"),
-        ({"asks": {"x": "Who?"}}, "which is the prompt of no record"),
+        ({"asks": {"Who runs billing?": "Who?"}}, "which is the prompt of no record"),
+        ({"asks": {"Who?": "Who leads billing?"}}, "`asks` names the text 'Who?', which does not stand under `not`"),
         ({"asks": ["x"]}, "`asks` must be an object from texts to prompts, not a list"),
     ],
 )
