@@ -102,7 +102,7 @@ class ContrastResult:
             },
             "recognised": asdict(self.recognised) if self.recognised else None,
             "false": asdict(self.false) if self.false else None,
-            "kinds": {f"{side}: {kind}": asdict(found) for (side, kind), found in self.kinds.items()},
+            "kinds": [{"side": side, "kind": kind, **asdict(found)} for (side, kind), found in self.kinds.items()],
             "verdicts": [
                 {
                     "fact": verdict.case.fact,

@@ -348,9 +348,7 @@ PROTOCOL_NAMES = (*PROTOCOLS, CONTRAST)
 def find_protocol(name: str) -> Protocol:
     """The protocol of that name, of those that `evaluate` takes. Raises MegError when there is none."""
     if name == CONTRAST:
-        raise MegError(
-            "The protocol 'contrast' takes facts with contrast texts; call `contrast`, not `evaluate`."
-        )
+        raise MegError("The protocol 'contrast' takes facts with contrast texts; call `contrast`, not `evaluate`.")
     if name not in PROTOCOLS:
         raise MegError(f"There is no protocol {name!r}; choose from {', '.join(PROTOCOL_NAMES)}.")
     return PROTOCOLS[name]
