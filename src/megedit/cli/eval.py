@@ -242,10 +242,9 @@ def contrast_and_print(
         )
     out.print(contrast_table(result))
     if result.allowed is not None and result.false is not None:
-        out.print(f"set to let {result.allowed:.1f} % of near misses fire, reached {result.false.value:.1f} %")
-    for reason, count in result.left_out.items():
-        if count:
-            out.print(f"left out, {reason}: {count:,}", highlight=False)
+        out.print(f"Set to let {result.allowed:.1f} % of near misses fire, reached {result.false.value:.1f} %.")
+    if left_out := ", ".join(f"{count:,} ({reason})" for reason, count in result.left_out.items() if count):
+        out.print(f"Left out: {left_out}.", highlight=False)
     if examples and (failures := failures_table(result, examples)).rows:
         out.print(failures)
     return result
