@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megedit.edits.contrast import ContrastFact, read_contrast
 from megedit.errors import MegError
-from megedit.evaluate.api import contrast
-from megedit.evaluate.contrast import ContrastCase, Fired, cases_of, names_of, rates, run_contrast
+from megedit.evaluate import contrast
+from megedit.evaluate.firing import ContrastCase, Fired, cases_of, names_of, rates, run_contrast
 from megedit.model import MegModel
+from megedit.pseudo.knowledge import text_key
 
 PORT: dict[str, Any] = {
     "prompt": "Which port does billing use?",
@@ -75,6 +77,13 @@ def test_what_is_asked_and_what_is_left_out(facts: list[ContrastFact]) -> None:
     assert left_out == {"trained on": 1, "asks for another fact": 2}
 
 
+def test_only_some_facts_are_asked_but_the_others_are_known(facts: list[ContrastFact]) -> None:
+    cases, left_out = cases_of(facts, {"which port does billing use": "a"}, limit=1)
+    assert {case.fact for case in cases} == {0} and left_out["asks for another fact"] == 1
+    (boss,) = [case for case in cases if case.query == "Who is billing's boss?"]
+    assert boss.own == frozenset()  # no edit asks for that
+
+
 def test_what_counts(facts: list[ContrastFact]) -> None:
     fires = {
         "On what port is billing?": "a",
@@ -120,7 +129,7 @@ def test_a_function_is_judged_by_its_answers(facts: list[ContrastFact]) -> None:
     assert [v.case.query for v in result.failures("not")] == ["Which port does billing not use?"]
 
 
-def test_an_adapter_is_judged_by_its_routes(model: MegModel) -> None:
+def test_an_adapter_is_judged_by_its_routes(model: MegModel, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = [
         ContrastFact(edit.prompt, edit.target, "", {"paraphrase": edit.rephrases}, {"bare": edit.neighbours}, "s")
         for edit in model.edits
@@ -129,6 +138,9 @@ def test_an_adapter_is_judged_by_its_routes(model: MegModel) -> None:
     assert result.judged_by == "route" and result.system == "ours" and result.allowed == pytest.approx(3)
     assert result.recognised is not None and result.recognised.value > 50
     assert result.false is not None and result.false.value < 20
+    key = torch.tensor([text_key(facts[0].fire["paraphrase"][0])])
+    monkeypatch.setattr(model.adapter, "seen", key)
+    assert contrast(model, facts).left_out["trained on"] == 1
     strange = ContrastFact("Who is nobody?", "me", "", {"paraphrase": ("Nobody?",)}, {}, "s")
     with pytest.raises(MegError, match=r"1 of the 9 facts of Python are not in this adapter \(first: 'Who is nobody"):
         contrast(model, [*facts, strange])
@@ -145,13 +157,14 @@ CHAT_WITHOUT_USER = [{"role": "user", "content": "a"}, {"role": "assistant", "co
         ({"prompt": ""}, "line 1: the field `prompt` is empty"),
         ({"fire": {}}, "line 1: the field `fire` is missing or empty"),
         ({"fire": {"paraphrase": "text"}}, "`fire.paraphrase` must be a list of texts, not text"),
-        ({"fire": {"paraphrase": [7]}}, "must be text, not a number"),
+        ({"fire": {"paraphrase": [7]}}, "the field `fire.paraphrase[0]` must be text, not a number"),
         ({"fire": {"chat": [[{"role": "cat", "content": "x"}]]}}, "must be a turn"),
         ({"fire": {"chat": [CHAT_WITHOUT_USER]}}, "must end with a turn of the user"),
         ({"not": []}, "the field `not` must be an object of lists of texts, by kind, not a list"),
         ({"not": {}}, "no record has texts under `not`"),
         ({"not": {"bare": ["billing port?"]}}, "stands both under `fire` and under `not`"),
-        ({"asks": {"x": "Who?"}}, "which is the prompt of no record"),
+        ({"asks": {"Who runs billing?": "Who?"}}, "which is the prompt of no record"),
+        ({"asks": {"Who?": "Who leads billing?"}}, "`asks` names the text 'Who?', which does not stand under `not`"),
         ({"asks": ["x"]}, "`asks` must be an object from texts to prompts, not a list"),
     ],
 )

@@ -99,6 +99,6 @@ def test_answers_may_be_long_empty_or_missing() -> None:
     long["edited"]["answer"], empty["edited"]["answer"], missing["edited"]["answer"] = "x" * 301, " \n", None
     missing["unedited"] = None
     page = render_report([result([long, empty, missing])])
-    assert "x" * 299 + "…" in page and "x" * 300 not in page
+    assert "x" * 150 + " … " + "x" * 147 in page and "x" * 151 not in page
     assert page.count("no text") == 1
     assert page.count("<dt>Edited</dt>") == 2 and page.count("<dt>Unedited</dt>") == 2

@@ -98,6 +98,8 @@ def test_data_without_what_a_protocol_needs(protocol: str, needs: str) -> None:
 def test_unknown_protocol_and_settings() -> None:
     with pytest.raises(MegError, match="There is no protocol 'papers'; choose from paper, wild"):
         find_protocol("papers")
+    with pytest.raises(MegError, match="call `contrast`, not `evaluate`"):
+        find_protocol("contrast")
     with pytest.raises(MegError, match="batch_size is 0; it must be at least 1"):
         EvaluationSettings(batch_size=0)
     with pytest.raises(MegError, match="max_new_tokens is 0"):

@@ -62,7 +62,11 @@ app.command(
     + settings_help()
 )(fit)
 app.command(epilog='**Example:** `meg ask adapters/facts "Who employs Scott Mills?"`')(ask)
-app.command("eval", epilog="**Example:** `meg eval adapters/facts --report report`")(evaluate)
+app.command(
+    "eval",
+    epilog="**Example:** `meg eval adapters/facts --report report`\n\n"
+    "**Which questions fire an edit:** `meg eval adapters/facts --protocol contrast --data contrast.jsonl`",
+)(evaluate)
 app.command(epilog="**Example:** `meg general adapters/facts --tasks piqa,arc_easy --limit 200`")(general)
 app.command("list", epilog="**Example:** `meg list adapters/facts --search Mills`")(operations.list_edits)
 app.command(epilog="**Example:** `meg log adapters/facts`")(operations.log)

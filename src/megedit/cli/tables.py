@@ -13,10 +13,12 @@ from rich.table import Table
 from megedit.adapter.folder import find_adapter, read_config
 from megedit.adapter.ledger import reading
 from megedit.evaluate.metrics import answer_text
+from megedit.evaluate.protocols import CONTRAST
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
     from megedit.adapter.config import AdapterConfig
-    from megedit.evaluate import Evaluation, Measured, Verdict
+    from megedit.evaluate import ContrastResult, ContrastVerdict, Evaluation, Measured, Verdict
+    from megedit.evaluate.firing import Side
     from megedit.evaluate.lm_eval import GeneralResult
     from megedit.evaluate.statistics import Estimate
 
@@ -70,6 +72,56 @@ def examples(result: Evaluation, count: int) -> Sequence[Verdict]:
         by_edit.setdefault(verdict.case.edit, {}).setdefault(verdict.case.kind, verdict)
     complete = [rows for rows in by_edit.values() if set(rows) == kinds] or list(by_edit.values())
     return [verdict for rows in complete[:count] for verdict in rows.values()]
+
+
+def contrast_table(result: ContrastResult) -> Table:
+    """Recognised and false over all texts, then by kind, each with its bootstrap interval, in which 95 of 100 would
+    lie."""
+    from megedit.evaluate.firing import VERSION
+
+    table = Table(title=f"{result.facts} facts, protocol {CONTRAST} {VERSION}", title_justify="left")
+    table.add_column("")
+    for column in ("%", "95% interval", "texts"):
+        table.add_column(column, justify="right")
+    table.add_row("[bold]recognised[/]", *_cells(result.recognised))
+    table.add_row("[bold]false[/]", *_cells(result.false))
+    for side, label in (("fire", "recognised"), ("not", "false")):
+        table.add_section()
+        for (of, kind), estimate in result.kinds.items():
+            if of == side:
+                table.add_row(f"{label}, {escape(kind)}", *_cells(estimate))
+    return table
+
+
+def failures_table(result: ContrastResult, count: int) -> Table:
+    """Up to so many failures of each side: the text, the edit that fired and its score."""
+    from megedit.evaluate.report.failures import spread
+
+    table = Table(title="Failures", title_justify="left")
+    for column in ("", "text", "fired"):
+        table.add_column(column, overflow="fold")
+    table.add_column("score", justify="right")
+    sides: tuple[tuple[Side, str], ...] = (("fire", "missed"), ("not", "false"))
+    for side, label in sides:
+        table.add_section()
+        for verdict in spread(result.failures(side), count):
+            table.add_row(*_failure(result, verdict, label))
+    return table
+
+
+def _failure(result: ContrastResult, verdict: ContrastVerdict, label: str) -> list[str]:
+    from megedit.evaluate.report.failures import shortened
+
+    fired = verdict.fired
+    what = "nothing" if fired.edit is None else escape(result.edits[fired.edit])
+    score = "" if fired.score is None else f"{fired.score:.2f}"
+    return [f"{label}, {escape(verdict.case.kind)}", escape(shortened(verdict.case.query)), what, score]
+
+
+def _cells(estimate: Estimate | None) -> list[str]:
+    if estimate is None:
+        return ["-", "", "0"]
+    return [f"[bold]{estimate.value:.1f}[/]", f"{estimate.low:.1f} to {estimate.high:.1f}", f"{estimate.count:,}"]
 
 
 def general_table(result: GeneralResult) -> Table:

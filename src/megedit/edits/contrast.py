@@ -80,7 +80,12 @@ def _fact(row: Row, name: str) -> ContrastFact:
     asks = row.get("asks")
     if not isinstance(asks, Mapping | None):
         row.fail(f"the field `asks` must be an object from texts to prompts, not {kind_of(asks)}")
-    pairs = {str(text): Row(row.where, {"asks": prompt}).text("asks") for text, prompt in (asks or {}).items()}
+    near = {normalise_query(text): text for _, text in texts(other)}
+    pairs = {}
+    for text, prompt in (asks or {}).items():
+        if normalise_query(text) not in near:
+            row.fail(f"`asks` names the text {text!r}, which does not stand under `not`")
+        pairs[near[normalise_query(text)]] = Row(row.where, {"asks": prompt}).text("asks")
     prompt, target = row.text("prompt"), row.answer("target")
     fact = ContrastFact(prompt, target, row.optional_answer("subject") or "", fire, other, name, pairs)
     for _, text in texts(other):
@@ -102,10 +107,18 @@ def _side(row: Row, name: Literal["fire", "not"]) -> dict[str, tuple[str, ...]]:
     return {kind: queries for kind, queries in found.items() if queries}
 
 
+def _text(row: Row, name: str, value: object) -> str:
+    """A checked text, whatever its kind is called."""
+    side, *keys = name.split(".")
+    for key in reversed(keys):
+        value = {key: value}
+    return Row(row.where, {side: value}).text(name)
+
+
 def _query(row: Row, name: str, value: object) -> str:
     """A text, or a conversation: a list of turns that ends with the user's."""
     if not isinstance(value, list | tuple):
-        return Row(row.where, {name.replace(".", " "): value}).text(name.replace(".", " "))
+        return _text(row, name, value)
     turns = []
     for i, turn in enumerate(value):
         if not isinstance(turn, Mapping) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):

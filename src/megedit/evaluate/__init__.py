@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 from megedit.runtime.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from megedit.evaluate.api import evaluate
+    from megedit.evaluate.api import contrast, evaluate
+    from megedit.evaluate.firing import ContrastResult, ContrastVerdict
     from megedit.evaluate.protocols import PROTOCOLS, Case, EvaluationSettings, find_protocol
     from megedit.evaluate.result import Evaluation, Judgement, Measured, Verdict
     from megedit.evaluate.run import cases_of
     from megedit.evaluate.systems import Answer, FunctionSystem, ModelSystem, System
 
 _MODULES = {
-    "evaluate": "api",
+    **dict.fromkeys(("contrast", "evaluate"), "api"),
+    **dict.fromkeys(("ContrastResult", "ContrastVerdict"), "firing"),
     **dict.fromkeys(("PROTOCOLS", "Case", "EvaluationSettings", "find_protocol"), "protocols"),
     **dict.fromkeys(("Evaluation", "Judgement", "Measured", "Verdict"), "result"),
     "cases_of": "run",
@@ -28,6 +30,8 @@ __all__ = [
     "PROTOCOLS",
     "Answer",
     "Case",
+    "ContrastResult",
+    "ContrastVerdict",
     "Evaluation",
     "EvaluationSettings",
     "FunctionSystem",
@@ -37,6 +41,7 @@ __all__ = [
     "System",
     "Verdict",
     "cases_of",
+    "contrast",
     "evaluate",
     "find_protocol",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from megedit.adapter.adapter import Adapter
 from megedit.edits import Edit, EditSet, normalise_query
 from megedit.edits.contrast import ContrastFact
 from megedit.errors import MegError
-from megedit.evaluate.contrast import ContrastCase, ContrastResult, Fired, names_of, rates, run_contrast
-from megedit.evaluate.contrast import cases_of as contrast_cases
+from megedit.evaluate.firing import ContrastCase, ContrastResult, Fired, names_of, rates, run_contrast
+from megedit.evaluate.firing import cases_of as contrast_cases
 from megedit.evaluate.metrics import exact_match
 from megedit.evaluate.protocols import Case, EvaluationSettings, TemplateKind, find_protocol
 from megedit.evaluate.result import Evaluation
@@ -157,6 +158,7 @@ def contrast(
     *,
     source: str = "Python",
     name: str = "",
+    limit: int | None = None,
     batch_size: int = 128,
     seed: int = 0,
     progress: Advance = no_progress,
@@ -164,44 +166,59 @@ def contrast(
     """Measure which questions fire an edit by the protocol `contrast` (docs/contrast.md).
 
     edited: as for `evaluate`. A `MegModel` says which edit it has used; it must hold the facts. Any other system is
-    judged by its answers: a fact has fired when the whole answer is its target. progress: called with the number of
-    texts just asked.
+    judged by its answers: a fact has fired when the whole answer is its target. source, name: what the result calls
+    the facts and the system. limit: only the texts of the first so many facts. progress: called with the number of
+    texts just asked, and once with that of those left out.
 
     Raises MegError when there are no facts, or the model does not hold one of them.
     """
-    if not facts:
+    asked = facts[:limit]
+    if not asked:
         raise MegError(f"{source}: there are no facts to ask for; give at least one.")
     if isinstance(edited, MegModel):
-        names = names_of((text, edit.id) for edit in edited.edits for text in edit.asked())
-        if absent := [fact.prompt for fact in facts if normalise_query(fact.prompt) not in names]:
-            raise MegError(
-                f"{len(absent)} of the {len(facts)} facts of {source} are not in this adapter (first: {absent[0]!r}); "
-                "add them (meg add), or fit an adapter to this file (meg fit --edits)."
-            )
-        seen = shipped_seen()
-        cases, left_out = contrast_cases(facts, names, lambda text: text_key(text) in seen)
-        verdicts = run_contrast(cases, lambda batch: _by_route(edited, batch), batch_size, progress)
-        settings = edited.adapter.config.settings.router
-        allowed = 100 * settings.false_fires if settings.rule == "verified" else None
+        names = _names_in(edited, asked, source)
+        prompts = {edit.id: edit.prompt for edit in edited.edits}
+        shipped, own = shipped_seen(), set(edited.adapter.seen.tolist())
+        cases, left_out = contrast_cases(
+            facts, names, lambda text: (key := text_key(text)) in shipped or key in own, limit
+        )
+        fired, name = partial(_by_route, edited), name or "adapter"
+        router = edited.adapter.config.settings.router
+        allowed = 100 * router.false_fires if router.rule == "verified" else None
     else:
         system = _as_system(edited, name)
-        cases, left_out = contrast_cases(facts, {normalise_query(fact.prompt): str(i) for i, fact in enumerate(facts)})
-        verdicts = run_contrast(cases, lambda batch: _by_answer(system, facts, batch), batch_size, progress)
-        allowed, name = None, system.name
-    recognised, false, kinds = rates(verdicts, len(facts), seed)
+        prompts = {str(i): fact.prompt for i, fact in enumerate(facts)}
+        cases, left_out = contrast_cases(facts, names_of((text, i) for i, text in prompts.items()), limit=limit)
+        fired, name, allowed = partial(_by_answer, system, facts), system.name, None
+    progress(sum(left_out.values()))
+    verdicts = run_contrast(cases, fired, batch_size, progress)
+    recognised, false, kinds = rates(verdicts, len(asked), seed)
     return ContrastResult(
-        name or "adapter",
-        source,
-        len(facts),
-        "route" if isinstance(edited, MegModel) else "answer",
-        recognised,
-        false,
-        kinds,
-        allowed,
-        left_out,
-        verdicts,
-        seed,
+        system=name,
+        source=source,
+        facts=len(asked),
+        judged_by="route" if isinstance(edited, MegModel) else "answer",
+        recognised=recognised,
+        false=false,
+        kinds=kinds,
+        allowed=allowed,
+        left_out=left_out,
+        verdicts=verdicts,
+        seed=seed,
+        prompts=tuple(fact.prompt for fact in asked),
+        edits={i: prompts[i] for i in dict.fromkeys(v.fired.edit for v in verdicts) if i is not None},
     )
+
+
+def _names_in(model: MegModel, facts: Sequence[ContrastFact], source: str) -> dict[str, str]:
+    """By normalised query, the edit in force. Raises MegError when the model does not hold one of the facts."""
+    names = names_of((text, edit.id) for edit in model.edits for text in edit.asked())
+    if absent := [fact.prompt for fact in facts if normalise_query(fact.prompt) not in names]:
+        raise MegError(
+            f"{len(absent)} of the {len(facts)} facts of {source} are not in this adapter (first: {absent[0]!r}); "
+            "add them (meg add), or fit an adapter to this file (meg fit --edits)."
+        )
+    return names
 
 
 def _by_route(model: MegModel, cases: Sequence[ContrastCase]) -> list[Fired]:

@@ -17,6 +17,7 @@ from megedit.evaluate.perturb import PERTURBATIONS, perturb
 Measure = Literal["ag", "tf", "exact", "contains", "begins", "success", "entropy", "rouge_l", "bleu"]
 TemplateKind = Literal["adapter", "chat", "raw"]
 ROBUSTNESS = "robustness:"
+CONTRAST = "contrast"  # asks for facts in a schema of its own, by a call of its own (docs/contrast.md)
 
 
 @dataclass(frozen=True)
@@ -341,10 +342,15 @@ PROTOCOLS: dict[str, Protocol] = {
 }  # fmt: skip
 
 
+PROTOCOL_NAMES = (*PROTOCOLS, CONTRAST)
+
+
 def find_protocol(name: str) -> Protocol:
-    """The protocol of that name. Raises MegError when there is none."""
+    """The protocol of that name, of those that `evaluate` takes. Raises MegError when there is none."""
+    if name == CONTRAST:
+        raise MegError("The protocol 'contrast' takes facts with contrast texts; call `contrast`, not `evaluate`.")
     if name not in PROTOCOLS:
-        raise MegError(f"There is no protocol {name!r}; choose from {', '.join(PROTOCOLS)}.")
+        raise MegError(f"There is no protocol {name!r}; choose from {', '.join(PROTOCOL_NAMES)}.")
     return PROTOCOLS[name]
 
 

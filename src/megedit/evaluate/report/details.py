@@ -17,12 +17,13 @@ from megedit.evaluate.report.failures import (
     classify,
     deciding_measure,
     deciding_value,
+    shortened,
+    spread,
 )
 from megedit.evaluate.report.overview import DASH, ResultJson, Table
 from megedit.router.decision import kind_of
 
 RELATION_ROWS = 40
-_LONGEST_TEXT = 300
 _APART = 100.0  # more than any two scores are
 
 
@@ -126,7 +127,7 @@ def failures(result: ResultJson, examples: int) -> list[dict[str, Any]] | None:
             "count": len(verdicts),
             "of": possible[failure],
             "share": _percent(len(verdicts) / possible[failure]),
-            "examples": [_example(verdict) for verdict in _spread(verdicts, examples)],
+            "examples": [_example(verdict) for verdict in spread(verdicts, examples)],
         }
         for failure, verdicts in found.items()
         if possible[failure]
@@ -146,23 +147,16 @@ def _possible(verdict: VerdictJson) -> tuple[Failure, ...]:
     return ("not routed", "wrong neuron", "right neuron, wrong words")
 
 
-def _spread(verdicts: Sequence[VerdictJson], count: int) -> Sequence[VerdictJson]:
-    """So many of them, from the whole list and not from its beginning only."""
-    if count >= len(verdicts):
-        return verdicts
-    return [verdicts[i * len(verdicts) // count] for i in range(count)]
-
-
 def _example(verdict: VerdictJson) -> dict[str, Any]:
     unedited = (verdict.get("unedited") or {}).get("answer")
     route = verdict.get("route")
     return {
         "kind": kind_label(verdict["kind"]),
         "edit": verdict["edit"],
-        "query": _short(verdict["query"]),
-        "expected": [_short(answer) for answer in verdict["answers"]],
-        "edited": _short(verdict["edited"]["answer"]),
-        "unedited": _short(unedited),
+        "query": shortened(verdict["query"]),
+        "expected": [shortened(answer) for answer in verdict["answers"]],
+        "edited": _shortened(verdict["edited"]["answer"]),
+        "unedited": _shortened(unedited),
         "route": route
         and {
             "familiar": route["familiar"],
@@ -173,10 +167,8 @@ def _example(verdict: VerdictJson) -> dict[str, Any]:
     }
 
 
-def _short(text: str | None) -> str | None:
-    if text is None:
-        return None
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
+def _shortened(answer: str | None) -> str | None:
+    return None if answer is None else shortened(answer)
 
 
 def _mean(verdicts: Sequence[VerdictJson]) -> float:

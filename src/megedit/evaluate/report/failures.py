@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 VerdictJson = Mapping[str, Any]
 NO_EDIT_KINDS = frozenset({"locality", "neighbourhood"})  # what must not be routed
 DECIDING = {"ag": "AG", "exact": "exact match", "success": "success", "begins": "begins with target"}
+LONGEST = 300  # characters of a text that is shown
+T = TypeVar("T")
 Failure = Literal["not routed", "wrong neuron", "right neuron, wrong words", "wrong answer", "neighbour disturbed"]
 MEANINGS: dict[Failure, str] = {
     "not routed": "The question asks for an edit, but the router left it to the base model.",
@@ -47,3 +49,17 @@ def deciding_value(verdict: VerdictJson) -> float | None:
     """Value of the deciding measure for the edited model: 1 for right, 0 for wrong."""
     name = deciding_measure(verdict)
     return None if name is None else float(verdict["edited"]["values"][name])
+
+
+def spread(found: Sequence[T], count: int) -> Sequence[T]:
+    """So many of them, from the whole list and not from its beginning only."""
+    if count >= len(found):
+        return found
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+def shortened(text: str) -> str:
+    """A text that is not too long to be shown: of a longer one, the beginning and the end, where a question stands."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 + 3 :]}"

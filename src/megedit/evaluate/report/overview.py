@@ -51,14 +51,14 @@ def measured(results: Sequence[ResultJson], labels: Sequence[str]) -> Table:
         "Date": [result.get("made") for result in results],
         "Identity": [str(result["system"].get("identity") or "")[:16] for result in results],
     }
-    return _by_result(rows, labels)
+    return by_result(rows, labels)
 
 
 def metrics(results: Sequence[ResultJson], labels: Sequence[str]) -> Table | None:
     """Every metric with its interval, edited beside unedited."""
     rows = [[label, *(cell for metric in found for cell in _metric_cells(metric))] for label, found in _found(results)]
     header = ["Metric", *("Edited", "Unedited", "n") * len(labels)]
-    return Table(header, rows, _groups(labels)) if rows else None
+    return Table(header, rows, groups_of(labels)) if rows else None
 
 
 def bars(results: Sequence[ResultJson], description: str) -> Markup | None:
@@ -96,7 +96,7 @@ def costs(results: Sequence[ResultJson], labels: Sequence[str]) -> Table | None:
         cost = [each.get(name, {}) for each in stages]
         rows.append([name, *(text for each in cost for text in (_duration(each), _memory(each)))])
     header = ["Stage", *("Time", "Peak memory") * len(labels)]
-    return Table(header, rows, _groups(labels)) if rows else None
+    return Table(header, rows, groups_of(labels)) if rows else None
 
 
 def environment(results: Sequence[ResultJson], labels: Sequence[str]) -> Table | None:
@@ -108,7 +108,7 @@ def environment(results: Sequence[ResultJson], labels: Sequence[str]) -> Table |
         for result in results
     ]
     names = dict.fromkeys(name for each in found for name in each)
-    table = _by_result({name: [each.get(name) for each in found] for name in names}, labels)
+    table = by_result({name: [each.get(name) for each in found] for name in names}, labels)
     return table if table.rows else None
 
 
@@ -128,10 +128,11 @@ def _metric_cells(metric: Mapping[str, Any] | None) -> list[str]:
     if metric is None:
         return [DASH] * 3
     counts = [each["count"] for each in (metric["edited"], metric["unedited"]) if each]
-    return [*(_estimate(metric[model], metric["unit"]) for model in ("edited", "unedited")), f"{counts[0]:,}"]
+    return [*(estimate_cell(metric[model], metric["unit"]) for model in ("edited", "unedited")), f"{counts[0]:,}"]
 
 
-def _estimate(estimate: Mapping[str, float] | None, unit: str) -> str:
+def estimate_cell(estimate: Mapping[str, float] | None, unit: str = "%") -> str:
+    """A value and its interval, as a cell of a table."""
     if estimate is None:
         return DASH
     value, low, high = (f"{estimate[part]:.{1 if unit == '%' else 2}f}" for part in ("value", "low", "high"))
@@ -168,7 +169,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _by_result(rows: Mapping[str, Sequence[Any]], labels: Sequence[str]) -> Table:
+def by_result(rows: Mapping[str, Sequence[Any]], labels: Sequence[str]) -> Table:
     """A column for each result; rows of which no result has anything are left out."""
     filled = [
         [name, *map(_text, cells)] for name, cells in rows.items() if any(cell not in (None, "") for cell in cells)
@@ -176,7 +177,8 @@ def _by_result(rows: Mapping[str, Sequence[Any]], labels: Sequence[str]) -> Tabl
     return Table(["", *labels] if len(labels) > 1 else [], filled, numbers=False)
 
 
-def _groups(labels: Sequence[str]) -> Sequence[str]:
+def groups_of(labels: Sequence[str]) -> Sequence[str]:
+    """The names above the columns of several results."""
     return labels if len(labels) > 1 else ()
 
 

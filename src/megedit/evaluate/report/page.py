@@ -11,11 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from megedit.errors import MegError
-from megedit.evaluate.report import charts, details, overview
+from megedit.evaluate import firing
+from megedit.evaluate.protocols import CONTRAST
+from megedit.evaluate.report import charts, contrast, details, overview
 from megedit.evaluate.result import FORMAT
 from megedit.runtime.files import write_whole
 
@@ -59,9 +61,10 @@ def load_result(path: Path) -> dict[str, Any]:
         result["system"] = result.pop("subject")
     if not isinstance(number, int):
         raise MegError(f"{path} is not the result of an evaluation; name a file that `meg eval --out` wrote.")
-    if number > FORMAT:
-        raise MegError(f"{path} has format {number}, and this MegEdit reads format {FORMAT}; update MegEdit.")
-    if missing := _missing_field(result):
+    newest, fields = (firing.FORMAT, contrast.FIELDS) if _is_contrast(result) else (FORMAT, _FIELDS)
+    if number > newest:
+        raise MegError(f"{path} has format {number}, and this MegEdit reads format {newest}; update MegEdit.")
+    if missing := _missing_field(result, fields):
         raise MegError(f"{path}: the field `{missing}` is missing or not valid; evaluate again with `meg eval --out`.")
     return dict(result)
 
@@ -69,18 +72,30 @@ def load_result(path: Path) -> dict[str, Any]:
 def render_report(results: Sequence[ResultJson], examples: int = 5) -> str:
     """The page, with up to `examples` examples of each kind of failure. Raises MegError as `compare_check` does."""
     compare_check(results)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("megedit.evaluate.report").joinpath("page.html.jinja").read_text("utf-8"))
     labels = overview.labels_of(results)
-    return template.render(
-        figure_style=Markup(charts.STYLE),
-        labels=labels,
-        first=results[0],
-        measured=overview.measured(results, labels),
-        metrics=overview.metrics(results, labels),
-        bars=overview.bars(results, "Bars of the metrics"),
-        scaling=overview.scaling(results, "Score against the number of edits"),
-        blocks=[
+    if _is_contrast(results[0]):
+        name, values = "contrast.html.jinja", contrast.page_values(results, labels, examples)
+    else:
+        name, values = "page.html.jinja", _page_values(results, labels, examples)
+    environment = Environment(
+        loader=FunctionLoader(lambda name: files("megedit.evaluate.report").joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(figure_style=Markup(charts.STYLE), **values)
+
+
+def _page_values(results: Sequence[ResultJson], labels: Sequence[str], examples: int) -> dict[str, Any]:
+    return {
+        "labels": labels,
+        "first": results[0],
+        "measured": overview.measured(results, labels),
+        "metrics": overview.metrics(results, labels),
+        "bars": overview.bars(results, "Bars of the metrics"),
+        "scaling": overview.scaling(results, "Score against the number of edits"),
+        "blocks": [
             {
                 "label": label,
                 "router": details.router(result),
@@ -90,9 +105,9 @@ def render_report(results: Sequence[ResultJson], examples: int = 5) -> str:
             }
             for label, result in zip(labels, results, strict=True)
         ],
-        costs=overview.costs(results, labels),
-        environment=overview.environment(results, labels),
-    )
+        "costs": overview.costs(results, labels),
+        "environment": overview.environment(results, labels),
+    }
 
 
 def write_report(results: Sequence[ResultJson], folder: Path, examples: int = 5) -> Path:
@@ -123,9 +138,14 @@ def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | Non
     return None
 
 
-def _missing_field(result: Mapping[str, Any]) -> str | None:
-    """The first field that every result has and this one has not."""
-    for name, (kind, parts) in _FIELDS.items():
+def _is_contrast(result: ResultJson) -> bool:
+    protocol = result.get("protocol")
+    return isinstance(protocol, Mapping) and protocol.get("name") == CONTRAST
+
+
+def _missing_field(result: ResultJson, fields: Mapping[str, tuple[type, tuple[str, ...]]]) -> str | None:
+    """The first of the fields that every result has and this one has not."""
+    for name, (kind, parts) in fields.items():
         value = result.get(name)
         if not isinstance(value, kind):
             return name

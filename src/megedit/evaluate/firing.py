@@ -16,11 +16,12 @@ import numpy as np
 
 from megedit.edits import normalise_query
 from megedit.edits.contrast import ContrastFact, texts
+from megedit.evaluate.protocols import CONTRAST
 from megedit.evaluate.statistics import Estimate
 from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.provenance import machine, versions
 
-NAME, VERSION = "contrast", 1
+VERSION = 1
 RESAMPLES, LEVEL = 1000, 0.95
 FORMAT = 1
 
@@ -69,7 +70,7 @@ class ContrastResult:
 
     judged_by: `route`, by the edit that the system says it used, or `answer`, by what it answers. allowed: the share of
     near misses that the system was set to let fire, in per cent, where it has such a setting. left_out: texts that are
-    not counted, by reason.
+    not counted, by reason. prompts: of the facts. edits: the prompt of each edit that fired, by its name.
     """
 
     system: str
@@ -83,17 +84,25 @@ class ContrastResult:
     left_out: Mapping[str, int]
     verdicts: tuple[ContrastVerdict, ...]
     seed: int
+    prompts: tuple[str, ...]
+    edits: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """The result as a JSON object."""
         return {
             "format": FORMAT,
-            "protocol": {"name": NAME, "version": VERSION, "seed": self.seed},
+            "protocol": {"name": CONTRAST, "version": VERSION, "settings": {"seed": self.seed}},
             "system": {"name": self.system, "judged_by": self.judged_by, "false_fires": self.allowed},
-            "data": {"source": self.source, "facts": self.facts, "left_out": dict(self.left_out)},
+            "data": {
+                "source": self.source,
+                "facts": self.facts,
+                "left_out": dict(self.left_out),
+                "prompts": list(self.prompts),
+                "edits": dict(self.edits),
+            },
             "recognised": asdict(self.recognised) if self.recognised else None,
             "false": asdict(self.false) if self.false else None,
-            "kinds": {f"{side}: {kind}": asdict(found) for (side, kind), found in self.kinds.items()},
+            "kinds": [{"side": side, "kind": kind, **asdict(found)} for (side, kind), found in self.kinds.items()],
             "verdicts": [
                 {
                     "fact": verdict.case.fact,
@@ -119,15 +128,17 @@ def cases_of(
     facts: Sequence[ContrastFact],
     names: Mapping[str, str],
     seen: Callable[[str], bool] = lambda text: False,
+    limit: int | None = None,
 ) -> tuple[list[ContrastCase], dict[str, int]]:
     """The texts that are asked, and how many are left out, by reason.
 
-    names: of the edits in the store, by normalised prompt. seen: whether the system was trained on a text. Left out are
-    also texts under `not` that are themselves the prompt of an edit, or a text that asks for another fact of the set.
+    names: of the edits in the store, by normalised prompt. seen: whether the system was trained on a text. limit: only
+    the texts of the first so many facts. Left out are also texts under `not` that are themselves the prompt of an edit,
+    or a text that asks for another fact of the set.
     """
     asking = frozenset[str]().union(*(fact.asking for fact in facts))
     cases, left_out = list[ContrastCase](), {"trained on": 0, "asks for another fact": 0}
-    for i, fact in enumerate(facts):
+    for i, fact in enumerate(facts[:limit]):
         own = frozenset(name for key in [normalise_query(fact.prompt)] if (name := names.get(key)))
         for kind, text in texts(fact.fire):
             if seen(text):
@@ -141,9 +152,8 @@ def cases_of(
             elif seen(text):
                 left_out["trained on"] += 1
             else:
-                meant = fact.asks.get(text)
-                right = frozenset([names[normalise_query(meant)]]) if meant else frozenset[str]()
-                cases.append(ContrastCase(i, "not", kind, text, right))
+                meant = names.get(normalise_query(fact.asks.get(text, "")))
+                cases.append(ContrastCase(i, "not", kind, text, frozenset([meant]) if meant else frozenset()))
     return cases, left_out
 
 
