@@ -27,7 +27,7 @@ from benchmarks.edits import load_set, read_jsonl
 from megedit.edits import Edit
 from megedit.edits.contrast import ContrastFact
 from megedit.encoder import MINILM, TextEncoder
-from megedit.evaluate.contrast import ContrastCase, Fired, cases_of, names_of, rates, run_contrast
+from megedit.evaluate.firing import ContrastCase, Fired, cases_of, names_of, rates, run_contrast
 from megedit.lm.loading import resolve_folder
 from megedit.pseudo.knowledge import load_held_out, shipped_seen, text_key
 from megedit.pseudo.wordings import calibration_texts
