@@ -15,7 +15,8 @@ Source: MeG (arXiv 2512.14395), section 3.3. What differs from the paper's recip
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -33,7 +34,7 @@ from megedit.settings import CollectionSettings as CollectionSettings
 
 REVIEW = 8  # steps between two looks at the whole vocabulary
 FURTHER = 1.0  # logits; the lead that is asked for in a further format at most
-START_SAMPLE = 64  # edits whose mean is the neuron that all start from
+START_SAMPLE = 64  # examples whose mean is the neuron that all start from
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants
 
 
@@ -155,8 +156,11 @@ class Rows:
         """The smallest lead among the rows (rows,) of each neuron that count: (neurons,)."""
         return self.weakest(leads.masked_fill(~self.counted, math.inf), neurons)
 
-    def lead_by(self, leads: Tensor, neurons: int, margin: float, further: float) -> Tensor:
-        """True for each neuron whose rows that count lead by the margin, and the others by `further`: (neurons,)."""
+    def lead_by(self, leads: Tensor, neurons: int, margin: float, further: float | Tensor) -> Tensor:
+        """True for each neuron whose rows that count lead by the margin, and the others by `further`: (neurons,).
+
+        further: one for all, or float32 (rows,).
+        """
         asked = torch.where(self.counted, margin, further)  # (rows,)
         return self.weakest(leads - asked, neurons) >= 0
 
@@ -182,26 +186,31 @@ def optimise(backbone: Backbone, rows: Rows, start: Tensor, settings: Collection
     lr = torch.full_like(start[0], settings.key_lr)  # (L,)
     lr[-d:] = settings.value_lr
     rivals = _Rivals(rows.batch.labels, settings.rivals)
+    leads = torch.full_like(rows.neuron_of, -math.inf, dtype=torch.float32)  # (rows,), as they were seen last
 
     for step in range(settings.steps + 1):
-        # 1. Logits with the neurons as they are, over the rivals or, at a review, over the whole vocabulary
+        # 1. Logits with the neurons as they are, over the rivals or, at a review, over the whole vocabulary; of the
+        # further formats, only those that a neuron which leads in its own template does not serve
         last = step == settings.steps
         weights.requires_grad_(not last)
+        woken = rows.counted | ((rows.leads(leads, len(weights)) > 0)[rows.neuron_of] & (leads < FURTHER))  # (rows,)
+        active = woken.nonzero()[:, 0]
+        batch, of = (rows.batch, rows.neuron_of) if woken.all() else (rows.batch[active], rows.neuron_of[active])
         vocabulary = rivals.tokens if step % REVIEW else None
-        batch, of = rows.batch, rows.neuron_of
         labels = batch.labels if vocabulary is None else rivals.indices(batch.labels)  # (rows, answer)
         logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(weights[of], d), vocabulary)
 
-        # 2. Which neurons are done; a lead over the rivals must hold against the whole vocabulary
-        leads = answer_leads(logits.detach(), labels)  # (rows,)
+        # 2. Which neurons are done; their leads must hold against the whole vocabulary, and in all rows
+        leads[active] = answer_leads(logits.detach(), labels)  # (rows,)
         done = rows.lead_by(leads, len(weights), settings.margin, FURTHER) | last  # (neurons,)
         if vocabulary is None:
             rivals.add(logits.detach())
-        elif done.any():
-            chosen = done[of].nonzero()[:, 0]
+        if done.any() and not (vocabulary is None and woken.all()):
+            chosen = done[rows.neuron_of].nonzero()[:, 0]
             with torch.no_grad():
-                whole = answer_logits(backbone, batch[chosen], NeuronWeights.from_vectors(weights[of[chosen]], d))
-            leads[chosen] = answer_leads(whole, batch.labels[chosen])
+                neuron = NeuronWeights.from_vectors(weights[rows.neuron_of[chosen]], d)
+                whole = answer_logits(backbone, rows.batch[chosen], neuron)
+            leads[chosen] = answer_leads(whole, rows.batch.labels[chosen])
             rivals.add(whole)
             done = rows.lead_by(leads, len(weights), settings.margin, FURTHER) | last
         if done.any():
@@ -217,7 +226,8 @@ def optimise(backbone: Backbone, rows: Rows, start: Tensor, settings: Collection
 
         # 4. What is done leaves the batch
         if done.any():
-            rows, keep = rows.only(~done), (~done).nonzero()[:, 0]
+            leads, keep = leads[~done[rows.neuron_of]], (~done).nonzero()[:, 0]
+            rows = rows.only(~done)
             weights, first, second, neurons = weights[keep], first[keep], second[keep], neurons[keep]
 
 
@@ -272,12 +282,14 @@ def collect(
         advance(len(examples) - len(usable))
     if not usable:
         return result
-    spread = torch.linspace(0, len(usable) - 1, min(len(usable), START_SAMPLE)).long().tolist()
-    sample = prepare(backbone, examples, [usable[i] for i in spread], settings.positions, pad_id)
+    asked = _Asked.of(examples)
+    rows = [row for i in usable for row in asked.of_edit[i]]
+    spread = torch.linspace(0, len(rows) - 1, min(len(rows), START_SAMPLE)).long().tolist()
+    sample = prepare(backbone, asked.examples, [rows[i] for i in spread], settings.positions, pad_id)
     start = shared_start(backbone, sample)
-    run = _Collection(backbone, examples, _Asked.of(examples), settings, pad_id, start, keep, processes)
+    run = _Collection(backbone, examples, asked, settings, pad_id, start, keep, processes)
     of_target = run.shared(usable, known)
-    for indices, found in run.alone(usable, of_target, advance):
+    for indices, found in run.alone(usable, of_target, known, advance):
         result.weights[indices], result.leads[indices] = found["weights"], found["leads"]
         result.steps[indices] = found["steps"].long()
     return result
@@ -337,13 +349,21 @@ class _Collection:
         return of_target
 
     def alone(
-        self, usable: Sequence[int], of_target: Mapping[tuple[int, ...], Tensor], advance: Advance
+        self,
+        usable: Sequence[int],
+        of_target: Mapping[tuple[int, ...], Tensor],
+        known: Collection[tuple[int, ...]],
+        advance: Advance,
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """The edits in batches, with their neurons, leads and steps; each begins with its target's neuron."""
+        counts = Counter(self.edits[i].answer for i in usable)
+        lone = {answer for answer in of_target if counts[answer] == 1 and answer not in known}
 
         def compute(indices: list[int]) -> dict[str, Tensor]:
-            begin = torch.stack([of_target.get(self.edits[i].answer, self.start) for i in indices])  # (rows, L)
-            return asdict(self._optimised_alone(self._prepared([[i] for i in indices]), begin))
+            answers = [self.edits[i].answer for i in indices]
+            begin = torch.stack([of_target.get(answer, self.start) for answer in answers])  # (rows, L)
+            own = torch.tensor([answer in lone for answer in answers], device=begin.device)
+            return asdict(self._optimised_alone(self._prepared([[i] for i in indices]), begin, own))
 
         batches = [[usable[unit] for unit in batch] for batch in self._batches([[i] for i in usable])]
         return self._results("neurons", batches, compute, advance)
@@ -382,14 +402,18 @@ class _Collection:
 
     def _optimised_together(self, groups: Sequence[Sequence[int]]) -> Tensor:
         """One neuron for each group of edits, as it was when it served all of them, or at last: (groups, L)."""
+        rows = self._prepared(groups)
         weights, begin = torch.zeros(len(groups), self.backbone.weight_size), self.start.repeat(len(groups), 1)
         with self.backbone.plain_attention():
-            for found in optimise(self.backbone, self._prepared(groups), begin, self.settings):
+            for found in optimise(self.backbone, rows, begin, self.settings):
                 weights[found.neurons.cpu()] = found.weights.cpu()
         return weights
 
-    def _optimised_alone(self, rows: Rows, begin: Tensor) -> Collected:
-        """One neuron for each edit, `begin` (edits, L) where that serves it; edits that fail start afresh."""
+    def _optimised_alone(self, rows: Rows, begin: Tensor, own: Tensor) -> Collected:
+        """One neuron for each edit, `begin` (edits, L) where that serves it; edits that fail start afresh.
+
+        own: bool (edits,), true where that was optimised on the edit alone: further formats were worked on already.
+        """
         backbone, settings, edits = self.backbone, self.settings, len(begin)
         weights = begin.cpu().clone()
         with torch.no_grad():
@@ -397,16 +421,17 @@ class _Collection:
             of_rows = answer_leads(answer_logits(backbone, rows.batch, neurons), rows.batch.labels)  # (rows,)
         leads, weakest = rows.leads(of_rows, edits).cpu(), rows.weakest(of_rows, edits).cpu()  # (edits,), (edits,)
         steps = torch.zeros(edits, dtype=torch.long)
-        still = ~rows.lead_by(of_rows, edits, settings.shared_margin, 0.0).cpu()  # (edits,)
+        further = torch.where(own[rows.neuron_of], -math.inf, 0.0)  # (rows,)
+        still = ~rows.lead_by(of_rows, edits, settings.shared_margin, further).cpu()  # (edits,)
         for attempt in range(settings.retries + 1):
             if not still.any():
                 break
             effort = replace(settings, steps=settings.steps * 2**attempt)
-            own = still.nonzero()[:, 0]
-            first = begin[own.to(begin.device)] if attempt == 0 else self.start.repeat(len(own), 1)
+            left = still.nonzero()[:, 0]
+            first = begin[left.to(begin.device)] if attempt == 0 else self.start.repeat(len(left), 1)
             with backbone.plain_attention():
                 for found in optimise(backbone, rows.only(still.to(begin.device)), first, effort):
-                    done, lead = own[found.neurons.cpu()], found.leads.cpu()
+                    done, lead = left[found.neurons.cpu()], found.leads.cpu()
                     better = _better(found, leads[done], weakest[done])
                     weights[done[better]], leads[done[better]] = found.weights.cpu()[better], lead[better]
                     weakest[done[better]] = found.weakest.cpu()[better]

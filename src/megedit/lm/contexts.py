@@ -6,6 +6,7 @@ base model to go on. A neuron that knows one form only says the target there and
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
@@ -13,43 +14,37 @@ from transformers import PreTrainedTokenizerBase
 from megedit.errors import MegError
 from megedit.lm.template import MARKER, Template
 
-SYSTEM = "You are a helpful assistant."
+SYSTEM = ("system", "You are a helpful assistant.")
 EARLIER_TURNS = (("user", "Hello, can you help me?"), ("assistant", "Of course. What would you like to know?"))
 GREETING = "Hello, I have a question. "
 
-# A form of each kind in turn, so that a few that stand one behind the other are of different kinds
-_CHAT: tuple[tuple[tuple[str, str], ...], ...] = ((), EARLIER_TURNS, (("system", SYSTEM),))
-_LABELLED = (
-    f"Q: {MARKER}\nA:",
-    f"User: {MARKER}\nAssistant:",
-    f"### Instruction:\n{MARKER}\n\n### Response:\n",
-)
-_BARE = (MARKER, f"{MARKER}\n", None)  # None: the adapter's own template, behind a greeting
+# Forms of one kind are alike to a neuron: one that holds in one of them mostly holds in the others
+BARE = (MARKER,)
+LABELLED = (f"Q: {MARKER}\nA:", f"User: {MARKER}\nAssistant:")
+ENDING_A_LINE = (f"{MARKER}\n", f"### Instruction:\n{MARKER}\n\n### Response:\n")
+CHATS: tuple[tuple[tuple[str, str], ...], ...] = ((), EARLIER_TURNS, (SYSTEM,))
+
+Kinds = tuple[tuple[Template, ...], ...]
 
 
-def contexts(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[Template, ...]:
-    """The further formats for an adapter with this template, in a fixed order.
+def contexts(tokenizer: PreTrainedTokenizerBase, template: Template) -> Kinds:
+    """The further formats for an adapter with this template: kind by kind, the kind that neurons hold in least first.
 
     Those that the model's chat template cannot write are left out, and the adapter's own is none of them.
     """
-    found: dict[str, Template] = {}
-    for turns, labelled, bare in zip(_CHAT, _LABELLED, _BARE, strict=True):
-        if tokenizer.chat_template:
-            try:
-                chat = Template.in_conversation(tokenizer, *turns)
-                found.setdefault(chat.text, chat)
-            except MegError:  # no system prompt, or no second turn
-                pass
-        found.setdefault(labelled, _in_text(labelled, template))
-        form = replace(template, text=template.format(GREETING + MARKER)) if bare is None else _in_text(bare, template)
-        found.setdefault(form.text, form)
-    found.pop(template.text, None)
-    return tuple(found.values())
+    texts = [[_in_text(text, template) for text in kind] for kind in (BARE, LABELLED, ENDING_A_LINE)]
+    chats = [replace(template, text=template.format(GREETING + MARKER))]
+    for turns in CHATS if tokenizer.chat_template else ():
+        with suppress(MegError):  # a model without system prompts, or without second turns
+            chats.insert(len(chats) - 1, Template.in_conversation(tokenizer, *turns))
+    kinds = (tuple(form for form in kind if form.text != template.text) for kind in (*texts, chats))
+    return tuple(kind for kind in kinds if kind)
 
 
-def drawn(formats: tuple[Template, ...], place: int, count: int) -> tuple[Template, ...]:
-    """The formats of the edit at this place: `count` that follow each other, going on from those of the one before."""
-    return tuple(formats[(place * count + i) % len(formats)] for i in range(min(count, len(formats))))
+def drawn(kinds: Kinds, place: int, count: int) -> tuple[Template, ...]:
+    """The formats of the edit at this place: one of each kind in turn, another one than for the edit before."""
+    forms = [kinds[i % len(kinds)][(place + i // len(kinds)) % len(kinds[i % len(kinds)])] for i in range(count)]
+    return tuple({form.text: form for form in forms}.values())
 
 
 def _in_text(text: str, template: Template) -> Template:
