@@ -189,11 +189,11 @@ def optimise(backbone: Backbone, rows: Rows, start: Tensor, settings: Collection
     leads = torch.full_like(rows.neuron_of, -math.inf, dtype=torch.float32)  # (rows,), as they were seen last
 
     for step in range(settings.steps + 1):
-        # 1. Logits with the neurons as they are, over the rivals or, at a review, over the whole vocabulary; of the
-        # further formats, only those that a neuron which leads in its own template does not serve
+        # 1. Logits with the neurons as they are, over the rivals or, at a review, over the whole vocabulary; further
+        # formats in which a neuron was seen to lead rest
         last = step == settings.steps
         weights.requires_grad_(not last)
-        woken = rows.counted | ((rows.leads(leads, len(weights)) > 0)[rows.neuron_of] & (leads < FURTHER))  # (rows,)
+        woken = rows.counted | (leads < FURTHER)  # (rows,)
         active = woken.nonzero()[:, 0]
         batch, of = (rows.batch, rows.neuron_of) if woken.all() else (rows.batch[active], rows.neuron_of[active])
         vocabulary = rivals.tokens if step % REVIEW else None

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from megedit.errors import MegError
 from megedit.lm.template import MARKER, Template
 
-SYSTEM = ("system", "You are a helpful assistant.")
+SYSTEM = ("system", "You answer the questions of a company's staff.")
 EARLIER_TURNS = (("user", "Hello, can you help me?"), ("assistant", "Of course. What would you like to know?"))
 GREETING = "Hello, I have a question. "
 
