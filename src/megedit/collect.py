@@ -376,7 +376,9 @@ class _Collection:
     def _prepared(self, groups: Sequence[Sequence[int]]) -> Rows:
         """All examples of groups of edits; each group has a neuron."""
         asked, device = self.asked, self.start.device
-        owned = [(row, number) for number, group in enumerate(groups) for index in group for row in asked.of_edit[index]]
+        owned = [
+            (row, number) for number, group in enumerate(groups) for index in group for row in asked.of_edit[index]
+        ]
         indices = [row for row, _ in owned]
         batch = prepare(self.backbone, asked.examples, indices, self.settings.positions, self.pad_id)
         neuron_of = torch.tensor([number for _, number in owned], device=device)  # (rows,)

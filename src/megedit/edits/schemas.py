@@ -310,7 +310,7 @@ def _others(row: Row, name: str, first: str) -> tuple[str, ...]:
     """The texts of a list, without blank ones, repetitions and what counts as the same as `first`."""
     value = row.get(name)
     if isinstance(value, list | tuple):
-        given = [item for item in value if not (item is None or isinstance(item, str) and not item.strip())]
+        given = [item for item in value if not (item is None or (isinstance(item, str) and not item.strip()))]
         row = Row(row.where, {name: given})
     found = {normalise_query(text): text for text in reversed(row.texts(name))}
     found.pop(normalise_query(first), None)
