@@ -76,7 +76,7 @@ def answers(
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, edits: list[Edit], settings: CollectionSettings
 ) -> dict[str, Any]:
-    """Collect the facts' neurons and ask them in all formats: percent right, empty answers, and those that are wrong."""
+    """Collect the facts' neurons and ask them in all formats: percent right, empty answers, the wrong ones."""
     template = Template.for_tokenizer(tokenizer)
     known = known_layer(model)
     backbone = Backbone(model, known[0] if known else round(2 / 3 * model.config.get_text_config().num_hidden_layers))
