@@ -334,6 +334,49 @@ def test_one_failure_among_others(backbone: Backbone, facts: list[Example]) -> N
     assert collected.steps.tolist() == [1, 0, 1]
 
 
+def asked_in_three_ways(facts: list[Example]) -> list[Example]:
+    """Two edits: each a prompt, a wording and a further format, all with one answer."""
+    answers = [(90,), (91,)]
+    return [
+        Example(
+            facts[i].prompt,
+            answer,
+            wordings=(Example(facts[i + 2].prompt, answer),),
+            contexts=(Example(facts[i + 4].prompt, answer),),
+        )
+        for i, answer in enumerate(answers)
+    ]
+
+
+@pytest.mark.parametrize("shared", [0, 4])
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_a_neuron_serves_all_examples_of_its_edit(
+    backbone: Backbone, facts: list[Example], shared: int, batch_size: int
+) -> None:
+    edits, done = asked_in_three_ways(facts), list[int]()
+    settings = replace(SETTINGS, shared=shared, batch_size=batch_size, margin=2.0)
+    collected = collect(backbone, edits, settings, PAD, done.append)
+    assert collected.succeeded.all() and sum(done) == len(edits) == len(collected.steps)
+    for i, edit in enumerate(edits):
+        weights = NeuronWeights.from_vectors(collected.weights[[i]], 32)
+        asked = [edit, *edit.wordings, *edit.contexts]
+        logits = [lone_logits(backbone, one, weights, "answer") for one in asked]
+        assert [tuple(of.argmax(-1).tolist()) for of in logits] == [edit.answer] * 3
+        counted = torch.cat([answer_leads(of[None], torch.tensor([edit.answer])) for of in logits[:2]])
+        torch.testing.assert_close(counted.amin(), collected.leads[i], rtol=1e-3, atol=1e-3)  # float32 rounding
+
+
+def test_an_edit_fails_in_a_wording_but_not_in_a_context(backbone: Backbone, facts: list[Example]) -> None:
+    prompt = facts[0].prompt
+    known = int(lone_logits(backbone, Example(prompt, (1,)), None, "all").argmax())
+    other = next(fact for fact in facts if int(lone_logits(backbone, fact, None, "all")[0].argmax()) != known)
+    failing = (Example(other.prompt, (known,)),)
+    edits = [Example(prompt, (known,), contexts=failing), Example(prompt, (known,), wordings=failing)]
+    settings = replace(SETTINGS, steps=1, retries=0, value_lr=1e-6, margin=0.0, shared_margin=0.0)
+    collected = run(backbone, settings, edits)
+    assert collected.succeeded.tolist() == [True, False]
+
+
 def test_the_model_is_left_alone(backbone: Backbone, facts: list[Example]) -> None:
     ids = torch.tensor([facts[0].prompt])
     before = backbone.model(input_ids=ids).logits

@@ -5,6 +5,8 @@ Source: MeG (arXiv 2512.14395), section 3.3. What differs from the paper's recip
 - Edits with the same target share a neuron where they can. It is optimised on a few of them together; an edit that it
   does not serve is optimised alone, from there. Such a neuron says the target whatever was asked, so it is robust to
   other wordings, and a generator has far fewer neurons to tell apart.
+- A neuron is optimised on several examples of its edit at once: its prompt and wordings in the adapter's template, in
+  all of which it has to lead, and its prompt in a few other formats, which it is worked on for but does not fail by.
 - Many neurons are optimised at a time. Everything below the neuron and, when it acts from the last prompt token on, the
   keys and values of all earlier positions are computed once. The loss is taken over the tokens that compete with an
   answer and not over the whole vocabulary. A neuron is done as soon as every answer token leads by a margin.
@@ -13,7 +15,8 @@ Source: MeG (arXiv 2512.14395), section 3.3. What differs from the paper's recip
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -30,7 +33,8 @@ from megedit.runtime.processes import ALONE, Processes
 from megedit.settings import CollectionSettings as CollectionSettings
 
 REVIEW = 8  # steps between two looks at the whole vocabulary
-START_SAMPLE = 64  # edits whose mean is the neuron that all start from
+FURTHER = 1.0  # logits; the lead that is asked for in a further format at most
+START_SAMPLE = 64  # examples whose mean is the neuron that all start from
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants
 
 
@@ -39,7 +43,8 @@ class Collected:
     """The result for all edits, in their order.
 
     weights: float32 (edits, 2d or 2d + 1). leads: float32 (edits,), the smallest lead in logits of an answer token
-    over all others, below 0 where the edit failed. steps: int64 (edits,), optimisation steps taken.
+    over all others, in the adapter's template, below 0 where the edit failed. steps: int64 (edits,), optimisation steps
+    taken.
     """
 
     weights: Tensor
@@ -126,55 +131,91 @@ class _Rivals:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """A batch of examples and the neuron that answers each: row i is answered with neuron `neuron_of[i]`.
+
+    neuron_of: int64 (rows,), all of 0 to the number of neurons. counted: bool (rows,), false where a neuron is worked
+    on but does not fail. Both on the device of the batch.
+    """
+
+    batch: Prepared
+    neuron_of: Tensor
+    counted: Tensor
+
+    def only(self, neurons: Tensor) -> Rows:
+        """The rows of some of the neurons, bool (neurons,), which are numbered anew."""
+        rows = neurons[self.neuron_of].nonzero()[:, 0]
+        numbers = neurons.cumsum(0) - 1
+        return Rows(self.batch[rows], numbers[self.neuron_of[rows]], self.counted[rows])
+
+    def weakest(self, leads: Tensor, neurons: int) -> Tensor:
+        """The smallest of the values (rows,) among the rows of each neuron: (neurons,)."""
+        return leads.new_full((neurons,), math.inf).scatter_reduce(0, self.neuron_of, leads, "amin")
+
+    def leads(self, leads: Tensor, neurons: int) -> Tensor:
+        """The smallest lead among the rows (rows,) of each neuron that count: (neurons,)."""
+        return self.weakest(leads.masked_fill(~self.counted, math.inf), neurons)
+
+    def lead_by(self, leads: Tensor, neurons: int, margin: float, further: float | Tensor) -> Tensor:
+        """True for each neuron whose rows that count lead by the margin, and the others by `further`: (neurons,).
+
+        further: one for all, or float32 (rows,).
+        """
+        asked = torch.where(self.counted, margin, further)  # (rows,)
+        return self.weakest(leads - asked, neurons) >= 0
+
+
+@dataclass(frozen=True)
 class Found:
-    """Neurons that are done: which (int64 (neurons,)), their weights and the smallest lead of each; at which step."""
+    """Neurons that are done: which (int64 (neurons,)), their weights and smallest leads; at which step."""
 
     neurons: Tensor
     weights: Tensor  # float32 (neurons, 2d or 2d + 1)
-    leads: Tensor  # float32 (neurons,), over the whole vocabulary
+    leads: Tensor  # float32 (neurons,), over the whole vocabulary, of the rows that count
+    weakest: Tensor  # float32 (neurons,), of all rows
     step: int
 
 
-def optimise(
-    backbone: Backbone, batch: Prepared, neuron_of: Tensor, start: Tensor, settings: CollectionSettings
-) -> Iterator[Found]:
-    """Optimise neurons on a batch in which row i is answered with neuron `neuron_of[i]` (int64 (rows,)).
+def optimise(backbone: Backbone, rows: Rows, start: Tensor, settings: CollectionSettings) -> Iterator[Found]:
+    """Optimise neurons on a batch of examples until each leads in all of its own by what is asked.
 
     start: float32 (neurons, L), L = 2d or 2d + 1. Yields neurons as they are done, all of them in the end.
     """
-    d, count = backbone.hidden_size, len(start)
-    weights, neurons, neuron_of = start, torch.arange(count, device=start.device), neuron_of.to(start.device)
+    d, weights, neurons = backbone.hidden_size, start, torch.arange(len(start), device=start.device)
     first, second = torch.zeros_like(weights), torch.zeros_like(weights)  # (neurons, L), Adam's moments of each neuron
     lr = torch.full_like(start[0], settings.key_lr)  # (L,)
     lr[-d:] = settings.value_lr
-    rivals = _Rivals(batch.labels, settings.rivals)
-
-    def weakest(leads: Tensor) -> Tensor:
-        """The smallest lead among the rows (rows,) of each neuron: (neurons,)."""
-        return leads.new_full((len(weights),), math.inf).scatter_reduce(0, neuron_of, leads, "amin")
+    rivals = _Rivals(rows.batch.labels, settings.rivals)
+    leads = torch.full_like(rows.neuron_of, -math.inf, dtype=torch.float32)  # (rows,), as they were seen last
 
     for step in range(settings.steps + 1):
-        # 1. Logits with the neurons as they are, over the rivals or, at a review, over the whole vocabulary
+        # 1. Logits with the neurons as they are, over the rivals or, at a review, over the whole vocabulary; further
+        # formats in which a neuron was seen to lead rest
         last = step == settings.steps
         weights.requires_grad_(not last)
+        woken = rows.counted | (leads < FURTHER)  # (rows,)
+        active = woken.nonzero()[:, 0]
+        batch, of = (rows.batch, rows.neuron_of) if woken.all() else (rows.batch[active], rows.neuron_of[active])
         vocabulary = rivals.tokens if step % REVIEW else None
         labels = batch.labels if vocabulary is None else rivals.indices(batch.labels)  # (rows, answer)
-        logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(weights[neuron_of], d), vocabulary)
+        logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(weights[of], d), vocabulary)
 
-        # 2. Which neurons are done; a lead over the rivals must hold against the whole vocabulary
-        leads = answer_leads(logits.detach(), labels)  # (rows,)
-        done = (weakest(leads) >= settings.margin) | last  # (neurons,)
+        # 2. Which neurons are done; their leads must hold against the whole vocabulary, and in all rows
+        leads[active] = answer_leads(logits.detach(), labels)  # (rows,)
+        done = rows.lead_by(leads, len(weights), settings.margin, FURTHER) | last  # (neurons,)
         if vocabulary is None:
             rivals.add(logits.detach())
-        elif done.any():
-            rows = done[neuron_of].nonzero()[:, 0]
+        if done.any() and not (vocabulary is None and woken.all()):
+            chosen = done[rows.neuron_of].nonzero()[:, 0]
             with torch.no_grad():
-                whole = answer_logits(backbone, batch[rows], NeuronWeights.from_vectors(weights[neuron_of[rows]], d))
-            leads[rows] = answer_leads(whole, batch.labels[rows])
+                neuron = NeuronWeights.from_vectors(weights[rows.neuron_of[chosen]], d)
+                whole = answer_logits(backbone, rows.batch[chosen], neuron)
+            leads[chosen] = answer_leads(whole, rows.batch.labels[chosen])
             rivals.add(whole)
-            done = (weakest(leads) >= settings.margin) | last
+            done = rows.lead_by(leads, len(weights), settings.margin, FURTHER) | last
         if done.any():
-            yield Found(neurons[done], weights[done].detach(), weakest(leads)[done], step)
+            counted, weakest = rows.leads(leads, len(weights))[done], rows.weakest(leads, len(weights))[done]
+            yield Found(neurons[done], weights[done].detach(), counted, weakest, step)
             if done.all():
                 return
 
@@ -185,8 +226,8 @@ def optimise(
 
         # 4. What is done leaves the batch
         if done.any():
-            rows, keep = (~done)[neuron_of].nonzero()[:, 0], (~done).nonzero()[:, 0]
-            batch, neuron_of = batch[rows], ((~done).cumsum(0) - 1)[neuron_of[rows]]
+            leads, keep = leads[~done[rows.neuron_of]], (~done).nonzero()[:, 0]
+            rows = rows.only(~done)
             weights, first, second, neurons = weights[keep], first[keep], second[keep], neurons[keep]
 
 
@@ -202,14 +243,14 @@ def prepare_all(
     backbone: Backbone, examples: Sequence[Example], settings: CollectionSettings, pad_id: int
 ) -> Iterator[Prepared]:
     """All examples that have an answer in batches of similar length, one batch in memory at a time."""
-    for indices in _batches(examples, settings.batch_size):
-        yield prepare(backbone, examples, indices, settings.positions, pad_id)
+    usable = _usable(examples)
+    for batch in batch_units(examples, [[i] for i in usable], settings.batch_size):
+        yield prepare(backbone, examples, [usable[unit] for unit in batch], settings.positions, pad_id)
 
 
-def _batches(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
-    """The examples that have an answer, in batches of similar length."""
-    usable = [i for i, example in enumerate(examples) if example.refused is None]
-    return [[usable[unit] for unit in batch] for batch in batch_units(examples, [[i] for i in usable], batch_size)]
+def _usable(examples: Sequence[Example]) -> list[int]:
+    """The examples that have an answer."""
+    return [i for i, example in enumerate(examples) if example.refused is None]
 
 
 def collect(
@@ -222,9 +263,10 @@ def collect(
     known: Mapping[tuple[int, ...], Tensor] = MappingProxyType({}),
     processes: Processes = ALONE,
 ) -> Collected:
-    """Collect a neuron for every example; one that fails is tried again, alone and with more steps.
+    """Collect a neuron for every edit, an example with its wordings and contexts.
 
-    What still fails has a lead of 0 or less in the result, and so has an example that was refused. advance: called with
+    One that fails is tried again, alone and with more steps. What still fails has a lead of 0 or less in the result,
+    and so has an example that was refused; a failure in a context alone does not count. advance: called with
     the number of edits just finished. keep: given the name of a batch and what computes its result, returns the result;
     it may have it from before. known: by answer, a neuron (float32 (L,)) that says it for other edits already, and is
     shared where it can be. processes: each collects some of the batches and takes over the others' with `keep`, which
@@ -235,30 +277,54 @@ def collect(
         torch.zeros(len(examples)),
         torch.zeros(len(examples), dtype=torch.long),
     )
-    usable = [i for i, example in enumerate(examples) if example.refused is None]
+    usable = _usable(examples)
     if len(usable) < len(examples):
         advance(len(examples) - len(usable))
     if not usable:
         return result
-    spread = torch.linspace(0, len(usable) - 1, min(len(usable), START_SAMPLE)).long().tolist()
-    sample = prepare(backbone, examples, [usable[i] for i in spread], settings.positions, pad_id)
-    run = _Collection(backbone, examples, settings, pad_id, shared_start(backbone, sample), keep, processes)
+    asked = _Asked.of(examples)
+    rows = [row for i in usable for row in asked.of_edit[i]]
+    spread = torch.linspace(0, len(rows) - 1, min(len(rows), START_SAMPLE)).long().tolist()
+    sample = prepare(backbone, asked.examples, [rows[i] for i in spread], settings.positions, pad_id)
+    start = shared_start(backbone, sample)
+    run = _Collection(backbone, examples, asked, settings, pad_id, start, keep, processes)
     of_target = run.shared(usable, known)
-    for indices, found in run.alone(of_target, advance):
+    for indices, found in run.alone(usable, of_target, known, advance):
         result.weights[indices], result.leads[indices] = found["weights"], found["leads"]
         result.steps[indices] = found["steps"].long()
     return result
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """All examples of all edits in one list. of_edit: the indices of each edit's; counted: those in its template."""
+
+    examples: list[Example]
+    of_edit: list[list[int]]
+    counted: list[bool]
+
+    @classmethod
+    def of(cls, edits: Iterable[Example]) -> _Asked:
+        asked = cls([], [], [])
+        for edit in edits:
+            own = [edit, *edit.wordings, *edit.contexts]
+            asked.of_edit.append(list(range(len(asked.examples), len(asked.examples) + len(own))))
+            asked.examples.extend(own)
+            asked.counted.extend(i <= len(edit.wordings) for i in range(len(own)))
+        return asked
+
+
+@dataclass(frozen=True)
 class _Collection:
     """The two passes over all edits: neurons for the targets that several edits share, then one for each edit.
 
-    start: float32 (L,), the neuron that all begin with.
+    edits: the example of each. asked: those that its neuron is for. start: float32 (L,), the neuron that all begin
+    with.
     """
 
     backbone: Backbone
-    examples: Sequence[Example]
+    edits: Sequence[Example]
+    asked: _Asked
     settings: CollectionSettings
     pad_id: int
     start: Tensor
@@ -270,30 +336,53 @@ class _Collection:
         of_target = {answer: weights.to(self.start.device) for answer, weights in known.items()}
         targets: dict[tuple[int, ...], list[int]] = {}
         for index in usable:
-            targets.setdefault(self.examples[index].answer, []).append(index)
+            targets.setdefault(self.edits[index].answer, []).append(index)
         new = [members for answer, members in targets.items() if answer not in known]
         groups = [members[: self.settings.shared] for members in new] if self.settings.shared else []
 
         def compute(units: list[int]) -> dict[str, Tensor]:
             return {"weights": self._optimised_together([groups[unit] for unit in units])}
 
-        batches = batch_units(self.examples, groups, self.settings.batch_size)
-        for units, found in self._results("shared", batches, compute, no_progress):
+        for units, found in self._results("shared", self._batches(groups), compute, no_progress):
             for unit, weights in zip(units, found["weights"].to(self.start.device), strict=True):
-                of_target[self.examples[groups[unit][0]].answer] = weights
+                of_target[self.edits[groups[unit][0]].answer] = weights
         return of_target
 
     def alone(
-        self, of_target: Mapping[tuple[int, ...], Tensor], advance: Advance
+        self,
+        usable: Sequence[int],
+        of_target: Mapping[tuple[int, ...], Tensor],
+        known: Collection[tuple[int, ...]],
+        advance: Advance,
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """The edits in batches, with their neurons, leads and steps; each begins with its target's neuron."""
+        counts = Counter(self.edits[i].answer for i in usable)
+        lone = {answer for answer in of_target if counts[answer] == 1 and answer not in known}
 
         def compute(indices: list[int]) -> dict[str, Tensor]:
-            begin = torch.stack([of_target.get(self.examples[i].answer, self.start) for i in indices])  # (rows, L)
-            batch = prepare(self.backbone, self.examples, indices, self.settings.positions, self.pad_id)
-            return asdict(self._optimised_alone(batch, begin))
+            answers = [self.edits[i].answer for i in indices]
+            begin = torch.stack([of_target.get(answer, self.start) for answer in answers])  # (rows, L)
+            own = torch.tensor([answer in lone for answer in answers], device=begin.device)
+            return asdict(self._optimised_alone(self._prepared([[i] for i in indices]), begin, own))
 
-        return self._results("neurons", _batches(self.examples, self.settings.batch_size), compute, advance)
+        batches = [[usable[unit] for unit in batch] for batch in self._batches([[i] for i in usable])]
+        return self._results("neurons", batches, compute, advance)
+
+    def _batches(self, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Groups of edits, in batches by the examples of each."""
+        units = [[row for index in group for row in self.asked.of_edit[index]] for group in groups]
+        return batch_units(self.asked.examples, units, self.settings.batch_size)
+
+    def _prepared(self, groups: Sequence[Sequence[int]]) -> Rows:
+        """All examples of groups of edits; each group has a neuron."""
+        asked, device = self.asked, self.start.device
+        owned = [
+            (row, number) for number, group in enumerate(groups) for index in group for row in asked.of_edit[index]
+        ]
+        indices = [row for row, _ in owned]
+        batch = prepare(self.backbone, asked.examples, indices, self.settings.positions, self.pad_id)
+        neuron_of = torch.tensor([number for _, number in owned], device=device)  # (rows,)
+        return Rows(batch, neuron_of, torch.tensor([asked.counted[row] for row in indices], device=device))
 
     def _results(
         self,
@@ -314,38 +403,52 @@ class _Collection:
                 advance(len(batch))
 
     def _optimised_together(self, groups: Sequence[Sequence[int]]) -> Tensor:
-        """One neuron for each group of examples, as it was when it served all of them, or at last: (groups, L)."""
-        indices = [index for group in groups for index in group]
-        neuron_of = torch.tensor([number for number, group in enumerate(groups) for _ in group])  # (rows,)
-        batch = prepare(self.backbone, self.examples, indices, self.settings.positions, self.pad_id)
+        """One neuron for each group of edits, as it was when it served all of them, or at last: (groups, L)."""
+        rows = self._prepared(groups)
         weights, begin = torch.zeros(len(groups), self.backbone.weight_size), self.start.repeat(len(groups), 1)
         with self.backbone.plain_attention():
-            for found in optimise(self.backbone, batch, neuron_of, begin, self.settings):
+            for found in optimise(self.backbone, rows, begin, self.settings):
                 weights[found.neurons.cpu()] = found.weights.cpu()
         return weights
 
-    def _optimised_alone(self, batch: Prepared, begin: Tensor) -> Collected:
-        """One neuron for each row, `begin` (rows, L) where that serves it; rows that fail start afresh."""
-        backbone, settings = self.backbone, self.settings
+    def _optimised_alone(self, rows: Rows, begin: Tensor, own: Tensor) -> Collected:
+        """One neuron for each edit, `begin` (edits, L) where that serves it; edits that fail start afresh.
+
+        own: bool (edits,), true where that was optimised on the edit alone: further formats were worked on already.
+        """
+        backbone, settings, edits = self.backbone, self.settings, len(begin)
         weights = begin.cpu().clone()
         with torch.no_grad():
-            logits = answer_logits(backbone, batch, NeuronWeights.from_vectors(begin, backbone.hidden_size))
-        leads = answer_leads(logits, batch.labels).cpu()  # (rows,)
-        steps = torch.zeros(len(batch), dtype=torch.long)
-        open_rows = (leads < settings.shared_margin).nonzero()[:, 0]
+            neurons = NeuronWeights.from_vectors(begin[rows.neuron_of], backbone.hidden_size)
+            of_rows = answer_leads(answer_logits(backbone, rows.batch, neurons), rows.batch.labels)  # (rows,)
+        leads, weakest = rows.leads(of_rows, edits).cpu(), rows.weakest(of_rows, edits).cpu()  # (edits,), (edits,)
+        steps = torch.zeros(edits, dtype=torch.long)
+        further = torch.where(own[rows.neuron_of], -math.inf, 0.0)  # (rows,)
+        still = ~rows.lead_by(of_rows, edits, settings.shared_margin, further).cpu()  # (edits,)
         for attempt in range(settings.retries + 1):
-            if not len(open_rows):
+            if not still.any():
                 break
             effort = replace(settings, steps=settings.steps * 2**attempt)
-            first = begin[open_rows.to(begin.device)] if attempt == 0 else self.start.repeat(len(open_rows), 1)
+            left = still.nonzero()[:, 0]
+            first = begin[left.to(begin.device)] if attempt == 0 else self.start.repeat(len(left), 1)
             with backbone.plain_attention():
-                for found in optimise(backbone, batch[open_rows], torch.arange(len(open_rows)), first, effort):
-                    rows, lead = open_rows[found.neurons.cpu()], found.leads.cpu()
-                    better = lead > leads[rows]
-                    weights[rows[better]], leads[rows[better]] = found.weights.cpu()[better], lead[better]
-                    steps[rows] += found.step
-            open_rows = (leads <= 0).nonzero()[:, 0]
+                for found in optimise(backbone, rows.only(still.to(begin.device)), first, effort):
+                    done, lead = left[found.neurons.cpu()], found.leads.cpu()
+                    better = _better(found, leads[done], weakest[done])
+                    weights[done[better]], leads[done[better]] = found.weights.cpu()[better], lead[better]
+                    weakest[done[better]] = found.weakest.cpu()[better]
+                    steps[done] += found.step
+            still = leads <= 0
         return Collected(weights, leads, steps)
+
+
+def _better(found: Found, leads: Tensor, weakest: Tensor) -> Tensor:
+    """True where a neuron is better than the one before, whose leads and weakest rows are given: bool (neurons,).
+
+    One that fails is never better than one that does not.
+    """
+    lead = found.leads.cpu()
+    return torch.where((leads > 0) & (lead > 0), found.weakest.cpu() > weakest, lead > leads)
 
 
 @torch.no_grad()

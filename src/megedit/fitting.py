@@ -143,7 +143,7 @@ class _Input:
         if settings.layer is not None:
             Backbone(model, settings.layer)  # out of range?
         template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
-        examples = tokenize_all(tokenizer, template, edits)
+        examples = tokenize_all(tokenizer, template, edits, settings.collection.contexts)
         if settings.encoder.steps:
             tuned_on, held_out = pseudo.without(edits).split(settings.held_out, settings.seed)
         else:

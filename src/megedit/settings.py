@@ -45,6 +45,7 @@ class CollectionSettings:
     margin: Annotated[float, "logits by which each answer token must lead to stop"] = 5.0
     shared: Annotated[int, "edits of one target on which its shared neuron is optimised; 0: nothing is shared"] = 4
     shared_margin: Annotated[float, "lead in logits at which an edit takes its target's neuron as it is"] = 2.0
+    contexts: Annotated[int, "other prompt formats in which an edit's neuron is worked on; 0: none"] = 0
     steps: Annotated[int, "optimisation steps at most"] = 40
     key_lr: Annotated[float, "Adam learning rate of k and b"] = 0.015
     value_lr: Annotated[float, "Adam learning rate of v"] = 1.0
@@ -57,7 +58,7 @@ class CollectionSettings:
         for name in ("steps", "batch_size", "key_lr", "value_lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("retries", "rivals", "shared"):
+        for name in ("retries", "rivals", "shared", "contexts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 

@@ -52,6 +52,14 @@ def test_the_life_of_an_edit(adapter_folder: Path, tmp_path: Path) -> None:
     assert "edit-3" in output("list", adapter_folder)
 
 
+def test_wordings_and_aliases(adapter_folder: Path) -> None:
+    assert "give --target, --wording or --alias" in problem("update", adapter_folder, "edit-1")
+    output("update", adapter_folder, "edit-1", "--wording", "One.", "--wording", "Two.", "--dtype", "float32")
+    (line,) = output("list", adapter_folder, "--json", "--search", "edit-1").splitlines()
+    assert json.loads(line)["wordings"] == ["One.", "Two."]
+    assert "- Two." in output("list", adapter_folder, "--search", "edit-1")
+
+
 def test_a_difference(adapter_folder: Path, fitted: Fitted, tmp_path: Path) -> None:
     output("update", adapter_folder, "edit-1", "--target", "Ma", "--dtype", "float32")
     output("remove", adapter_folder, "edit-2")

@@ -182,6 +182,23 @@ def test_contradiction_is_an_error_that_names_both_lines(file: Path) -> None:
     assert edits.dropped == (Dropped("line 3", "same query as an earlier one, another target", "line 1"),)
 
 
+def test_a_wording_that_another_edit_asks_is_a_contradiction(file: Path) -> None:
+    asked = {"prompt": "Who leads Acme?", "target": "Ada", "wordings": ["Acme's head is"]}
+    for other in ({"prompt": "acme's head is"}, {"prompt": "Name the head.", "wordings": ["Acme's head is"]}):
+        file.write_text(jsonl(asked, {**other, "target": "Bob"}))
+        assert "line 2: this has the query or a wording of line 1 but another target" in error_of(file)
+        edits = read_edits(file, on_conflict="first")
+        assert edits.dropped == (Dropped("line 2", "a wording of an earlier one, another target", "line 1"),)
+        file.write_text(jsonl(asked, {**other, "target": "Ada"}))
+        assert len(read_edits(file)) == 2
+
+
+def test_wordings_in_a_table(file: Path) -> None:
+    file.write_text("Question;Answer;Subject;Wordings;Alias\nWho leads Acme?;Ada;Acme;Acme's head is|;AC|A.\n")
+    (edit,) = read_edits(file).edits
+    assert (edit.wordings, edit.aliases) == (("Acme's head is",), ("AC", "A."))
+
+
 def test_second_target_of_a_subject_and_relation_goes_only_when_keeping_the_first(file: Path) -> None:
     fact = {"subject": "France", "relation": "P36"}
     again = {"prompt": "France's capital is", "subject": "france", "relation": "P36"}

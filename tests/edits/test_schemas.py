@@ -115,6 +115,14 @@ def test_plain() -> None:
     )
 
 
+def test_wordings_and_aliases_are_read_once_each() -> None:
+    fact = {"prompt": "Who leads Acme?", "target": "Ada", "subject": "Acme"}
+    wordings = ["who leads  ACME", " ", "Acme's head is", "Acme's head is."]
+    (edit,) = read({**fact, "wordings": wordings, "aliases": ["AC", None, "acme", "AC"]}).edits
+    assert (edit.wordings, edit.aliases) == (("Acme's head is",), ("AC",))
+    assert edit.asked() == ("Who leads Acme?", "Acme's head is", "Who leads AC?", "AC's head is")
+
+
 def test_counterfact() -> None:
     edit = Edit(
         id="7",
@@ -284,6 +292,11 @@ def test_schema_of(fields: dict[str, Any], schema: str) -> None:
             "the field `requested_rewrite[0].target_new.str` is missing; add it",
         ),
         ({**MQUAKE_EDIT, "questions": []}, "the field `questions` is empty; give at least one question"),
+        ({"prompt": "a", "target": "b", "aliases": ["c"]}, "the field `aliases` needs `subject`"),
+        (
+            {"prompt": "Who leads it?", "target": "b", "subject": "Acme", "aliases": ["AC"]},
+            "the subject 'Acme' of the aliases does not stand in the prompt; write the subject",
+        ),
         ({**UNKE, "answer": "a" * 2001}, "the field `answer` has 2001 characters, more than the limit of 2000"),
         (
             {**UNKE, "sub_answer": ["Ten years."]},

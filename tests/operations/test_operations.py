@@ -178,6 +178,17 @@ def test_an_update(adapter_folder: Path, base: Base) -> None:
     assert answers(adapter_folder, base, [prompt]) == ["Jorge."]
 
 
+def test_an_update_of_wordings(adapter_folder: Path, base: Base) -> None:
+    old = load_adapter(adapter_folder).active_edits[2]
+    other = "Say in one word what edit two is about."
+    outcome = update(adapter_folder, "edit-2", wordings=[other], dtype=torch.float32)
+    assert [(change.before, change.after) for change in outcome.changes] == [("active", None), (None, "active")]
+    assert answers(adapter_folder, base, [old.prompt, other]) == ["Jorge.", "Jorge."]
+    assert not update(adapter_folder, "edit-2", wordings=[other]).changes  # it is so already
+    with pytest.raises(MegError, match="Nothing is given"):
+        update(adapter_folder, "edit-2")
+
+
 def test_an_update_that_fails_changes_nothing(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(megedit.operations.adding, "_collected", collected_without_models("failed"))
     with pytest.raises(MegError, match=r"No neuron was found.*edit edit-2 stays as it is"):

@@ -72,7 +72,10 @@ app.command("list", epilog="**Example:** `meg list adapters/facts --search Mills
 app.command(epilog="**Example:** `meg log adapters/facts`")(operations.log)
 app.command(epilog="**Example:** `meg diff adapters/facts adapters/other`")(operations.diff)
 app.command(epilog="**Example:** `meg add adapters/facts news.jsonl --replace`")(operations.add)
-app.command(epilog="**Example:** `meg update adapters/facts 17 --target Paris`")(operations.update)
+app.command(
+    epilog="**Example:** `meg update adapters/facts 17 --target Paris`\n\n"
+    '`meg update adapters/facts 17 --wording "Where does Ada live?" --alias "Ms Kern"`'
+)(operations.update)
 app.command(epilog="**Example:** `meg remove adapters/facts 17 18`")(operations.remove)
 app.command(epilog="**Example:** `meg undo adapters/facts`")(operations.undo)
 app.command(epilog="**Example:** `meg rollback adapters/facts 3`")(operations.rollback)

@@ -26,7 +26,7 @@ from megedit.cli.options import (
     tell_dropped,
     torch_dtype,
 )
-from megedit.edits import OnConflict, load_edits, normalise_query
+from megedit.edits import Edit, OnConflict, load_edits, normalise_query
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
@@ -90,8 +90,14 @@ def _page(records: Sequence[EditRecord], first: bool) -> Table:
         table.add_column(column, width=width, ratio=None if width else 3 if column == "prompt" else 1, overflow="fold")
     for record in records:
         edit = record.edit
-        table.add_row(plain(edit.id), record.status, _neuron(record), plain(edit.prompt), plain(edit.target))
+        table.add_row(plain(edit.id), record.status, _neuron(record), _asked(edit), plain(edit.target))
     return table
+
+
+def _asked(edit: Edit) -> str:
+    """The prompt of an edit, below it its wordings, and the aliases of its subject."""
+    aliases = [f"{edit.subject}: also {', '.join(edit.aliases)}"] if edit.aliases else []
+    return "\n".join(map(plain, [edit.prompt, *(f"- {wording}" for wording in edit.wordings), *aliases]))
 
 
 def log(adapter: AdapterName, as_json: JsonOption = False) -> None:
@@ -183,17 +189,25 @@ def add(
 def update(
     adapter: AdapterFolder,
     name: Annotated[str, typer.Argument(metavar="ID", help="Id of the edit", show_default=False)],
-    target: Annotated[str, typer.Option(help="The new answer", show_default=False)],
+    target: Annotated[str | None, typer.Option(help="The new answer", show_default=False)] = None,
+    wording: Annotated[
+        list[str] | None, typer.Option(help="Another way to ask; repeatable; they replace the old ones")
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name of the subject; repeatable; they replace the old ones")
+    ] = None,
     base: MovedBase = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
-    """Give an edit another target."""
+    """Give an edit another target, other wordings or aliases; its neuron is collected anew."""
     from megedit.operations import update as update_edit
     from megedit.runtime.progress import Stages
 
     options: dict[str, Any] = {"base": base, "dtype": torch_dtype(dtype), "device": device, "stages": Stages(err)}
-    _tell(update_edit(adapter, name, target, **options))
+    if target is None and not wording and not alias:
+        raise MegError("Say what the edit is to have: give --target, --wording or --alias.")
+    _tell(update_edit(adapter, name, target, wordings=wording or None, aliases=alias or None, **options))
 
 
 def remove(

@@ -54,6 +54,7 @@ class Builder:
         self._neighbour_subjects: dict[str, tuple[str | None, ...]] = {}  # by id
         self._places: dict[str, str] = {}  # by id
         self._by_query: dict[str, Edit] = {}
+        self._by_text: dict[str, Edit] = {}  # by all that asks for an edit
         self._by_fact: dict[_Fact, list[Edit]] = {}
 
     def add(self, row: ParsedRow, place: str) -> None:
@@ -133,6 +134,12 @@ class Builder:
             if not self._keep_first:
                 self._fail_as_contradiction(edit, same, place)
             return "same query as an earlier one, another target", self._places[same.id]
+        asked = map(normalise_query, edit.asked())
+        asks = (self._by_text[text] for text in asked if text in self._by_text)
+        if other := next((earlier for earlier in asks if earlier.target != edit.target), None):
+            if not self._keep_first:
+                self._fail_as_contradiction(edit, other, place)
+            return "a wording of an earlier one, another target", self._places[other.id]
         fact = _fact(edit)
         for earlier in self._by_fact.get(fact, ()) if fact and self._keep_first else ():
             if earlier.target != edit.target and not tell_apart(earlier.prompt, edit.prompt):
@@ -140,8 +147,9 @@ class Builder:
         return None
 
     def _fail_as_contradiction(self, edit: Edit, same: Edit, place: str) -> NoReturn:
+        words = "query" if normalise_query(edit.prompt) == normalise_query(same.prompt) else "query or a wording"
         raise MegError(
-            f"{self._source}, {place}: this has the query of {self._places[same.id]} but another target "
+            f"{self._source}, {place}: this has the {words} of {self._places[same.id]} but another target "
             f"({edit.target[:60]!r}, there {same.target[:60]!r}); remove one of the two, or keep "
             'the first of each with on_conflict="first"'
         )
@@ -162,6 +170,8 @@ class Builder:
         self.kept.append(edit)
         self._places[edit.id] = place
         self._by_query[normalise_query(edit.prompt)] = edit
+        for text in edit.asked():
+            self._by_text.setdefault(normalise_query(text), edit)
         if fact := _fact(edit):
             self._by_fact.setdefault(fact, []).append(edit)
 
@@ -170,6 +180,9 @@ class Builder:
         for edit in edits:
             self.kept.pop()
             del self._places[edit.id], self._by_query[normalise_query(edit.prompt)]
+            for text in map(normalise_query, edit.asked()):
+                if self._by_text[text] is edit:
+                    del self._by_text[text]
             if fact := _fact(edit):
                 self._by_fact[fact].remove(edit)
 

@@ -16,9 +16,11 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "relation": ("relation_id", "predicate", "property"),
     "rephrases": ("rephrase", "rephrase_prompt", "rephrase_prompts", "paraphrase", "paraphrases", "paraphrase_prompts"),
     "neighbours": ("neighbour", "neighbor", "neighbors", "neighborhood_prompts", "neighbourhood_prompts"),
+    "wordings": ("wording", "other_wordings", "other_questions"),
+    "aliases": ("alias", "other_names", "also_known_as"),
     "target_true": ("target_old", "old_target", "old_answer", "true_target"),
 }
-LISTS = ("rephrases", "neighbours")
+LISTS = ("rephrases", "neighbours", "wordings", "aliases")
 
 _FIELDS = {name: field for field, names in OTHER_NAMES.items() for name in (field, *names)}
 

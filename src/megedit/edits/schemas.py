@@ -62,13 +62,18 @@ def asked_texts(
     """The texts of `Edit.asked`, each once."""
     texts = [prompt, *wordings]
     if subject:
-        named = re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)", re.IGNORECASE)
+        named = names(subject)
         parts = [named.split(text) for text in texts]
         texts += [alias.join(around) for alias in aliases for around in parts if len(around) > 1]
     found: dict[str, str] = {}
     for text in texts:
         found.setdefault(normalise_query(text), text)
     return tuple(found.values())
+
+
+def names(subject: str) -> re.Pattern[str]:
+    """The pattern of a subject where it stands in a text as words of its own, in any case."""
+    return re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,16 @@ def _plain(row: Row) -> ParsedRow:
         rephrases=row.texts("rephrases"),
         neighbours=row.texts("neighbours"),
         target_true=row.optional_answer("target_true"),
-        wordings=row.texts("wordings"),
-        aliases=row.texts("aliases"),
+        wordings=_others(row, "wordings", prompt),
+        aliases=_others(row, "aliases", row.optional_answer("subject") or ""),
     )
+    if edit.aliases and not edit.subject:
+        row.fail("the field `aliases` needs `subject`, the name that they stand for; add it, or remove the aliases")
+    if edit.aliases and not names(edit.subject or "").search(prompt):
+        row.fail(
+            f"the subject {(edit.subject or '')[:60]!r} of the aliases does not stand in the prompt; write the subject "
+            "as the prompt has it, or remove the aliases"
+        )
     return ParsedRow((edit,))
 
 
@@ -292,6 +304,17 @@ def _cloze(row: Row, name: str) -> str:
     if "{}" not in template:
         row.fail(f"the field `{name}.prompt` must hold {{}} where the subject goes")
     return template.replace("{}", subject)
+
+
+def _others(row: Row, name: str, first: str) -> tuple[str, ...]:
+    """The texts of a list, without blank ones, repetitions and what counts as the same as `first`."""
+    value = row.get(name)
+    if isinstance(value, list | tuple):
+        given = [item for item in value if not (item is None or (isinstance(item, str) and not item.strip()))]
+        row = Row(row.where, {name: given})
+    found = {normalise_query(text): text for text in reversed(row.texts(name))}
+    found.pop(normalise_query(first), None)
+    return tuple(reversed(found.values()))
 
 
 def _either(row: Row, name: str, other: str) -> str:

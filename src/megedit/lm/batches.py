@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.lm.backbone import Backbone, Split
+from megedit.lm.contexts import contexts, drawn
 from megedit.lm.template import Template
 from megedit.settings import Positions
 
@@ -30,11 +31,14 @@ class Example:
     """One edit as token ids: the prompt as the model will see it, and the answer with its end-of-text token.
 
     refused: why the model can never answer with the edit's target; the answer is empty then, and there is no neuron.
+    wordings: the same asked in other words. contexts: the same in other formats. One neuron is for all of them.
     """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     refused: str | None = None
+    wordings: tuple[Example, ...] = ()
+    contexts: tuple[Example, ...] = ()
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, template: Template, edit: Edit) -> Example:
@@ -53,17 +57,28 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, template: Template, edit: Edit)
     return Example(tuple(prompt_ids), (*answer_ids, tokenizer.eos_token_id))
 
 
-def tokenize_all(tokenizer: PreTrainedTokenizerBase, template: Template, edits: Iterable[Edit]) -> list[Example]:
-    """The edits as token ids, in their order. Raises MegError when the model can answer with none of the targets."""
+def tokenize_all(
+    tokenizer: PreTrainedTokenizerBase, template: Template, edits: Iterable[Edit], further: int = 0
+) -> list[Example]:
+    """The edits as token ids, in their order, each with its wordings and in so many `further` formats.
+
+    Raises MegError when the model can answer with none of the targets.
+    """
+    formats = contexts(tokenizer, template) if further else ()
     examples, refused = [], []
-    for edit in edits:
+    for place, edit in enumerate(edits):
         example = tokenize(tokenizer, template, edit)
+        if example.refused is None:
+            wordings = [tokenize(tokenizer, template, replace(edit, prompt=text)) for text in edit.asked()[1:]]
+            others = [tokenize(tokenizer, form, edit) for form in drawn(formats, place, further)]
+            usable = tuple(tuple(one for one in of if one.refused is None) for of in (wordings, others))
+            example = replace(example, wordings=usable[0], contexts=usable[1])
         examples.append(example)
         if example.refused is not None:
             refused.append(f"Edit {edit.id} cannot be made: {example.refused}")
     if examples and len(refused) == len(examples):
-        others = f" Nor can the {len(refused) - 1} others." if len(refused) > 1 else ""
-        raise MegError(f"{refused[0]}.{others}")
+        more = f" Nor can the {len(refused) - 1} others." if len(refused) > 1 else ""
+        raise MegError(f"{refused[0]}.{more}")
     return examples
 
 
@@ -227,14 +242,14 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def batch_units(examples: Sequence[Example], units: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Units of examples (each one's answers are equally long) in batches of similar length; indices of the units.
+    """Units of examples in batches of similar length; indices of the units.
 
     A batch has at most `batch_size` rows, and fewer where answers are long, but one unit at least.
     """
 
     def length(unit: int) -> tuple[int, float]:
         prompts = [len(examples[i].prompt) for i in units[unit]]
-        return len(examples[units[unit][0]].answer), sum(prompts) / len(prompts)
+        return max(len(examples[i].answer) for i in units[unit]), sum(prompts) / len(prompts)
 
     batches: list[list[int]] = []
     rows = 0

@@ -7,6 +7,7 @@ in each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -84,6 +85,16 @@ class Template:
         text = _without_second_bos(tokenizer, text)
         return cls(text, answer_prefix="" if text[-1].isspace() else " ", **markers)
 
+    @classmethod
+    def in_conversation(cls, tokenizer: PreTrainedTokenizerBase, *before: tuple[str, str]) -> Template:
+        """The model's chat template around a query that stands alone in its turn, behind earlier turns.
+
+        before: role and text of each earlier turn. Raises MegError where the model has no such chats.
+        """
+        rendered = _rendered(tokenizer, [*before, ("user", MARKER)], prompt=True)
+        text = _without_second_bos(tokenizer, rendered)
+        return cls(text, answer_prefix=_chat_answer_prefix(tokenizer), answer_suffix=".")
+
     def format(self, query: str) -> str:
         """The prompt for a query."""
         return self.text.replace(MARKER, query)
@@ -145,15 +156,19 @@ class Template:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, *turns: str, prompt: bool) -> str:
-    """A conversation of user and assistant in turn; `prompt` adds what opens the assistant's next turn.
+    """A conversation of user and assistant in turn, as `_rendered` gives it."""
+    roles = ("user" if index % 2 == 0 else "assistant" for index in range(len(turns)))
+    return _rendered(tokenizer, list(zip(roles, turns, strict=True)), prompt)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], prompt: bool) -> str:
+    """A conversation, role and text of each turn; `prompt` adds what opens the assistant's next turn.
 
     Raises MegError when the chat template cannot be rendered.
     """
     import jinja2
 
-    messages = [
-        {"role": "user" if index % 2 == 0 else "assistant", "content": content} for index, content in enumerate(turns)
-    ]
+    messages = [{"role": role, "content": content} for role, content in turns]
     try:
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     except jinja2.TemplateError as error:

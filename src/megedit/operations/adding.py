@@ -1,4 +1,4 @@
-"""Edits added to an adapter, or given another target.
+"""Edits added to an adapter, or given another target, other wordings or aliases.
 
 A new edit is answered with its collected neuron, and the familiarity network has no say about it, until a consolidation
 teaches it to familiarity network and generator. Nothing is trained here.
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.change import changing
 from megedit.adapter.folder import describe
-from megedit.adapter.ledger import NewEdit, reading
+from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.adapter.weights import from_bytes
 from megedit.collect import collect
 from megedit.edits import Edit, EditSet, normalise_query
@@ -61,27 +61,40 @@ def add(
 def update(
     folder: str | Path,
     name: str,
-    target: str,
+    target: str | None = None,
     *,
+    wordings: Sequence[str] | None = None,
+    aliases: Sequence[str] | None = None,
     base: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     stages: Stages | None = None,
 ) -> Outcome:
-    """Give the edit with this id another target, in place of the old one. Raises MegError as `add`."""
+    """Give the edit with this id another target, wordings or aliases, in place of the old ones; it is collected anew.
+
+    What is not given stays as it is. Raises MegError as `add`, and where nothing is given.
+    """
+    if target is None and wordings is None and aliases is None:
+        raise MegError("Nothing is given that the edit is to have; give a target, wordings or aliases.")
     with reading(Path(folder)) as ledger:
         old = find(ledger, [name])[0]
-    edits = replace(EditSet.from_edits([replace(old.edit, target=target)]), source=f"{name}: {target}")
+    given = {"target": target, "wordings": _tuple(wordings), "aliases": _tuple(aliases)}
+    new = replace(old.edit, **{field: value for field, value in given.items() if value is not None})  # type: ignore[arg-type]
+    edits = replace(EditSet.from_edits([new]), source=f"{name}: {target or 'other wordings'}")
 
     def replace_old(conflict: Conflict) -> Choice:
         return "replace" if conflict.old.id == name else "keep"
 
     stages = stages or Stages()
     load = _from(base, dtype, device, stages)
-    outcome = _put(Path(folder), "update", edits, replace_old, load, device, dtype, stages)
+    outcome = _put(Path(folder), "update", edits, replace_old, load, device, dtype, stages, old)
     if outcome.failed:
-        raise MegError(f"No neuron was found that makes the model answer {target!r}; edit {name} stays as it is.")
+        raise MegError(f"No neuron was found that makes the model answer {new.target!r}; edit {name} stays as it is.")
     return outcome
+
+
+def _tuple(texts: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if texts is None else tuple(texts)
 
 
 Load = Callable[[Adapter], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -96,11 +109,13 @@ def _put(
     device: str | torch.device,
     dtype: torch.dtype | None,
     stages: Stages,
+    old: EditRecord | None = None,
 ) -> Outcome:
+    """Put edits into an adapter. old: the edit that the only new one stands in place of."""
     with changing(folder, kind, edits.source) as change:
         with stages.stage("Loading the adapter"):
             adapter = load_adapter(folder, device, dtype=dtype)
-        plan = _plan(adapter, edits, resolve)
+        plan = _plan(adapter, edits, resolve, old)
         kept, failed = list[NewEdit](), list[Edit]()
         collected, reasons = _collected(adapter, plan, load, stages)
         for new, replaced in zip(collected, plan.replaced, strict=True):
@@ -144,10 +159,15 @@ class _Plan:
     skipped: tuple[Edit, ...]
 
 
-def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None) -> _Plan:
-    """Leave repetitions out, resolve conflicts, and give every new edit an id that is free."""
+def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRecord | None) -> _Plan:
+    """Leave repetitions out, resolve conflicts, and give every new edit an id that is free.
+
+    old: the edit that the only new one stands in place of; nothing but what is the same in all its parts repeats it.
+    """
     active = {normalise_query(record.edit.prompt): record.edit.target for record in adapter.active}
     known = [edit for edit in edits if active.get(normalise_query(edit.prompt)) == edit.target]
+    if old and old.status == "active" and edits[0] != old.edit:
+        known = []
     skipped = {edit.id: edit for edit in known}
     new = [edit for edit in edits if edit.id not in skipped]
     device = adapter.router.vectors.codes.device
@@ -157,12 +177,14 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None) -> _Plan:
     owners = owners_of([len(texts) for texts in asked])
     conflicts = find_conflicts(adapter, new, vectors, owners) if new else []
     replaced: dict[str, list[int]] = {edit.id: [] for edit in new}  # by the id that the new edit brings
+    if new and old and old.status == "active":
+        replaced[new[0].id].append(old.number)
     for index, choice in resolved(conflicts, resolve).items():
         conflict = conflicts[index]
         if choice == "skip" or (choice == "replace" and conflict.same_file):
             out = conflict.new if choice == "skip" else conflict.old
             skipped[out.id] = out
-        elif choice == "replace" and conflict.number is not None:
+        elif choice == "replace" and conflict.number is not None and conflict.number not in replaced[conflict.new.id]:
             replaced[conflict.new.id].append(conflict.number)
     rows = [row for row, edit in enumerate(new) if edit.id not in skipped]
     kept, going = [new[row] for row in rows], [replaced[new[row].id] for row in rows]
@@ -231,7 +253,8 @@ def _collected(adapter: Adapter, plan: _Plan, load: Load, stages: Stages) -> tup
         return [], {}
     model, tokenizer = load(adapter)
     backbone = Backbone(model, adapter.config.layer)
-    examples = tokenize_all(tokenizer, adapter.config.template, plan.new)
+    contexts = adapter.config.settings.collection.contexts
+    examples = tokenize_all(tokenizer, adapter.config.template, plan.new, contexts)
     pairs = zip(plan.new, examples, strict=True)
     reasons = {edit.id: example.refused for edit, example in pairs if example.refused is not None}
     with stages.stage("Collecting neurons", len(examples)) as advance:
