@@ -17,10 +17,12 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.common import on_device, write_result
 from benchmarks.edits import load_set, read_jsonl
@@ -45,17 +47,23 @@ EXAMPLES = 8  # failures that are kept, of each side
 ASKED = 1000  # questions of each kind among many edits
 
 
+@cache
+def known(device: str, seed: int) -> tuple[TextEncoder, list[Tensor]]:
+    """The shipped encoder, and its vectors of the held-out questions: those that play edits, familiar, unfamiliar."""
+    encoder = TextEncoder(resolve_folder(MINILM), device=device)
+    encoder.change(shipped("encoder.safetensors"))
+    return encoder, [encoder.encode(texts).to(device) for texts in calibration_texts(load_held_out(), seed)]
+
+
 class Store:
     """Edits, and the router that an adapter of them would have."""
 
     def __init__(self, edits: Sequence[Edit], device: str, seed: int) -> None:
         self.edits, settings = edits, DEFAULTS
-        encoder = TextEncoder(resolve_folder(MINILM), device=device)
-        encoder.change(shipped("encoder.safetensors"))
+        encoder, held_out = known(device, seed)
         asked = [edit.asked() for edit in edits]
         started = time.perf_counter()
         vectors = EditVectors.pack(encoder.encode([text for texts in asked for text in texts]).to(device))
-        held_out = [encoder.encode(texts).to(device) for texts in calibration_texts(load_held_out(), seed)]
         both = EditVectors.pack(torch.cat([vectors.unpack(), held_out[0]]))
         network = train_familiarity(both.unpack(), settings.familiarity, seed)
         self.calibration = calibrate(network, both, held_out[1], held_out[2], settings.router)
