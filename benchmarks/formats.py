@@ -69,7 +69,8 @@ def answers(
     rows, width = torch.arange(len(prompts), device=model.device), inputs["input_ids"].shape[1]
     start = torch.full_like(rows, width - 1 if positions == "answer" else 0)
     with neuron.active(weights, rows, start, len(prompts)):
-        decoded = decode(model.generate, tokenizer, inputs, end_tokens(model, tokenizer), NEW_TOKENS)
+        generate: Any = model.generate
+        decoded = decode(generate, tokenizer, inputs, end_tokens(model, tokenizer), NEW_TOKENS)
     neuron.detach()
     return [answer.text for answer in decoded]
 
