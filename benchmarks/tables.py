@@ -371,6 +371,16 @@ def interval(estimate: Mapping[str, float] | None) -> str:
     return NONE if estimate is None else f"{estimate['value']:.1f} ({estimate['low']:.1f} to {estimate['high']:.1f})"
 
 
+def formats(sets: Sets) -> str:
+    """Answers in other prompt formats, by the number of formats that a neuron was collected in beside its own."""
+    rows = [row for values in sets.values() for row in values["rows"]]
+    names = [str(row["contexts"]) for row in rows]
+    of_formats = [[name, *(number(row["percent_right"][name]) for row in rows)] for name in rows[0]["percent_right"]]
+    below = [["empty answers, of all", *(str(row["empty"]) for row in rows)]]
+    below += [["collection, seconds", *(number(row["seconds"], 0) for row in rows)]]
+    return table(["format, percent right", *(f"{name} further formats" for name in names)], of_formats + below)
+
+
 def busy(sets: Sets) -> str:
     """Seconds of a training step of the encoder, alone and beside other work, under ways to wait for threads."""
     ways = {way: row for values in sets.values() for way, row in values["seconds_per_step"].items()}
@@ -417,6 +427,7 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
     "life": (life, {"Life": "life"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
     "busy": (busy, {"Busy": "busy"}),
+    "formats": (formats, {"Formats": "formats"}),
     "reading": (reading, {"Reading": "reading"}),
     "false-fires": (false_fires, {"Reading": "reading"}),
     "contrast": (contrast, {"Router": "contrast"}),
