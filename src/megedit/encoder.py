@@ -283,8 +283,8 @@ def readings(query: str) -> list[str]:
     ends = [found.end() for found in SENTENCE_END.finditer(text)]
     parts = [text[start:end].strip() for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
     asking = [part for part in parts if part is parts[-1] or part.rstrip("\"'”)] ").endswith("?")]
-    said += [part for part in asking if len(part.split()) >= FEWEST_WORDS and part != text]
-    return [query, *dict.fromkeys(said[-READINGS + 1 :])]
+    alone = [part for part in asking if len(part.split()) >= FEWEST_WORDS and part != text]
+    return [query, *dict.fromkeys([*said, *alone[len(said) - READINGS + 1 :]])]
 
 
 def last_sentences(text: str, length: int) -> str:

@@ -43,11 +43,13 @@ from megedit.lm.template import Template
 from megedit.pseudo.knowledge import PseudoKnowledge, load_held_out, load_pseudo_knowledge, text_key
 from megedit.pseudo.wordings import calibration_texts
 from megedit.router.calibration import calibrate
+from megedit.router.curve import FILE as CURVE
 from megedit.router.decision import Calibration
 from megedit.router.familiarity import FamiliarityNetwork, train_familiarity, training_steps
 from megedit.router.index import EditVectors, owners_of
 from megedit.runtime.callbacks import Advance
 from megedit.runtime.device import SPREAD
+from megedit.runtime.files import sha256_of
 from megedit.runtime.processes import Processes, launched
 from megedit.runtime.progress import Stages, log_file, run_logger
 from megedit.runtime.resume import Workspace
@@ -76,9 +78,9 @@ def fit(
     """Edit `edits` into the base model named `base` and write the adapter to the folder `out`.
 
     pseudo: facts that are not edited, for an encoder that is to be tuned (`settings.encoder.steps`) and a router that
-    is calibrated for it; the shipped ones by default. Whatever belongs to an edited fact is taken out of them first.
-    dtype: the number format of the base model and of the matrix products of encoder, verifier, familiarity network and
-    generator; by default the fast one of the device.
+    is calibrated for it, and without effect where none is; the shipped ones by default. Whatever belongs to an edited
+    fact is taken out of them first. dtype: the number format of the base model and of the matrix products of encoder,
+    verifier, familiarity network and generator; by default the fast one of the device.
 
     A run that was interrupted is continued when called again with the same input and settings. Started as several
     processes by `accelerate launch` or `torchrun`, they share the work; `out` must then be on a disk that all of them
@@ -161,6 +163,8 @@ class _Input:
             "settings": asdict(self.settings),
             "dtype": [str(self.model.dtype), str(self.dtype)],
             "version": version("megedit"),
+            "shipped": [sha256_of(shipped(name)) for name in ("encoder.safetensors", "verifier.safetensors", CURVE)],
+            "examples": hashlib.sha256(repr(self.examples).encode()).hexdigest(),
         }
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -84,8 +85,8 @@ class Adapter:
         for module in own:
             module.to(device)
         if self.router.verifier is not None:  # which other adapters may have, too
-            self.router.verifier = load_verifier(verifier_of(self.folder), device)
-        self.router.vectors = self.router.vectors.to(device)
+            self.router.verifier = copy.deepcopy(self.router.verifier).to(device)
+        self.router.vectors, self.router.owners = self.router.vectors.to(device), self.router.owners.to(device)
         self.collected = {number: weights.to(device) for number, weights in self.collected.items()}
 
     @property
@@ -124,7 +125,11 @@ class Adapter:
         address = api.create_repo(name, exist_ok=True, **options)
         with tempfile.TemporaryDirectory() as folder:
             copy_adapter(self.folder, Path(folder) / "adapter")
-            old = ["model-*.safetensors", "encoder/*"]  # of these, what the folder has no more is deleted there
+            old = [
+                "model-*.safetensors",
+                "verifier.safetensors",
+                "encoder/*",
+            ]  # of these, what the folder has no more is deleted there
             api.upload_folder(repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=old)
         return str(address)
 
@@ -143,6 +148,8 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu", *, dtype:
             revision, records, asked = ledger.revision, ledger.records(), ledger.asked()
             vectors, owners = EditVectors.from_bytes(ledger.vectors("active"), config.encoder_size)
             apart = records.having("active", generated=False).numbers
+            if owners.bincount(minlength=len(asked)).tolist() != [len(texts) for texts, _ in asked]:
+                raise ValueError("there are not as many vectors as texts that ask for its edits")
             collected = dict(zip(apart, from_bytes(ledger.neurons(apart), config.weight_size), strict=True))
             seen = load_file(folder / "seen.safetensors")["keys"]
         except FileNotFoundError as error:

@@ -14,6 +14,18 @@ CARD = "README.md"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+def router_line(config: AdapterConfig) -> str:
+    """The router's rule, and how its gate, or its decision, did on held-out queries."""
+    calibration, decision = config.calibration, config.calibration.decision
+    rates = f"{decision.true_positive_rate:.1%} of held-out rephrases"
+    others = f"{decision.false_positive_rate:.1%} of other queries"
+    if calibration.rule != "verified":
+        return f"{calibration.rule}: {rates} recognised, {others} let through"
+    allowed = f"{config.settings.router.false_fires:.1%} of near misses may fire"
+    gate = f"its gate passes {rates}, {others}" if calibration.curve else "made before there was a verifier"
+    return f"verified, {allowed}; {gate}"
+
+
 def write_card(folder: Path, config: AdapterConfig, ledger: Ledger) -> None:
     """Write the README of an adapter folder, of the state that its ledger has."""
     log, failed = ledger.operations(), [record.edit.id for record in ledger.records(status="failed")]
@@ -24,7 +36,6 @@ def model_card(
     config: AdapterConfig, counts: Mapping[Status, int], failed: Sequence[str], source: str, revision: int
 ) -> str:
     """The README of an adapter: how many edits have which status, which have failed, where the first came from."""
-    decision = config.calibration.decision
     stages = "\n".join(
         f"| {stage} | {cost['seconds']:.0f} | {cost['peak_memory_mb']:.0f} |"
         for stage, cost in config.provenance.get("stages", {}).items()
@@ -46,8 +57,7 @@ edits, `meg log` what was done with them.
 
 - Edits: {counts["active"]} in force, {counts["removed"]} removed; failed: {", ".join(failed) or "none"}.
 - Revision {revision}; the first edits are from {source}.
-- Router: {config.calibration.rule}; on held-out pseudo-knowledge {decision.true_positive_rate:.1%} of
-  rephrases are recognised at {decision.false_positive_rate:.1%} of other queries.
+- Router: {router_line(config)}.
 - Base model fingerprint: {config.base_fingerprint}.
 
 | stage of the fit | seconds | peak memory, MB |

@@ -52,7 +52,7 @@ def fit(
     false_fires: Annotated[
         float | None,
         typer.Option(
-            min=0, max=0.5, help="Share of near misses, questions that only look like an edit, that may fire [0.03]"
+            min=0, max=0.29, help="Share of near misses, questions that only look like an edit, that may fire [0.05]"
         ),
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Text encoder: folder, pypi:PACKAGE or hub name")] = None,
@@ -77,6 +77,8 @@ def fit(
     settings = replace(PRESETS[preset], layer=layer, template=template, seed=seed)
     if encoder:
         settings = replace(settings, encoder=replace(settings.encoder, name=encoder))
+    if false_fires is not None and settings.router.rule != "verified":
+        raise MegError("--false-fires is for the verifier; the preset paper has none. Leave one of the two out.")
     if false_fires is not None:
         settings = with_changes(settings, [f"router.false_fires={false_fires}"])
     if pseudo:

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from megedit.adapter.card import router_line
 from megedit.adapter.folder import find_adapter, read_config
 from megedit.adapter.ledger import reading
 from megedit.evaluate.metrics import answer_text
 from megedit.evaluate.protocols import CONTRAST
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
-    from megedit.adapter.config import AdapterConfig
     from megedit.evaluate import ContrastResult, ContrastVerdict, Evaluation, Measured, Verdict
     from megedit.evaluate.firing import Side
     from megedit.evaluate.lm_eval import GeneralResult
@@ -159,7 +159,7 @@ def print_adapter(name: str, out: Console) -> None:
         "edits": ", ".join(f"{count:,} {status}" for status, count in counts.items()),
         "answered by": f"generated neurons {counts['active'] - collected:,}, collected ones {collected:,}",
         "revision": f"{log[-1].revision}: {log[-1].kind}, {log[-1].time} UTC; fitted to {log[0].source}",
-        "router": _router(config),
+        "router": router_line(config),
         "generator": f"{generator.prediction} prediction, {generator.sample_steps} sampling steps",
         "size": f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.0f} MB",
         "made with": ", ".join(f"{name} {number}" for name, number in config.provenance.get("versions", {}).items()),
@@ -168,18 +168,6 @@ def print_adapter(name: str, out: Console) -> None:
     for name, value in rows.items():
         table.add_row(name, escape(value))
     out.print(table)
-
-
-def _router(config: AdapterConfig) -> str:
-    """The rule, and how it did on held-out queries."""
-    calibration, decision = config.calibration, config.calibration.decision
-    rates = f"{decision.true_positive_rate:.1%} of held-out rephrases"
-    others = f"{decision.false_positive_rate:.1%} of other queries"
-    if calibration.rule != "verified":
-        return f"{calibration.rule}: {rates} recognised, {others} let through"
-    return (
-        f"verified, {config.settings.router.false_fires:.1%} of near misses may fire; its gate passes {rates}, {others}"
-    )
 
 
 def _value(estimate: Estimate | None) -> str:

@@ -228,11 +228,11 @@ def _by_route(model: MegModel, cases: Sequence[ContrastCase]) -> list[Fired]:
 
 def _by_answer(system: System, facts: Sequence[ContrastFact], cases: Sequence[ContrastCase]) -> list[Fired]:
     """A fact has fired when the whole answer is its target, or that of the fact that a text asks for."""
-    targets = [{str(case.fact), *case.own} for case in cases]
+    targets = [dict.fromkeys((*sorted(case.own), str(case.fact))) for case in cases]  # what is right goes first
     longest = max(system.token_counts([facts[int(i)].target for of in targets for i in of]) or [0], default=0)
     limits = [max(CONTRAST_TOKENS, longest + ENDING)] * len(cases)
     found = []
     for answer, of in zip(system.answers([case.query for case in cases], limits), targets, strict=True):
-        said = [i for i in sorted(of) if exact_match(answer.text, [facts[int(i)].target])]
+        said = [i for i in of if exact_match(answer.text, [facts[int(i)].target])]
         found.append(Fired(said[0] if said else None, answer=answer.text))
     return found

@@ -200,4 +200,7 @@ def rates(
 
 def names_of(prompts: Iterable[tuple[str, str]]) -> dict[str, str]:
     """By normalised prompt, the name of an edit, from (prompt, name)."""
-    return {normalise_query(prompt): name for prompt, name in prompts}
+    found: dict[str, str] = {}
+    for prompt, name in prompts:
+        found.setdefault(normalise_query(prompt), name)  # of several, the router takes the first
+    return found

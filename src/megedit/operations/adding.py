@@ -166,6 +166,11 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRe
     """
     active = {normalise_query(record.edit.prompt): record.edit.target for record in adapter.active}
     known = [edit for edit in edits if active.get(normalise_query(edit.prompt)) == edit.target]
+    if more := [edit.id for edit in known if edit.wordings or edit.aliases]:
+        logger.warning(
+            "Facts that are there already; their wordings and aliases are not taken over, meg update does that: %s",
+            ", ".join(more[:SHOWN]),
+        )
     if old and old.status == "active" and edits[0] != old.edit:
         known = []
     skipped = {edit.id: edit for edit in known}
@@ -194,10 +199,11 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRe
 
 def _warn_of_long_prompts(adapter: Adapter, edits: Sequence[Edit]) -> None:
     """Say which queries the encoder does not read whole."""
-    if rows := adapter.encoder.overlong([edit.prompt for edit in edits]):
-        names = ", ".join(edits[row].id for row in rows[:SHOWN]) + (", ..." if len(rows) > SHOWN else "")
+    asked = [(edit.id, text) for edit in edits for text in edit.asked()]
+    if rows := adapter.encoder.overlong([text for _, text in asked]):
+        names = ", ".join(asked[row][0] for row in rows[:SHOWN]) + (", ..." if len(rows) > SHOWN else "")
         logger.warning(
-            "%d prompts are longer than the %d tokens that the text encoder reads; they are recognised by their last "
+            "%d queries are longer than the %d tokens that the text encoder reads; they are recognised by their last "
             "sentences alone: %s", len(rows), adapter.encoder.window, names
         )  # fmt: skip
 

@@ -49,7 +49,7 @@ Resolve = Callable[[Conflict], Choice]
 
 
 def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors, owners: Tensor) -> list[Conflict]:
-    """The conflicts of new edits, at most two for each: with the adapter, and with an earlier one of the new edits.
+    """The conflicts of new edits, with edits of the adapter and with earlier ones of the new edits.
 
     vectors, owners: of all that asks for the new edits, and the edit of each. Where both sides name a subject, or both
     a relation, and it is not the same, they ask for different things, however similar they sound.
@@ -57,14 +57,15 @@ def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors
     active = {normalise_query(text): record for record in adapter.active for text in record.edit.asked()}
     router, firsts = adapter.router, _firsts(owners)
     queries, found = vectors.unpack()[firsts], list[Conflict]()
-    similarity, nearest = router.vectors.nearest(queries, NEIGHBOURS)  # (edits, neighbours)
+    similarity, nearest = router.vectors.nearest(queries, NEIGHBOURS * _most(router.owners))  # (edits, neighbours)
     near = router.owners[nearest]
     pairs: list[tuple[int, int, float]] = []  # a new edit, one of the adapter, their similarity
     for i, edit in enumerate(edits):
-        texts = map(normalise_query, edit.asked())
-        if same := next((active[text] for text in texts if text in active), None):
-            if same.edit.target != edit.target:
-                found.append(Conflict("query", edit, same.edit, 1.0, number=same.number))
+        texts = [text for text in map(normalise_query, edit.asked()) if text in active]
+        same = {active[text].number: active[text] for text in texts}.values()
+        others = [record for record in same if record.edit.target != edit.target]
+        found += [Conflict("query", edit, record.edit, 1.0, number=record.number) for record in others]
+        if same:
             continue
         alike = [at for at, j in enumerate(near[i].tolist()) if _alike(edit, adapter.active[j].edit)]
         pairs += [(i, int(near[i, at]), float(similarity[i, at])) for at in alike[:1]]
@@ -81,7 +82,8 @@ def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors
 
 def _among(router: Router, edits: Sequence[Edit], vectors: EditVectors, owners: Tensor) -> list[Conflict]:
     """Conflicts of new edits with earlier ones, those of one query apart: these are refused when a file is read."""
-    similarity, nearest = vectors.nearest(vectors.unpack()[_firsts(owners)], NEIGHBOURS)  # (edits, neighbours)
+    count = NEIGHBOURS * _most(owners)
+    similarity, nearest = vectors.nearest(vectors.unpack()[_firsts(owners)], count)  # (edits, neighbours)
     near, pairs = owners[nearest.cpu()], list[tuple[int, int, float]]()
     for i, edit in enumerate(edits):
         earlier = [at for at, j in enumerate(near[i].tolist()) if j < i and _alike(edit, edits[j])]
@@ -100,6 +102,11 @@ def _among(router: Router, edits: Sequence[Edit], vectors: EditVectors, owners: 
 def _ask_the_same(router: Router, pairs: Sequence[tuple[Edit, Edit]]) -> list[bool]:
     """For each (new, old), whether the router takes the new edit's prompt for the old one's."""
     return router.asks([new.prompt for new, _ in pairs], [(old.prompt, old.target) for _, old in pairs])
+
+
+def _most(owners: Tensor) -> int:
+    """The most vectors that an edit has."""
+    return int(owners.bincount().max()) if len(owners) else 1
 
 
 def _firsts(owners: Tensor) -> Tensor:

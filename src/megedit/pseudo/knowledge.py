@@ -48,8 +48,8 @@ class PseudoKnowledge:
         question goes for the same reasons.
         """
         edits = list(edits)
-        subjects = SubjectIndex(edit.subject for edit in edits if edit.subject)
-        asked = {normalise_query(text) for edit in edits for text in (edit.prompt, *edit.rephrases, *edit.neighbours)}
+        subjects = SubjectIndex(name for edit in edits for name in (edit.subject, *edit.aliases) if name)
+        asked = {normalise_query(text) for edit in edits for text in (*edit.asked(), *edit.rephrases, *edit.neighbours)}
 
         def is_free(text: str, own: str | None = None) -> bool:
             return normalise_query(text) not in asked and not names_another(text, own, subjects)

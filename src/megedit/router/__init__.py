@@ -1,1 +1,1 @@
-"""The router: which queries ask for an edited fact (familiarity network, nearest edits, calibrated decision)."""
+"""The router: which queries ask for an edited fact (candidates, a gate, and a verifier that reads)."""

@@ -37,7 +37,10 @@ def calibrate(
     of what must not pass; float32 (queries, size). Raises MegError when there are too few queries.
     """
     if min(len(familiar), len(unfamiliar)) < FEWEST:
-        raise MegError(f"Fewer than {FEWEST} held-out queries of a kind are too few to calibrate the router.")
+        raise MegError(
+            f"Fewer than {FEWEST} held-out queries of a kind are too few to calibrate the router; give more "
+            "pseudo-knowledge (--pseudo)."
+        )
     vectors = torch.cat([familiar, unfamiliar])
     tensors = (log_entropy(network.entropy(vectors)), enrolled.nearest(vectors)[0][:, 0])
     features = Features(*(values.cpu().double().numpy() for values in tensors))  # each (queries,)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from megedit.edits import normalise_query, user_turns
-from megedit.encoder import TextEncoder, readings
+from megedit.encoder import TextEncoder
+from megedit.encoder import readings as readings_of
 from megedit.router.decision import Calibration, Features
 from megedit.router.familiarity import FamiliarityNetwork
 from megedit.router.index import EditVectors
@@ -46,12 +47,13 @@ class Enrolled:
 class Candidate:
     """An edit that comes into question. edit: its index. row: of the vector of its nearest text, with the cosine to it.
 
-    logit: the verifier's, None where it was not asked.
+    reading: of the readings of the query, the index of the nearest. logit: the verifier's, None where it was not asked.
     """
 
     edit: int
     row: int
     similarity: float
+    reading: int = 0
     logit: float | None = None
 
 
@@ -62,7 +64,7 @@ class Routing:
     fires: the edit that the query asks for, None where it asks for none. by: what decided, the words of the query, the
     gate, the verifier or another rule. score, threshold: of what decided, which says yes at or above the threshold.
     entropy: nats, the smallest of the readings of the query. candidates: by logit where there is one, else by
-    similarity, the highest first. vector: float32 (size,), of the reading that is nearest to an edit.
+    similarity, the highest first. readings: float32 (readings, size), the vectors of the query's readings.
     """
 
     fires: Candidate | None
@@ -71,7 +73,12 @@ class Routing:
     threshold: float
     entropy: float
     candidates: tuple[Candidate, ...]
-    vector: Tensor
+    readings: Tensor
+
+    @property
+    def vector(self) -> Tensor:
+        """The vector of the reading that is nearest to the first candidate: float32 (size,)."""
+        return self.readings[self.candidates[0].reading if self.candidates else 0]
 
 
 def log_entropy(entropy: Tensor) -> Tensor:
@@ -137,26 +144,25 @@ class Router:
 
         within: how far below the nearest edit's similarity candidates may be.
         """
-        texts = [readings(query) for query in queries]
+        texts = [readings_of(query) for query in queries]
         vectors = self.encoder.encode([text for of in texts for text in of]).to(self.vectors.codes.device)
         entropy = self.network.entropy(vectors).tolist()  # by reading
         similarity, rows = self.vectors.nearest(vectors, count * self._most_texts)  # each (readings, n)
         near = zip(similarity.tolist(), rows.tolist(), self.owners[rows].tolist(), strict=True)
         found, first = list[Routing](), 0
         for query, of in zip(queries, texts, strict=True):
-            best: dict[int, tuple[Candidate, int]] = {}  # by edit, with the reading that is nearest to it
-            for reading in range(first, first + len(of)):
+            best: dict[int, Candidate] = {}  # by edit
+            for reading in range(len(of)):
                 for value, row, edit in zip(*next(near), strict=True):
-                    if edit not in best or best[edit][0].similarity < value:
-                        best[edit] = Candidate(edit, row, value), reading
+                    if edit not in best or best[edit].similarity < value:
+                        best[edit] = Candidate(edit, row, value, reading)
+            part = slice(first, first + len(of))
             own = self._own(query, vectors[first])
             if own is not None:
-                best[own.edit] = own, first
-            ordered = sorted(best.values(), key=lambda item: -item[0].similarity)
-            ordered.sort(key=lambda item: item[0] != own)
-            kept = [c for c, _ in ordered[:count] if c.similarity >= ordered[0][0].similarity - within]
-            vector = vectors[ordered[0][1] if ordered else first]
-            found.append(self._gated(own, min(entropy[first : first + len(of)]), tuple(kept), vector))
+                best[own.edit] = own
+            ordered = sorted(best.values(), key=lambda c: (c != own, -c.similarity))
+            kept = [c for c in ordered[:count] if c.similarity >= ordered[0].similarity - within]
+            found.append(self._gated(own, min(entropy[part]), tuple(kept), vectors[part]))
             first += len(of)
         return found
 
@@ -165,25 +171,26 @@ class Router:
         row = self._words.get(normalise_query((user_turns(query) or [query])[-1]))
         if row is None:
             return None
-        return Candidate(int(self.owners[row]), row, float(self.vectors[torch.tensor([row])][0] @ vector))
+        similarity = float(self.vectors[torch.tensor([row], device=vector.device)][0] @ vector)
+        return Candidate(int(self.owners[row]), row, similarity)
 
     def _gated(
-        self, own: Candidate | None, entropy: float, candidates: tuple[Candidate, ...], vector: Tensor
+        self, own: Candidate | None, entropy: float, candidates: tuple[Candidate, ...], readings: Tensor
     ) -> Routing:
         """The decision, as far as it can be made without the verifier. own: the edit in the query's very words."""
         if own is not None:
-            return Routing(own, "words", own.similarity, own.similarity, entropy, candidates, vector)
+            return Routing(own, "words", own.similarity, own.similarity, entropy, candidates, readings)
         if not candidates:
-            return Routing(None, "gate", 0.0, 0.0, entropy, candidates, vector)
+            return Routing(None, "gate", 0.0, 0.0, entropy, candidates, readings)
         best, rule = candidates[0], self.calibration.rule
         decision = self.calibration.decision_for(self._edits[best.edit].learned)
         features = Features(math.log(max(entropy, LEAST_ENTROPY)), best.similarity)
         score, passes = float(decision.score(features)), bool(decision.accepts(features))
         if rule != "verified":
-            return Routing(best if passes else None, rule, score, decision.threshold, entropy, candidates, vector)
+            return Routing(best if passes else None, rule, score, decision.threshold, entropy, candidates, readings)
         if not passes:
-            return Routing(None, "gate", score, decision.threshold, entropy, candidates, vector)
-        return Routing(None, "verifier", score, self.calibration.threshold, entropy, candidates, vector)
+            return Routing(None, "gate", score, decision.threshold, entropy, candidates, readings)
+        return Routing(None, "verifier", score, self.calibration.threshold, entropy, candidates, readings)
 
     def _read(self, queries: Sequence[str], candidates: Sequence[tuple[Candidate, ...]]) -> list[tuple[Candidate, ...]]:
         """The candidates of each query with the verifier's logits, the highest first."""

@@ -48,12 +48,12 @@ class Verifier(nn.Module):
         self.compute_dtype = torch.float32
 
     def tokens(self, queries: Sequence[str], edits: Sequence[str]) -> list[Tokens]:
-        """Each pair's tokens; of a long query the end is read, of a long edit the beginning."""
+        """Each pair's tokens; of a long query, and of a long edit, the end is read."""
         read, held = self._tokenise([clean_query(query) for query in queries]), self._tokenise(edits)
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         found = []
         for query, edit in zip(read, held, strict=True):
-            edit = edit[:EDIT_WINDOW]
+            edit = edit[-EDIT_WINDOW:]
             query = query[-(WINDOW - 3 - len(edit)) :]
             ids = [start, *query, end, *edit, end]
             found.append((ids, [0] * (len(query) + 2) + [1] * (len(edit) + 1)))

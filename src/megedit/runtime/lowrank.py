@@ -21,4 +21,5 @@ def apply_changes(network: nn.Module, changes: Mapping[str, Tensor]) -> None:
         raise KeyError(min(unknown))
     weights = dict(network.named_parameters())
     for name in matrices:
-        weights[f"{name}.weight"].add_(changes[name + UP] @ changes[name + DOWN])
+        weight = weights[f"{name}.weight"]
+        weight.add_((changes[name + UP] @ changes[name + DOWN]).to(weight))
