@@ -404,10 +404,11 @@ def test_push_to_the_hub(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
     adapter: Adapter = load_adapter(fitted.adapter)
     assert adapter.push_to_hub("owner/name", private=True, token="key") == "https://huggingface.co/owner/name"
+    patterns = ["model-*.safetensors", "verifier.safetensors", "encoder/*"]
     assert FakeHub.calls == [
         ("HfApi", {"token": "key"}),
         ("create_repo", {"name": "owner/name", "exist_ok": True, "private": True}),
-        ("upload_folder", {"repo_id": "owner/name", "delete_patterns": ["model-*.safetensors", "encoder/*"]}),
+        ("upload_folder", {"repo_id": "owner/name", "delete_patterns": patterns}),
     ]
     assert FakeHub.uploaded == files_of(fitted.adapter)
 

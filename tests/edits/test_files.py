@@ -12,7 +12,7 @@ from typing import Any
 
 import openpyxl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from megedit.edits import Edit, Question, contents, query_id, read_edits
@@ -437,6 +437,7 @@ PARTS += [
 @given(
     st.lists(st.sampled_from(PARTS) | st.binary(max_size=8), max_size=8).map(b"".join), st.sampled_from(["", ".json"])
 )
+@example(b'"prompt,target\nprompt,target\n"', "")
 def test_any_content_reads_or_is_told_in_one_sentence(tmp_path: Path, content: bytes, suffix: str) -> None:
     file = tmp_path / f"facts{suffix}"
     file.write_bytes(content)

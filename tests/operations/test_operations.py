@@ -216,7 +216,7 @@ def test_a_prompt_that_the_encoder_cannot_read_whole_is_warned_of(
     caplog.set_level("WARNING", "megedit")
     put(adapter_folder, new_edit(prompt="Once upon a time. " * 300 + "What does Iva Jones play?"), new_edit("short"))
     (told,) = [record.getMessage() for record in caplog.records if "longer than" in record.getMessage()]
-    assert told.startswith("1 prompts are longer than the") and told.endswith(": new")
+    assert told.startswith("1 queries are longer than the") and told.endswith(": new")
 
 
 def test_a_target_that_no_answer_can_be(adapter_folder: Path) -> None:

@@ -152,7 +152,7 @@ def _is_empty(cell: object) -> bool:
 
 
 def _listed(header: Sequence[str]) -> str:
-    names = ", ".join(f"`{name}`" for name in header if name)
+    names = ", ".join(f"`{' '.join(name.split())}`" for name in header if name)
     return names[:200] or "nothing"
 
 
