@@ -25,12 +25,12 @@ class Pair(NamedTuple):
 # How often a fact of a set is drawn; `contrast_` and `written_` are divided among the sets of that beginning, by their
 # facts.
 SET_WEIGHTS = {
-    "contrast_": 0.40,
-    "written_": 0.28,
+    "contrast_": 0.36,
+    "written_": 0.26,
     "contrast_chat": 0.08,
     "halluedit": 0.06,
     "wikibigedit": 0.04,
-    "knowedit_counterfact": 0.04,
+    "knowedit_counterfact": 0.10,
     "counterfact": 0.04,
     "zsre_style": 0.03,
     "mquake": 0.03,
@@ -41,7 +41,7 @@ OTHER_WEIGHTS = {"other_relation": 2.0, "other_entity": 2.0, "part_unit": 1.5, "
 ASKING = 0.45  # of the pairs
 REPEATED = 0.12  # of the pairs that ask: the edit's own prompt, perturbed
 REWORDED = 0.25  # of the edits are stated in another wording of theirs
-SIBLING, STRANGER, SWAPPED = 0.12, 0.10, 0.08  # of the pairs that do not ask
+SIBLING, STRANGER, SWAPPED, RENAMED = 0.12, 0.10, 0.08, 0.12  # of the pairs that do not ask
 AS_PROMPT = ("paraphrase", "statement", "keywords")
 SETS_PER_BATCH = 4  # from which the facts of a batch of triples are
 AS_EDIT = ("other_relation", "other_entity", "part_unit", "time_shift")
@@ -51,8 +51,8 @@ class Pairs:
     """Draws pairs from facts, by kinds and sets.
 
     Of the pairs that do not ask, most are a text that looks like the edit; the others are what asks for another fact
-    about its subject (SIBLING), what asks for any other fact of its set (STRANGER), and the edit's own text beside an
-    edit made from one that looks like it (SWAPPED).
+    about its subject (SIBLING), what asks for any other fact of its set (STRANGER), the edit's own text beside an edit
+    made from one that looks like it (SWAPPED), and its text with another fact's subject in it (RENAMED).
     """
 
     def __init__(self, facts: Sequence[ContrastFact], noise: Sequence[str]) -> None:
@@ -136,6 +136,11 @@ class Pairs:
             _, query = rng.choice([("prompt", fact.prompt), *known.fire])
             if normalise_query(prompt) not in fact.asking:
                 return "swapped", query, prompt, rng.choice(self._of_set[fact.set]).fact.target
+        elif drawn < SIBLING + STRANGER + SWAPPED + RENAMED:
+            other = rng.choice(self._of_set[fact.set])
+            _, query = rng.choice([("prompt", fact.prompt), *known.fire])
+            if fact.subject and fact.subject in query and not other.names(fact.subject):
+                return "renamed", query.replace(fact.subject, other.fact.subject)
         if not known.other:
             return None
         kind, query = rng.choices(known.other, known.other_weights)[0]
