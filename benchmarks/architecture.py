@@ -27,6 +27,7 @@ ROOMS = {
     "pseudo": "facts that are not edited",
     "lm": "the frozen language model",
     "neuron": "the dynamic neuron",
+    "optimise": "many neurons at a time, by gradients",
     "collect": "knowledge-weight collection",
     "layers": "which layer takes the neuron",
     "encoder": "the text encoder",

@@ -9,20 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from megedit.collect import (
-    Collected,
-    CollectionSettings,
-    answer_leads,
-    answer_leads_of,
-    answer_logits,
-    collect,
-    loss_gradient,
-    prepare_all,
-    shared_start,
-)
+from megedit.collect import Collected, CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import IGNORED, Example, batch_units, common_prefix, prepare
 from megedit.neuron import DynamicNeuron, NeuronWeights
+from megedit.optimise import answer_leads, answer_logits, loss_gradient, shared_start
 from megedit.settings import Positions
 from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_model
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from megedit.collect import CollectionSettings, answer_leads, answer_logits, collect
+from megedit.collect import CollectionSettings, collect
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.layers import (
@@ -29,6 +29,7 @@ from megedit.lm.batches import prepare, tokenize
 from megedit.lm.loading import load_base
 from megedit.lm.template import Template
 from megedit.neuron import NeuronWeights
+from megedit.optimise import answer_leads, answer_logits
 from tests.cli.test_cli import output, problem
 from tests.conftest import Fitted
 from tests.tiny import tiny_model
