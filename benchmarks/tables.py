@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from benchmarks.markdown import NONE, Sets, number, table
+from benchmarks.router_tables import (
+    contrast,
+    contrast_examples,
+    contrast_kinds,
+    contrast_many,
+    false_fires,
+    formats,
+    reading,
+)
 from benchmarks.sources import ANCHORS, CURVE, DEVICES, FAMILIES, HARDER, HEADLINE, PROBES, RAW, SETS, SHAPES, UNSEEN
 
-NONE = "-"
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
 FURTHER = {  # rows of further questions in a result: what they are, and the metric
     "noisy_rephrases": ("rephrase behind a noise sentence", "generality"),
     "same_form_neighbours": ("question of the same form about another subject", "locality"),
     "other_questions": ("another question about an edited subject", "locality"),
 }
-
-Sets = Mapping[str, Any]  # `results` of result files, by title
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: the first column on the left, the others on the right."""
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    return NONE if value is None else f"{value:,.{digits}f}"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -318,67 +315,6 @@ def recipe(sets: Sets) -> str:
         factor = number(paper[key] / ours[key], 0) if cost else ""
         rows.append([header, number(paper[key], digits), number(ours[key], digits), factor])
     return table(["", "paper", "ours", "factor"], rows)
-
-
-def reading(sets: Sets) -> str:
-    """What the verifier recognises of each set at several shares of false fires."""
-    found = [item for values in sets.values() for item in sorted(values["sets"].items())]
-    rates = [f"recognised at {rate} false" for rate in found[0][1]["recognised"]]
-    rows = [[name, *map(str, row["texts"].values()), *map(number, row["recognised"].values())] for name, row in found]
-    return table(["set", "texts that ask", "that do not", *rates], rows)
-
-
-def false_fires(sets: Sets) -> str:
-    """The curve that is shipped: what a share of near misses that may fire costs in recognition."""
-    points = [point for values in sets.values() for point in values["curve"]]
-    rows = [[f"{false:.1%}", number(threshold, 2), f"{recognised:.1%}"] for threshold, false, recognised in points]
-    return table(["near misses that fire", "the verifier's threshold", "recognised"], rows)
-
-
-def contrast(sets: Sets) -> str:
-    """Of each set what the router recognises and what fires falsely, with intervals."""
-    found = [item for values in sets.values() for item in values.items()]
-    rows = [[name, str(row["facts"]), interval(row["recognised"]), interval(row["false"])] for name, row in found]
-    return table(["set", "facts", "recognised", "false"], rows)
-
-
-def contrast_kinds(sets: Sets, name: str) -> str:
-    """The same of one set, by kind."""
-    kinds = [item for values in sets.values() for item in values[name]["kinds"].items()]
-    return table(["side: kind", "texts", "fires"], [[kind, str(row["count"]), interval(row)] for kind, row in kinds])
-
-
-def contrast_examples(sets: Sets, name: str) -> str:
-    """Some failures of one set."""
-    sides = [item for values in sets.values() for item in values[name]["examples"].items()]
-    titles = {"fire": "missed", "not": "fires falsely"}
-    rows = [
-        [titles[side], row["kind"], row["query"].replace("\n", " / "), row["fact"]] for side, of in sides for row in of
-    ]
-    return table(["", "kind", "text", "fact"], [[cell.replace("|", "/") for cell in row] for row in rows])
-
-
-def contrast_many(sets: Sets) -> str:
-    """Among many edits: other questions, the share that fires and that is read by the verifier."""
-    found = [item for values in sets.values() for item in values.items() if "fires_own" in item[1]]
-    columns = {"asked": 0, "fires_own": 1, "fires": 2, "read_by_verifier": 1}
-    rows = [[name, *(number(row[column], digits) for column, digits in columns.items())] for name, row in found]
-    return table(["question", "asked", "fires its own edit, %", "fires any edit, %", "read by the verifier, %"], rows)
-
-
-def interval(estimate: Mapping[str, float] | None) -> str:
-    """A share in per cent, with its bootstrap interval."""
-    return NONE if estimate is None else f"{estimate['value']:.1f} ({estimate['low']:.1f} to {estimate['high']:.1f})"
-
-
-def formats(sets: Sets) -> str:
-    """Answers in other prompt formats, by the number of formats that a neuron was collected in beside its own."""
-    rows = [row for values in sets.values() for row in values["rows"]]
-    names = [str(row["contexts"]) for row in rows]
-    of_formats = [[name, *(number(row["percent_right"][name]) for row in rows)] for name in rows[0]["percent_right"]]
-    below = [["empty answers, of all", *(str(row["empty"]) for row in rows)]]
-    below += [["collection, seconds", *(number(row["seconds"], 0) for row in rows)]]
-    return table(["format, percent right", *(f"{name} further formats" for name in names)], of_formats + below)
 
 
 def busy(sets: Sets) -> str:
