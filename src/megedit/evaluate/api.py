@@ -85,6 +85,64 @@ def evaluate(
     )
 
 
+def contrast(
+    edited: MegModel | System | Function,
+    facts: Sequence[ContrastFact],
+    *,
+    source: str = "Python",
+    name: str = "",
+    limit: int | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Advance = no_progress,
+) -> ContrastResult:
+    """Measure which questions fire an edit by the protocol `contrast` (docs/contrast.md).
+
+    edited: as for `evaluate`. A `MegModel` says which edit it has used; it must hold the facts. Any other system is
+    judged by its answers: a fact has fired when the whole answer is its target. source, name: what the result calls
+    the facts and the system. limit: only the texts of the first so many facts. progress: called with the number of
+    texts just asked, and once with that of those left out.
+
+    Raises MegError when there are no facts, or the model does not hold one of them.
+    """
+    asked = facts[:limit]
+    if not asked:
+        raise MegError(f"{source}: there are no facts to ask for; give at least one.")
+    if isinstance(edited, MegModel):
+        names = _names_in(edited, asked, source)
+        prompts = {edit.id: edit.prompt for edit in edited.edits}
+        shipped, own = shipped_seen(), set(edited.adapter.seen.tolist())
+        cases, left_out = contrast_cases(
+            facts, names, lambda text: (key := text_key(text)) in shipped or key in own, limit
+        )
+        fired, name = partial(_by_route, edited), name or "adapter"
+        router = edited.adapter.config.settings.router
+        allowed = 100 * router.false_fires if router.rule == "verified" else None
+    else:
+        system = _as_system(edited, name)
+        prompts = {str(i): fact.prompt for i, fact in enumerate(facts)}
+        cases, left_out = contrast_cases(facts, names_of((text, i) for i, text in prompts.items()), limit=limit)
+        fired, name, allowed = partial(_by_answer, system, facts), system.name, None
+    progress(sum(left_out.values()))
+    verdicts = run_contrast(cases, fired, batch_size, progress)
+    recognised, false, kinds = rates(verdicts, len(asked), seed)
+    return ContrastResult(
+        system=name,
+        source=source,
+        facts=len(asked),
+        judged_by="route" if isinstance(edited, MegModel) else "answer",
+        recognised=recognised,
+        false=false,
+        kinds=kinds,
+        allowed=allowed,
+        left_out=left_out,
+        verdicts=verdicts,
+        seed=seed,
+        prompts=tuple(fact.prompt for fact in asked),
+        edits={i: prompts[i] for i in dict.fromkeys(v.fired.edit for v in verdicts) if i is not None},
+    )
+
+
 def template_of(kind: TemplateKind, tokenizer: PreTrainedTokenizerBase) -> Template | None:
     """The template of a protocol; None for the adapter's own."""
     if kind == "adapter":
@@ -150,64 +208,6 @@ def _as_system(given: Any, name: str) -> System:
 
 def _journals() -> Path:
     return cache_folder() / "evaluations"
-
-
-def contrast(
-    edited: MegModel | System | Function,
-    facts: Sequence[ContrastFact],
-    *,
-    source: str = "Python",
-    name: str = "",
-    limit: int | None = None,
-    batch_size: int = 128,
-    seed: int = 0,
-    progress: Advance = no_progress,
-) -> ContrastResult:
-    """Measure which questions fire an edit by the protocol `contrast` (docs/contrast.md).
-
-    edited: as for `evaluate`. A `MegModel` says which edit it has used; it must hold the facts. Any other system is
-    judged by its answers: a fact has fired when the whole answer is its target. source, name: what the result calls
-    the facts and the system. limit: only the texts of the first so many facts. progress: called with the number of
-    texts just asked, and once with that of those left out.
-
-    Raises MegError when there are no facts, or the model does not hold one of them.
-    """
-    asked = facts[:limit]
-    if not asked:
-        raise MegError(f"{source}: there are no facts to ask for; give at least one.")
-    if isinstance(edited, MegModel):
-        names = _names_in(edited, asked, source)
-        prompts = {edit.id: edit.prompt for edit in edited.edits}
-        shipped, own = shipped_seen(), set(edited.adapter.seen.tolist())
-        cases, left_out = contrast_cases(
-            facts, names, lambda text: (key := text_key(text)) in shipped or key in own, limit
-        )
-        fired, name = partial(_by_route, edited), name or "adapter"
-        router = edited.adapter.config.settings.router
-        allowed = 100 * router.false_fires if router.rule == "verified" else None
-    else:
-        system = _as_system(edited, name)
-        prompts = {str(i): fact.prompt for i, fact in enumerate(facts)}
-        cases, left_out = contrast_cases(facts, names_of((text, i) for i, text in prompts.items()), limit=limit)
-        fired, name, allowed = partial(_by_answer, system, facts), system.name, None
-    progress(sum(left_out.values()))
-    verdicts = run_contrast(cases, fired, batch_size, progress)
-    recognised, false, kinds = rates(verdicts, len(asked), seed)
-    return ContrastResult(
-        system=name,
-        source=source,
-        facts=len(asked),
-        judged_by="route" if isinstance(edited, MegModel) else "answer",
-        recognised=recognised,
-        false=false,
-        kinds=kinds,
-        allowed=allowed,
-        left_out=left_out,
-        verdicts=verdicts,
-        seed=seed,
-        prompts=tuple(fact.prompt for fact in asked),
-        edits={i: prompts[i] for i in dict.fromkeys(v.fired.edit for v in verdicts) if i is not None},
-    )
 
 
 def _names_in(model: MegModel, facts: Sequence[ContrastFact], source: str) -> dict[str, str]:

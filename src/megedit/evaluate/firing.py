@@ -17,12 +17,11 @@ import numpy as np
 from megedit.edits import normalise_query
 from megedit.edits.contrast import ContrastFact, texts
 from megedit.evaluate.protocols import CONTRAST
-from megedit.evaluate.statistics import Estimate
+from megedit.evaluate.statistics import Estimate, shares
 from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.provenance import machine, versions
 
 VERSION = 1
-RESAMPLES, LEVEL = 1000, 0.95
 FORMAT = 1
 
 Side = Literal["fire", "not"]
@@ -186,15 +185,8 @@ def rates(
         for column in ((v.case.side, ""), (v.case.side, v.case.kind)):
             hits[v.case.fact, index[column]] += v.hit
             counts[v.case.fact, index[column]] += 1
-    drawn = np.random.default_rng(seed).multinomial(facts, [1 / facts] * facts, RESAMPLES)  # (resamples, facts)
-    resampled, there = drawn @ hits, drawn @ counts  # each (resamples, columns)
-    found: dict[tuple[Side, str], Estimate] = {}
-    for column, i in index.items():
-        if counts[:, i].any():
-            share = 100 * resampled[:, i][there[:, i] > 0] / there[:, i][there[:, i] > 0]
-            low, high = np.quantile(share, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-            total = int(counts[:, i].sum())
-            found[column] = Estimate(100 * float(hits[:, i].sum()) / total, low, high, total)
+    estimated = dict(zip(columns, shares(100 * hits, counts, seed=seed), strict=True))
+    found = {column: estimate for column, estimate in estimated.items() if estimate is not None}
     return found.get(("fire", "")), found.get(("not", "")), {kind: found[kind] for kind in kinds}
 
 

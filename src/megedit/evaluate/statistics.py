@@ -68,6 +68,20 @@ def estimates(
     return [*found, _estimate(value, _harmonic_means(resampled[:, columns]), count, level)]
 
 
+def shares(
+    hits: Floats, counts: Floats, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> list[Estimate | None]:
+    """An estimate of each column's share, all hits of all groups over all counts; None where nothing is counted.
+
+    hits, counts: float64 (groups, columns). A group with more counts weighs more, unlike in `estimates`; the groups are
+    what is resampled. `count` is the sum of the counts.
+    """
+    parts = [_means(drawn @ hits, drawn @ counts) for drawn in _draws(len(hits), resamples, seed)]
+    resampled = np.concatenate(parts) if parts else np.full((resamples, hits.shape[1]), np.nan)
+    totals, values = counts.sum(0).astype(int).tolist(), _means(hits.sum(0), counts.sum(0)).tolist()
+    return [_estimate(value, resampled[:, i], totals[i], level) for i, value in enumerate(values)]
+
+
 def _estimate(value: float, resampled: Floats, count: int, level: float) -> Estimate | None:
     if not count:
         return None
