@@ -54,24 +54,18 @@ def explain(model: MegModel, question: str, max_new_tokens: int | None = None) -
     edited = _answer(model, question, max_new_tokens)
     with model.disable_edits():
         base = _answer(model, question, max_new_tokens)
-    return Explanation(
-        model.route(question),
-        model.nearest(question, NEAREST),
-        _distance(model, question),
-        edited,
-        base,
-    )
+    route, nearest = model.route(question), model.nearest(question, NEAREST)
+    return Explanation(route, nearest, _distance(model, question), edited, base)
 
 
 def _distance(model: MegModel, question: str) -> float | None:
     """Between the neuron generated from a question and the one collected for the edit by which it is routed."""
-    adapter, nearest = model.adapter, model.route(question).nearest
-    generated = model.generated(question)
-    if generated is None:
+    found = model.generated(question)
+    if found is None:
         return None
-    record = next(record for record in adapter.active if record.edit.id == nearest[0].edit.id)
-    both = torch.stack([generated, adapter.neurons([record])[0].to(generated.device)])  # (2, L)
-    first, second = adapter.generator.standardise(both)
+    record, generated = found
+    both = torch.stack([generated, model.adapter.neurons([record])[0].to(generated.device)])  # (2, L)
+    first, second = model.adapter.generator.standardise(both)
     return float((first - second).square().mean())
 
 

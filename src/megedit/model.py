@@ -25,6 +25,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from megedit.adapter.adapter import Adapter, check_base, load_adapter
 from megedit.adapter.folder import copy_adapter
+from megedit.adapter.ledger import EditRecord
 from megedit.edits import Edit
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import pad, position_ids, shared_columns
@@ -169,8 +170,8 @@ class MegModel(HuggingFaceSurface):
         """The edits nearest to a bare query, each with the verifier's score; the best first."""
         return self._finder.nearest(query, count)
 
-    def generated(self, query: str) -> Tensor | None:
-        """The neuron generated for a bare query as for its best candidate: float32 (L,); None where no edit is near."""
+    def generated(self, query: str) -> tuple[EditRecord, Tensor] | None:
+        """A bare query's best candidate and the neuron generated as for it, as `NeuronFinder.generated` gives them."""
         return self._finder.generated(query)
 
     def neurons(self, queries: Iterable[str]) -> tuple[Tensor, NeuronWeights]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megedit.adapter.adapter import Adapter
+from megedit.adapter.ledger import EditRecord
 from megedit.edits import Edit
 from megedit.router.router import By, Candidate, Routing
 
@@ -97,10 +98,12 @@ class NeuronFinder:
         with self._lock:
             return tuple(self._near(each) for each in self._adapter.router.nearest(query, count))
 
-    def generated(self, query: str) -> Tensor | None:
-        """The neuron that is generated for a query as for the best candidate: float32 (L,); None without any edit."""
+    def generated(self, query: str) -> tuple[EditRecord, Tensor] | None:
+        """The best candidate of a query, and the neuron, float32 (L,), generated as for it; None without any edit."""
         routing = self._routed([query])[0]
-        return self._generated([routing])[0] if routing.candidates else None
+        if not routing.candidates:
+            return None
+        return self._adapter.active[routing.candidates[0].edit], self._generated([routing])[0]
 
     def forget(self) -> None:
         """Forget what was found."""
