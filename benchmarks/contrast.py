@@ -28,9 +28,8 @@ from benchmarks.common import on_device, write_result
 from benchmarks.edits import load_set, read_jsonl
 from megedit.edits import Edit
 from megedit.edits.contrast import ContrastFact
-from megedit.encoder import MINILM, TextEncoder
+from megedit.encoder import TextEncoder, shipped_encoder
 from megedit.evaluate.firing import ContrastCase, Fired, cases_of, names_of, rates, run_contrast
-from megedit.lm.loading import resolve_folder
 from megedit.pseudo.knowledge import load_held_out, shipped_seen, text_key
 from megedit.pseudo.wordings import calibration_texts
 from megedit.router.calibration import calibrate
@@ -50,8 +49,7 @@ ASKED = 1000  # questions of each kind among many edits
 @cache
 def known(device: str, seed: int) -> tuple[TextEncoder, list[Tensor]]:
     """The shipped encoder, and its vectors of the held-out questions: those that play edits, familiar, unfamiliar."""
-    encoder = TextEncoder(resolve_folder(MINILM), device=device)
-    encoder.change(shipped("encoder.safetensors"))
+    encoder = shipped_encoder(device)
     return encoder, [encoder.encode(texts).to(device) for texts in calibration_texts(load_held_out(), seed)]
 
 

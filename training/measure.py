@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import on_device, write_result
-from megedit.edits import normalise_query
-from megedit.encoder import MINILM, TextEncoder, readings
-from megedit.lm.loading import resolve_folder
+from megedit.encoder import TextEncoder, readings, shipped_encoder
+from megedit.evaluate.firing import cases_of, names_of
 from megedit.router import curve
 from megedit.router.router import CANDIDATES
 from megedit.router.verifier import FILE, Verifier, edit_text, load_verifier
 from megedit.runtime.files import replacing
 from megedit.runtime.shipped import shipped
-from training.corpus import TEST_SHARE, ContrastFact, by_set, corpus, last_subjects, read_facts, split, texts
+from training.corpus import TEST_SHARE, ContrastFact, by_set, corpus, last_subjects, read_facts, split
 
 RATES = (0.01, 0.03, 0.05)  # of false fires
+SIGNS = {"fire": "+", "not": "-"}  # in front of the kind of a text
 CURVE_RATES = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 OF_KINDS = 0.03  # the one at which every kind is shown
 WHOLE = ("contrast_science",)  # test sets of which every fact is tested
@@ -54,8 +54,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     verifier = load_verifier(options.weights, options.device)
-    encoder = TextEncoder(resolve_folder(MINILM), device=options.device)
-    encoder.change(shipped("encoder.safetensors"))
+    encoder = shipped_encoder(options.device)
     sets = {f"settings {name}": facts for name, facts in by_set(split(corpus())[1]).items()}
     if options.data is None:
         print("Without --data only the settings facts are measured: the test sets are no part of the corpus.")
@@ -87,18 +86,10 @@ def held_out_sets(data: Path) -> dict[str, list[ContrastFact]]:
 
 
 def measured(facts: Sequence[ContrastFact], encoder: TextEncoder, verifier: Verifier) -> list[Reading]:
-    """The reading of every text of the facts, which are the edits of the store.
-
-    Left out are texts that do not ask for their fact but are a prompt or a text of another fact of the store, or ask
-    for one by `asks`.
-    """
-    asking = frozenset[str]().union(*(fact.asking for fact in facts))
-    rows: list[tuple[str, str, int]] = []  # kind, text, the own edit or -1
-    for i, fact in enumerate(facts):
-        rows += [(f"+{kind}", text, i) for kind, text in texts(fact.fire)]
-        others = ((kind, text) for kind, text in texts(fact.other) if normalise_query(text) not in asking)
-        rows += [(f"-{kind}", text, -1) for kind, text in others if text not in fact.asks]
-    queries, count = [text for _, text, _ in rows], min(CANDIDATES, len(facts))
+    """The reading of every text of the facts, the edits of the store, but those that ask for another of them."""
+    names = names_of((fact.prompt, str(i)) for i, fact in enumerate(facts))
+    cases = [case for case in cases_of(facts, names)[0] if case.side == "fire" or not case.own]
+    queries, count = [case.query for case in cases], min(CANDIDATES, len(facts))
     nearest = candidates(encoder, queries, [fact.prompt for fact in facts], count)  # (queries, count)
     edits = [edit_text(fact.prompt, fact.target) for fact in facts]
     logits = verifier.score(
@@ -107,8 +98,8 @@ def measured(facts: Sequence[ContrastFact], encoder: TextEncoder, verifier: Veri
     best, at = logits.view(-1, count).max(1)  # each (queries,)
     fired = nearest.gather(1, at[:, None]).squeeze(1)  # (queries,)
     return [
-        Reading(kind, score, edit == own)
-        for (kind, _, own), score, edit in zip(rows, best.tolist(), fired.tolist(), strict=True)
+        Reading(f"{SIGNS[case.side]}{case.kind}", score, str(edit) in case.own)
+        for case, score, edit in zip(cases, best.tolist(), fired.tolist(), strict=True)
     ]
 
 

@@ -28,7 +28,7 @@ from torch.nn import ParameterDict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from megedit.encoder import MINILM, TextEncoder
+from megedit.encoder import TextEncoder
 from megedit.lm.loading import resolve_folder
 from megedit.pseudo import load_pseudo_knowledge, text_key
 from megedit.router.verifier import Verifier, edit_text, padded
@@ -40,6 +40,7 @@ from megedit.runtime.progress import Stages
 from megedit.runtime.resume import Workspace
 from megedit.runtime.shipped import shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
+from megedit.settings import MINILM
 from training.corpus import DATA, FILES, ContrastFact, corpus, split, texts, written_files
 from training.pairs import Pairs
 

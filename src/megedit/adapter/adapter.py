@@ -84,8 +84,9 @@ class Adapter:
         own: tuple[torch.nn.Module, ...] = (self.encoder.model, self.router.network, self.generator)
         for module in own:
             module.to(device)
-        if self.router.verifier is not None:  # which other adapters may have, too
-            self.router.verifier = copy.deepcopy(self.router.verifier).to(device)
+        verifier = self.router.verifier  # which other adapters may have, too
+        if verifier is not None and verifier.device != torch.device(device):
+            self.router.verifier = copy.deepcopy(verifier).to(device)
         self.router.vectors, self.router.owners = self.router.vectors.to(device), self.router.owners.to(device)
         self.collected = {number: weights.to(device) for number, weights in self.collected.items()}
 

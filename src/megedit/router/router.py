@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -178,19 +179,20 @@ class Router:
         self, own: Candidate | None, entropy: float, candidates: tuple[Candidate, ...], readings: Tensor
     ) -> Routing:
         """The decision, as far as it can be made without the verifier. own: the edit in the query's very words."""
+        routing = partial(Routing, entropy=entropy, candidates=candidates, readings=readings)
         if own is not None:
-            return Routing(own, "words", own.similarity, own.similarity, entropy, candidates, readings)
+            return routing(own, "words", own.similarity, own.similarity)
         if not candidates:
-            return Routing(None, "gate", 0.0, 0.0, entropy, candidates, readings)
+            return routing(None, "gate", 0.0, 0.0)
         best, rule = candidates[0], self.calibration.rule
         decision = self.calibration.decision_for(self._edits[best.edit].learned)
         features = Features(math.log(max(entropy, LEAST_ENTROPY)), best.similarity)
         score, passes = float(decision.score(features)), bool(decision.accepts(features))
         if rule != "verified":
-            return Routing(best if passes else None, rule, score, decision.threshold, entropy, candidates, readings)
+            return routing(best if passes else None, rule, score, decision.threshold)
         if not passes:
-            return Routing(None, "gate", score, decision.threshold, entropy, candidates, readings)
-        return Routing(None, "verifier", score, self.calibration.threshold, entropy, candidates, readings)
+            return routing(None, "gate", score, decision.threshold)
+        return routing(None, "verifier", score, self.calibration.threshold)
 
     def _read(self, queries: Sequence[str], candidates: Sequence[tuple[Candidate, ...]]) -> list[tuple[Candidate, ...]]:
         """The candidates of each query with the verifier's logits, the highest first."""

@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from megedit.edits import clean_query
-from megedit.encoder import MINILM, TextEncoder
+from megedit.encoder import TextEncoder, longest_first, token_ids
 from megedit.errors import MegError
 from megedit.lm.loading import resolve_folder
 from megedit.runtime.device import default_dtype, mixed_precision
 from megedit.runtime.files import sha256_of
 from megedit.runtime.lowrank import apply_changes
 from megedit.runtime.tensors import load_tensors
+from megedit.settings import MINILM
 
 FILE = "verifier.safetensors"  # in the package's data, and in an adapter
 WINDOW = 192  # tokens of a pair
@@ -47,9 +48,14 @@ class Verifier(nn.Module):
         self.head = nn.Linear(self.model.config.hidden_size, 1)
         self.compute_dtype = torch.float32
 
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
     def tokens(self, queries: Sequence[str], edits: Sequence[str]) -> list[Tokens]:
         """Each pair's tokens; of a long query, and of a long edit, the end is read."""
-        read, held = self._tokenise([clean_query(query) for query in queries]), self._tokenise(edits)
+        texts = [clean_query(query) for query in queries], edits
+        read, held = (token_ids(self.tokenizer, of, add_special_tokens=False) for of in texts)
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         found = []
         for query, edit in zip(read, held, strict=True):
@@ -70,22 +76,15 @@ class Verifier(nn.Module):
     @torch.no_grad()
     def score(self, queries: Sequence[str], edits: Sequence[str]) -> Tensor:
         """Logits of pairs, the edits as `edit_text` gives them: float32 (pairs,), on the CPU."""
-        device = self.head.weight.device
         rows = self.tokens(queries, edits)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+        order = longest_first([ids for ids, _ in rows])
         logits = torch.zeros(len(rows))
         for first in range(0, len(order), READ_AT_ONCE):
             part = order[first : first + READ_AT_ONCE]
-            batch = [tensor.to(device) for tensor in padded([rows[i] for i in part])]
-            with mixed_precision(device, self.compute_dtype):
+            batch = [tensor.to(self.device) for tensor in padded([rows[i] for i in part])]
+            with mixed_precision(self.device, self.compute_dtype):
                 logits[part] = self(*batch).float().cpu()
         return logits
-
-    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-        return ids
 
 
 @dataclass(frozen=True)
