@@ -135,10 +135,15 @@ def cases_of(
     the texts of the first so many facts. Left out are also texts under `not` that are themselves the prompt of an edit,
     or a text that asks for another fact of the set.
     """
+
+    def named(prompt: str) -> frozenset[str]:
+        name = names.get(normalise_query(prompt))
+        return frozenset([name]) if name else frozenset()
+
     asking = frozenset[str]().union(*(fact.asking for fact in facts))
     cases, left_out = list[ContrastCase](), {"trained on": 0, "asks for another fact": 0}
     for i, fact in enumerate(facts[:limit]):
-        own = frozenset(name for key in [normalise_query(fact.prompt)] if (name := names.get(key)))
+        own = named(fact.prompt)
         for kind, text in texts(fact.fire):
             if seen(text):
                 left_out["trained on"] += 1
@@ -151,8 +156,7 @@ def cases_of(
             elif seen(text):
                 left_out["trained on"] += 1
             else:
-                meant = names.get(normalise_query(fact.asks.get(text, "")))
-                cases.append(ContrastCase(i, "not", kind, text, frozenset([meant]) if meant else frozenset()))
+                cases.append(ContrastCase(i, "not", kind, text, named(fact.asks.get(text, ""))))
     return cases, left_out
 
 
