@@ -34,8 +34,9 @@ from megedit.lm.prompts import Prompts, cached_columns, last_columns, left_padde
 from megedit.lm.structure import cache_argument
 from megedit.lm.surface import HuggingFaceSurface, number_format, one_device
 from megedit.lm.template import Template
+from megedit.lm.twin import twin
 from megedit.neuron import DynamicNeuron, NeuronWeights
-from megedit.routes import Near, NeuronFinder, Route
+from megedit.routes import Found, Near, NeuronFinder, Route
 
 logger = logging.getLogger("megedit")
 
@@ -158,6 +159,10 @@ class MegModel(HuggingFaceSurface):
         """The query in the adapter's template, as text for the tokenizer."""
         return self.adapter.config.template.format(query)
 
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt."""
+        return self._prompts.encode(prompt)
+
     @overload
     def route(self, queries: str) -> Route: ...  # type: ignore[overload-overlap]
     @overload
@@ -180,15 +185,21 @@ class MegModel(HuggingFaceSurface):
         It is generated from the query or, where the generator does not give the edit's answer, the collected one.
         What was found for the queries asked last is remembered, and their routes are in `routes`.
         """
-        found = self._finder.find(texts_of(queries))
+        found = self.find(queries)
         self._last_batch.routes = [query.route for query in found]
-        rows = [row for row, query in enumerate(found) if query.weights is not None]
-        weights = [query.weights for query in found if query.weights is not None]
-        stacked = torch.stack(weights) if weights else torch.zeros(0, self.backbone.weight_size)  # (n, L)
-        return (
-            torch.tensor(rows, dtype=torch.long, device=self.backbone.device),
-            NeuronWeights.from_vectors(stacked.to(self.backbone.device), self.backbone.hidden_size),
-        )
+        return self._stacked([query.weights for query in found])
+
+    def find(self, queries: Iterable[str]) -> list[Found]:
+        """The route and the neuron of each bare query; `routes` stays as it is."""
+        return self._finder.find(texts_of(queries))
+
+    def twin_of_base(self) -> PreTrainedModel:
+        """The base model once more, around the same weights: what is done with it does not touch these answers."""
+        return twin(self.base, [self._neuron])
+
+    def serve(self, adapter: Adapter) -> None:
+        """Answer by another state of the same adapter from the next call on; calls that are under way keep theirs."""
+        self.adapter, self._finder = adapter, NeuronFinder(adapter)
 
     # -- answers
 
@@ -254,14 +265,18 @@ class MegModel(HuggingFaceSurface):
         attention_mask: Tensor | None = None,
         *,
         queries: Iterable[str] | None = None,
+        neurons: Sequence[Tensor | None] | None = None,
+        answer_start: Tensor | None = None,
         on_other_template: OnOtherTemplate | None = None,
         **options: Any,
     ) -> Any:
         """Hugging Face `generate` on prompts (rows, columns), each row with its own neuron or none.
 
         Prompts that are padded on the right are returned padded on the left. queries: the bare query of each row; found
-        in the prompts when not given. on_other_template: that of the model when not given. options: those of
-        `generate`, `inputs` as another name of `input_ids` among them.
+        in the prompts when not given. neurons: in place of what is found for queries, the weights of each row's neuron
+        (float32 (L,), `find` gives them), None where the base model answers. answer_start: int64 (rows,), the column of
+        each row's first answer token where its answer has begun already. on_other_template: that of the model when not
+        given. options: those of `generate`, `inputs` as another name of `input_ids` among them.
         Raises TypeError or ValueError when the prompts or queries are of another kind, or not one query a row.
         """
         ids = prompt_ids(input_ids, options.pop("inputs", None))
@@ -281,8 +296,11 @@ class MegModel(HuggingFaceSurface):
                 raise ValueError("prompts whose first columns are cached must be padded on the left")
             ids, mask = left_padded(ids, mask)
             attention_mask = mask
-        start = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
-        edits = self._edits(ids, mask, start, queries, on_other_template)
+        begin = torch.full((len(ids),), ids.shape[1], device=ids.device) if answer_start is None else answer_start
+        if neurons is None:
+            edits = self._edits(ids, mask, begin - 1, queries, on_other_template)
+        else:
+            edits = self._edits_of(neurons, begin - 1)
         with self._turn, self._active(edits, column):
             return cast(Any, self.base).generate(input_ids=ids, attention_mask=attention_mask, **options)
 
@@ -408,14 +426,32 @@ class MegModel(HuggingFaceSurface):
         if input_ids is not None and len(rows):
             kept = self._kept(input_ids, mask, queries, rows, on_other_template or self.on_other_template)
             rows, weights = rows[kept], weights[kept]
+        return _Edits(weights, rows, self._first_column(last_prompt_column)[rows], len(mask))
+
+    def _edits_of(self, neurons: Sequence[Tensor | None], last_prompt_column: Tensor) -> _Edits:
+        """Given neurons of a batch, one a row."""
+        if len(neurons) != len(last_prompt_column):
+            raise ValueError(f"{len(neurons)} neurons were given for {len(last_prompt_column)} rows")
+        rows, weights = self._stacked(neurons)
+        return _Edits(weights, rows, self._first_column(last_prompt_column)[rows], len(neurons))
+
+    def _first_column(self, last_prompt_column: Tensor) -> Tensor:
+        """The column from which each row's neuron acts."""
         answer_only = self.adapter.config.positions == "answer"
-        start = last_prompt_column if answer_only else torch.zeros_like(last_prompt_column)
-        return _Edits(weights, rows, start[rows], len(mask))
+        return last_prompt_column if answer_only else torch.zeros_like(last_prompt_column)
+
+    def _stacked(self, neurons: Sequence[Tensor | None]) -> tuple[Tensor, NeuronWeights]:
+        """The rows that have a neuron (int64 (n,)), and the neurons."""
+        rows = [row for row, weights in enumerate(neurons) if weights is not None]
+        own = [weights for weights in neurons if weights is not None]
+        stacked = torch.stack(own) if own else torch.zeros(0, self.backbone.weight_size)  # (n, L)
+        return (
+            torch.tensor(rows, dtype=torch.long, device=self.backbone.device),
+            NeuronWeights.from_vectors(stacked.to(self.backbone.device), self.backbone.hidden_size),
+        )
 
     def _no_edits(self, batch_size: int) -> _Edits:
-        none = torch.zeros(0, dtype=torch.long, device=self.backbone.device)
-        weights = torch.zeros(0, self.backbone.weight_size, device=self.backbone.device)
-        return _Edits(NeuronWeights.from_vectors(weights, self.backbone.hidden_size), none, none, batch_size)
+        return self._edits_of([None] * batch_size, torch.zeros(batch_size, dtype=torch.long, device=self.device))
 
     def _kept(
         self, input_ids: Tensor, mask: Tensor, queries: Sequence[str], rows: Tensor, on_other_template: OnOtherTemplate

@@ -25,8 +25,13 @@ class Prompts:
     def ids(self, queries: Iterable[str], template: Template | None = None) -> list[list[int]]:
         """Token ids of queries in a template; that of the adapter when none is given."""
         template = template or self.template
+        return [self.encode(template.format(query)) for query in queries]
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt."""
         with self._lock:
-            return [self.tokenizer(template.format(query)).input_ids for query in queries]
+            ids: list[int] = self.tokenizer(prompt).input_ids
+        return ids
 
     def answer_length(self, target: str) -> int:
         """Tokens of an answer with this target, without its end of text."""

@@ -73,7 +73,7 @@ class Template:
             if not has_chat:
                 raise MegError("The tokenizer has no chat template; choose the template question or raw.")
             before, after = _chat_turn(tokenizer)
-            text = _without_second_bos(tokenizer, before + instruction + MARKER + after)
+            text = without_second_bos(tokenizer, before + instruction + MARKER + after)
             prefix = _chat_answer_prefix(tokenizer)
             return cls(text, instruction=instruction, answer_prefix=prefix, answer_suffix=".", **markers)
         text = {"question": QUESTION, "raw": MARKER}.get(kind, kind)
@@ -82,7 +82,7 @@ class Template:
                 f"The template {kind!r} is not known: choose auto, chat, question or raw, or write one that "
                 f"contains {MARKER}."
             )
-        text = _without_second_bos(tokenizer, text)
+        text = without_second_bos(tokenizer, text)
         return cls(text, answer_prefix="" if text[-1].isspace() else " ", **markers)
 
     @classmethod
@@ -92,7 +92,7 @@ class Template:
         before: role and text of each earlier turn. Raises MegError where the model has no such chats.
         """
         rendered = _rendered(tokenizer, [*before, ("user", MARKER)], prompt=True)
-        text = _without_second_bos(tokenizer, rendered)
+        text = without_second_bos(tokenizer, rendered)
         return cls(text, answer_prefix=_chat_answer_prefix(tokenizer), answer_suffix=".")
 
     def format(self, query: str) -> str:
@@ -228,7 +228,7 @@ def _chat_answer_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     return between if between.isspace() else ""
 
 
-def _without_second_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def without_second_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """`text` without its leading BOS token, if the tokenizer puts one before it anyway."""
     bos = tokenizer.bos_token
     if not bos or not text.startswith(bos):
