@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from megedit.adapter.config import AdapterConfig
+from megedit.adapter.config import CONFIG, AdapterConfig
 from megedit.adapter.folder import copy_adapter, find_adapter, read_config, unreadable
 from megedit.adapter.ledger import EditRecord, Records, reading
 from megedit.adapter.weights import from_bytes, load_model, verifier_of
@@ -31,6 +31,7 @@ from megedit.router.index import EditVectors
 from megedit.router.router import Enrolled, Router
 from megedit.router.verifier import load_verifier
 from megedit.runtime.device import first_device, hold_cast
+from megedit.runtime.files import sha256_of
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Adapter:
 
     records: all edits of that revision. collected: the neurons, float32 (L,) by number of the edit, of the active edits
     whose answers the generator does not give. seen: int64 (texts,), sorted, `text_key` of every text that encoder and
-    router were tuned on.
+    router were tuned on. made_from: sha256 of its configuration, which holds those of the files that never change, and
+    of the model file.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Adapter:
     records: Records
     collected: dict[int, Tensor]
     seen: Tensor
+    made_from: tuple[str, str]
 
     @cached_property
     def active(self) -> Records:
@@ -135,17 +138,29 @@ class Adapter:
         return str(address)
 
 
-def load_adapter(name: str | Path, device: str | torch.device = "cpu", *, dtype: torch.dtype | None = None) -> Adapter:
+def load_adapter(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    dtype: torch.dtype | None = None,
+    known: Adapter | None = None,
+) -> Adapter:
     """Load an adapter from a folder or, by name, from the Hugging Face Hub.
 
     dtype: in which encoder, familiarity network and generator multiply matrices; by default what is fast on the device.
+    known: the adapter at another revision, on this device; the networks that are still the same are taken from it.
     Raises MegError when it is not an adapter, is damaged, or has a newer format than this version reads.
     """
     folder, device = find_adapter(name), first_device(device)
     config = read_config(folder)
     with reading(folder) as ledger:
         try:
-            network, generator = load_model(folder, ledger, config, device, dtype)
+            made_from = sha256_of(folder / CONFIG), ledger.model[1]
+            if known is not None and known.made_from == made_from:
+                network, generator = known.router.network, known.generator
+            else:
+                network, generator = load_model(folder, ledger, config, device, dtype)
+                hold_cast(generator, device, dtype)
             revision, records, asked = ledger.revision, ledger.records(), ledger.asked()
             vectors, owners = EditVectors.from_bytes(ledger.vectors("active"), config.encoder_size)
             apart = records.having("active", generated=False).numbers
@@ -162,17 +177,20 @@ def load_adapter(name: str | Path, device: str | torch.device = "cpu", *, dtype:
             raise MegError(
                 f"The adapter {folder} is damaged ({what}); restore it from a copy or fit it again."
             ) from error
-    encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device, dtype)
-    encoder.model.requires_grad_(False)
-    for used in (encoder.model, generator):
-        hold_cast(used, device, dtype)
+    if known is not None and known.made_from[0] == made_from[0]:
+        encoder, verifier = known.encoder, known.router.verifier
+    else:
+        encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device, dtype)
+        encoder.model.requires_grad_(False)
+        hold_cast(encoder.model, device, dtype)
+        verified = config.calibration.rule == "verified"
+        verifier = load_verifier(verifier_of(folder), device, dtype) if verified else None
     enrolled = [
         Enrolled(texts, target, generated)
         for (texts, target), (_, generated) in zip(asked, records.having("active").states, strict=True)
     ]
-    verifier = load_verifier(verifier_of(folder), device, dtype) if config.calibration.rule == "verified" else None
     router = Router(encoder, network, vectors.to(device), owners.to(device), enrolled, config.calibration, verifier)
-    return Adapter(folder, revision, config, encoder, router, generator, records, collected, seen)
+    return Adapter(folder, revision, config, encoder, router, generator, records, collected, seen, made_from)
 
 
 def check_base(model: PreTrainedModel, config: AdapterConfig) -> None:

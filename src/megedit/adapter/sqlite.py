@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -91,6 +92,45 @@ def opened(folder: Path, to_write: bool = False) -> Iterator[sqlite3.Connection]
         if isinstance(error, sqlite3.OperationalError):
             raise MegError(f"{path} cannot be used ({error}); nothing was changed.") from error
         raise MegError(f"{path} is damaged ({error}); restore it from a copy.") from error
+
+
+class RevisionWatch:
+    """The revision of the ledger in a folder, asked often and cheaply; the file is not checked for damage each time.
+
+    Several threads may ask.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._file = -1  # inode: a folder may be replaced by another
+
+    def revision(self) -> int:
+        """The last revision. Raises MegError when the ledger cannot be read."""
+        try:
+            with self._lock:
+                file = self._path.stat().st_ino
+                if self._connection is None or file != self._file:
+                    self.close()
+                    mode = "rw" if os.access(self._path, os.W_OK) else "ro"  # a killed writer's journal is played back
+                    address = f"{self._path.absolute().as_uri()}?mode={mode}"
+                    self._connection = sqlite3.connect(
+                        address, uri=True, timeout=12 * PATIENCE, isolation_level=None, check_same_thread=False
+                    )
+                    self._file = file
+                row = self._connection.execute("SELECT coalesce(max(revision), 0) FROM operations").fetchone()
+                return int(row[0])
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise MegError(
+                f"{self._path} cannot be read ({error}); restore the adapter, or stop the server."
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def commit(connection: sqlite3.Connection) -> None:

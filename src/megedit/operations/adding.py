@@ -7,7 +7,7 @@ teaches it to familiarity network and generator. Nothing is trained here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -15,9 +15,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from megedit.adapter.adapter import Adapter, load_adapter
+from megedit.adapter.adapter import Adapter
 from megedit.adapter.change import changing
 from megedit.adapter.folder import describe
 from megedit.adapter.ledger import EditRecord, NewEdit, reading
@@ -28,8 +27,10 @@ from megedit.errors import MegError
 from megedit.fitting import new_edits
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, tokenize_all
+from megedit.model import MegModel
 from megedit.operations.conflicts import SHOWN, Choice, Conflict, Resolve, find_conflicts, resolved
 from megedit.operations.operations import Outcome, find
+from megedit.operations.parts import Parts
 from megedit.router.index import EditVectors, owners_of
 from megedit.runtime.progress import Stages
 
@@ -45,17 +46,18 @@ def add(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     stages: Stages | None = None,
+    model: MegModel | None = None,
 ) -> Outcome:
     """Add edits to the adapter in a folder; they answer at once.
 
     resolve: says what to do about a conflict (see `find_conflicts`). Without it, a contradiction is an error. An edit
-    that the adapter already has is skipped. base: where the base model is now, if it was moved.
+    that the adapter already has is skipped. base: where the base model is now, if it was moved. model: an edited model
+    of this adapter that is in use, whose parts are taken in place of loading them; it goes on answering as before.
 
-    Raises MegError when the adapter cannot be changed, does not fit the base model, or edits contradict others.
+    Raises MegError when the adapter cannot be changed or does not fit the base model, Contradiction when edits
+    contradict others.
     """
-    stages = stages or Stages()
-    load = _from(base, dtype, device, stages)
-    return _put(Path(folder), "add", edits, resolve, load, device, dtype, stages)
+    return _put(Path(folder), "add", edits, resolve, Parts.of(base, dtype, device, stages, model))
 
 
 def update(
@@ -69,6 +71,7 @@ def update(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     stages: Stages | None = None,
+    model: MegModel | None = None,
 ) -> Outcome:
     """Give the edit with this id another target, wordings or aliases, in place of the old ones; it is collected anew.
 
@@ -85,9 +88,7 @@ def update(
     def replace_old(conflict: Conflict) -> Choice:
         return "replace" if conflict.old.id == name else "keep"
 
-    stages = stages or Stages()
-    load = _from(base, dtype, device, stages)
-    outcome = _put(Path(folder), "update", edits, replace_old, load, device, dtype, stages, old)
+    outcome = _put(Path(folder), "update", edits, replace_old, Parts.of(base, dtype, device, stages, model), old)
     if outcome.failed:
         raise MegError(f"No neuron was found that makes the model answer {new.target!r}; edit {name} stays as it is.")
     return outcome
@@ -97,27 +98,20 @@ def _tuple(texts: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if texts is None else tuple(texts)
 
 
-Load = Callable[[Adapter], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-
-
 def _put(
     folder: Path,
     kind: Literal["add", "update"],
     edits: EditSet,
     resolve: Resolve | None,
-    load: Load,
-    device: str | torch.device,
-    dtype: torch.dtype | None,
-    stages: Stages,
+    parts: Parts,
     old: EditRecord | None = None,
 ) -> Outcome:
     """Put edits into an adapter. old: the edit that the only new one stands in place of."""
     with changing(folder, kind, edits.source) as change:
-        with stages.stage("Loading the adapter"):
-            adapter = load_adapter(folder, device, dtype=dtype)
+        adapter = parts.adapter(folder)
         plan = _plan(adapter, edits, resolve, old)
         kept, failed = list[NewEdit](), list[Edit]()
-        collected, reasons = _collected(adapter, plan, load, stages)
+        collected, reasons = _collected(adapter, plan, parts)
         for new, replaced in zip(collected, plan.replaced, strict=True):
             if new.record.status == "failed":
                 failed.append(new.record.edit)
@@ -137,14 +131,6 @@ def _put(
     return Outcome(revision, changes, plan.skipped, tuple(failed), reasons)
 
 
-def _from(base: str | None, dtype: torch.dtype | None, device: str | torch.device, stages: Stages) -> Load:
-    def load(adapter: Adapter) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        with stages.stage("Loading the base model"):
-            return adapter.load_base(base, dtype, device)
-
-    return load
-
-
 # ---------------------------------------------------------------------------------------------------
 # Planning: what is left out, what is replaced, and under which ids
 
@@ -159,8 +145,22 @@ class _Plan:
     skipped: tuple[Edit, ...]
 
 
-def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRecord | None) -> _Plan:
-    """Leave repetitions out, resolve conflicts, and give every new edit an id that is free.
+@dataclass(frozen=True)
+class Comparison:
+    """New edits beside those of an adapter.
+
+    known: those that it has already. new: the others. vectors, owners: of all that asks for these. conflicts: of these.
+    """
+
+    known: list[Edit]
+    new: list[Edit]
+    vectors: EditVectors
+    owners: Tensor
+    conflicts: list[Conflict]
+
+
+def compare(adapter: Adapter, edits: EditSet, old: EditRecord | None = None) -> Comparison:
+    """Tell new edits from those that an adapter has already, and find conflicts; nothing is changed.
 
     old: the edit that the only new one stands in place of; nothing but what is the same in all its parts repeats it.
     """
@@ -173,14 +173,21 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRe
         )
     if old and old.status == "active" and edits[0] != old.edit:
         known = []
-    skipped = {edit.id: edit for edit in known}
-    new = [edit for edit in edits if edit.id not in skipped]
+    ids = {edit.id for edit in known}
+    new = [edit for edit in edits if edit.id not in ids]
     device = adapter.router.vectors.codes.device
-    _warn_of_long_prompts(adapter, new)
     asked = [edit.asked() for edit in new]
     vectors = EditVectors.pack(adapter.encoder.encode([text for texts in asked for text in texts]).to(device))
     owners = owners_of([len(texts) for texts in asked])
-    conflicts = find_conflicts(adapter, new, vectors, owners) if new else []
+    return Comparison(known, new, vectors, owners, find_conflicts(adapter, new, vectors, owners) if new else [])
+
+
+def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRecord | None) -> _Plan:
+    """Leave repetitions out, resolve conflicts, and give every new edit an id that is free."""
+    found = compare(adapter, edits, old)
+    new, conflicts = found.new, found.conflicts
+    _warn_of_long_prompts(adapter, new)
+    skipped = {edit.id: edit for edit in found.known}
     replaced: dict[str, list[int]] = {edit.id: [] for edit in new}  # by the id that the new edit brings
     if new and old and old.status == "active":
         replaced[new[0].id].append(old.number)
@@ -193,7 +200,7 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRe
             replaced[conflict.new.id].append(conflict.number)
     rows = [row for row, edit in enumerate(new) if edit.id not in skipped]
     kept, going = [new[row] for row in rows], [replaced[new[row].id] for row in rows]
-    of_edits = vectors.to_bytes(owners)
+    of_edits = found.vectors.to_bytes(found.owners)
     return _Plan(_with_free_ids(adapter, kept, going), [of_edits[row] for row in rows], going, tuple(skipped.values()))
 
 
@@ -253,17 +260,17 @@ def _superseded(adapter: Adapter, added: Sequence[NewEdit]) -> list[int]:
 # Collecting
 
 
-def _collected(adapter: Adapter, plan: _Plan, load: Load, stages: Stages) -> tuple[list[NewEdit], dict[str, str]]:
+def _collected(adapter: Adapter, plan: _Plan, parts: Parts) -> tuple[list[NewEdit], dict[str, str]]:
     """The new edits with their neurons, for the ledger; and why, by id, the model could never give a target."""
     if not plan.new:
         return [], {}
-    model, tokenizer = load(adapter)
+    model, tokenizer = parts.base_model(adapter)
     backbone = Backbone(model, adapter.config.layer)
     contexts = adapter.config.settings.collection.contexts
     examples = tokenize_all(tokenizer, adapter.config.template, plan.new, contexts)
     pairs = zip(plan.new, examples, strict=True)
     reasons = {edit.id: example.refused for edit, example in pairs if example.refused is not None}
-    with stages.stage("Collecting neurons", len(examples)) as advance:
+    with parts.stages.stage("Collecting neurons", len(examples)) as advance:
         shared = _shared(adapter, plan.new, examples)
         found = collect(
             backbone, examples, adapter.config.settings.collection, tokenizer.pad_token_id, advance, known=shared

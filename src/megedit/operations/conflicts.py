@@ -48,6 +48,14 @@ class Conflict:
 Resolve = Callable[[Conflict], Choice]
 
 
+class Contradiction(MegError):
+    """New edits contradict others, and it was not said what is to become of them."""
+
+    def __init__(self, message: str, conflicts: Sequence[Conflict]) -> None:
+        super().__init__(message)
+        self.conflicts = tuple(conflicts)
+
+
 def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors, owners: Tensor) -> list[Conflict]:
     """The conflicts of new edits, with edits of the adapter and with earlier ones of the new edits.
 
@@ -123,20 +131,22 @@ def _alike(first: Edit, second: Edit) -> bool:
 def resolved(conflicts: Sequence[Conflict], resolve: Resolve | None) -> dict[int, Choice]:
     """Map each conflict's index to the chosen action; duplicates are kept unless told otherwise.
 
-    Raises MegError when a conflict needs a choice and there is none, or two targets of one query are to be kept.
+    Raises Contradiction when a conflict needs a choice and there is none, or two targets of one query are to be kept.
     """
     if resolve is None:
         undecided = [conflict for conflict in conflicts if conflict.kind != "duplicate"]
         if undecided:
             listed = "".join(f"\n  {conflict}" for conflict in undecided[:SHOWN])
             more = f"\n  and {len(undecided) - SHOWN} more" if len(undecided) > SHOWN else ""
-            raise MegError(
+            raise Contradiction(
                 f"{len(undecided)} of the new edits contradict others; nothing was changed. Replace the others "
-                f"(--replace), leave the new ones out (--skip), or keep both where that can be (--keep):{listed}{more}"
+                f"(--replace), leave the new ones out (--skip), or keep both where that can be (--keep):{listed}{more}",
+                undecided,
             )
         return dict.fromkeys(range(len(conflicts)), "keep")
     choices = {index: resolve(conflict) for index, conflict in enumerate(conflicts)}
     for index, choice in choices.items():
         if choice == "keep" and conflicts[index].kind == "query":
-            raise MegError(f"One query cannot have two targets; replace or skip. {conflicts[index]}")
+            conflict = conflicts[index]
+            raise Contradiction(f"One query cannot have two targets; replace or skip. {conflict}", [conflict])
     return choices

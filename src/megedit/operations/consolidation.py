@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from megedit.adapter.adapter import Adapter, load_adapter
+from megedit.adapter.adapter import Adapter
 from megedit.adapter.change import changing
 from megedit.adapter.folder import describe
 from megedit.adapter.ledger import EditRecord
@@ -27,7 +27,9 @@ from megedit.fitting import ANSWERED_LEAD, answer_check
 from megedit.generator import WeightGenerator, far_off, train_generator
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Prepared, tokenize
+from megedit.model import MegModel
 from megedit.operations.operations import Outcome
+from megedit.operations.parts import Parts
 from megedit.router.familiarity import FamiliarityNetwork, train_familiarity, training_steps
 from megedit.router.index import EditVectors
 from megedit.runtime.progress import Stages
@@ -45,36 +47,35 @@ def consolidate(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     stages: Stages | None = None,
+    model: MegModel | None = None,
 ) -> Outcome:
     """Absorb the edits that are served from collected neurons, and drop the weights of edits that are gone.
 
-    base: where the base model is now, if it was moved. Raises MegError when there is nothing to do, or the adapter
-    cannot be changed.
+    base: where the base model is now, if it was moved. model: as `add` takes it. Raises MegError when there is nothing
+    to do, or the adapter cannot be changed.
     """
-    folder, stages = Path(folder), stages or Stages()
+    folder, parts = Path(folder), Parts.of(base, dtype, device, stages, model)
     with changing(folder, "consolidate") as change:
         former = change.model[0]
         for path in folder.glob("model-*"):  # what a consolidation that was killed has left
             if path.name != former:
                 path.unlink()
-        with stages.stage("Loading the adapter"):
-            adapter = load_adapter(folder, device, dtype=dtype)
+        adapter = parts.adapter(folder)
         new = [record for record in adapter.active if not record.generated]
         gone = [record for record in adapter.records if record.status == "removed" and record.generated]
         if not new and not change.droppable():
             raise MegError("There is nothing to consolidate: every edit is absorbed, and no weights are left over.")
         absorbed = lost = list[EditRecord]()
         if new or gone:
-            with stages.stage("Loading the base model"):
-                model, tokenizer = adapter.load_base(base, dtype, device)
+            base_model, tokenizer = parts.base_model(adapter)
             numbers = adapter.records.having("active", "removed").numbers
             vectors = dict(zip(numbers, change.vectors("active", "removed"), strict=True))
-            backbone = Backbone(model, adapter.config.layer)
-            run = Consolidation(adapter, new, gone, vectors, backbone, tokenizer, stages, dtype)
-            known = load_model(folder, change, adapter.config, device, dtype)  # uncast, to be trained on
+            backbone = Backbone(base_model, adapter.config.layer)
+            run = Consolidation(adapter, new, gone, vectors, backbone, tokenizer, parts.stages, parts.dtype)
+            known = load_model(folder, change, adapter.config, parts.device, parts.dtype)  # uncast, to be trained on
             learned = run.learn(*known)
             change.set_model(*save_model(folder, change.next, *learned))
-            absorbed, lost = run.check(load_model(folder, change, adapter.config, device, dtype)[1])
+            absorbed, lost = run.check(load_model(folder, change, adapter.config, parts.device, parts.dtype)[1])
             change.set_generated([record.number for record in absorbed], True)
             change.set_generated([record.number for record in (*lost, *gone)], False)
         change.drop_weights()

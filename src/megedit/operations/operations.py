@@ -20,6 +20,10 @@ from megedit.edits import Edit, normalise_query
 from megedit.errors import MegError
 
 
+class UnknownEdit(MegError):
+    """There is no edit of that id."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Revision that an operation made, or the last one where there was nothing to do, and its changes.
@@ -125,7 +129,7 @@ def _back_to(change: Change, revision: int) -> None:
 def find(ledger: Ledger, ids: Sequence[str]) -> list[EditRecord]:
     """The edits with these ids, as they are written or up to spaces and the encoding of accents.
 
-    Raises MegError, with ids that are alike, when one is not there.
+    Raises UnknownEdit, with ids that are alike, when one is not there.
     """
     return [record for name in dict.fromkeys(ids) for record in [ledger.with_id(name) or _nearly(ledger, name)]]
 
@@ -137,7 +141,7 @@ def _nearly(ledger: Ledger, name: str) -> EditRecord:
         return ledger.numbered(same)[0]
     alike = difflib.get_close_matches(name, ids, n=3)
     hint = f" (alike: {', '.join(alike)})" if alike else ""
-    raise MegError(f"There is no edit with the id {name}{hint}; nothing was changed.")
+    raise UnknownEdit(f"There is no edit with the id {name}{hint}; nothing was changed.")
 
 
 def _printed(name: str) -> str:
