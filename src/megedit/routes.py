@@ -56,6 +56,21 @@ class Route:
         """The edit that is used."""
         return self.nearest[0].edit if self.familiar else None
 
+    @property
+    def why(self) -> str:
+        """The decision, and what it was made by, in words."""
+        against = f"{self.score:.2f} {'>=' if self.score >= self.threshold else '<'} {self.threshold:.2f}"
+        if not self.nearest:
+            return "no edit is in force: the base model answers"
+        if self.familiar:
+            reason = "the question is in its very words" if self.by == "words" else f"{self.by}: {against}"
+            return f"an edit is used ({reason})"
+        reasons = {
+            "gate": f"no edit is near enough for the verifier to read it (gate: {against})",
+            "verifier": f"it asks for none of the edits near it (verifier: {against})",
+        }
+        return f"no edit: {reasons.get(self.by, f'{self.by}: {against}')}; the base model answers"
+
 
 @dataclass(frozen=True)
 class Found:

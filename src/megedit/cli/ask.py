@@ -23,7 +23,6 @@ from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
     from megedit.explain import TokenAnswer
-    from megedit.routes import Route
 
 LimitOption = Annotated[
     int | None,
@@ -60,7 +59,7 @@ def ask(
         return
     out.print(f"[bold]edited answer[/]  {_marked(edited.text, edited.cut)}", highlight=False, soft_wrap=True)
     out.print(f"base answer    {_marked(unedited.text, unedited.cut)}", highlight=False, soft_wrap=True)
-    out.print(f"router         {_verdict(route)}", highlight=False, soft_wrap=True)
+    out.print(f"router         {route.why}", highlight=False, soft_wrap=True)
     for near in route.nearest[:1]:
         edit = f"{plain(near.edit.id)}: {plain(near.edit.prompt)} -> {plain(near.edit.target)}"
         out.print(f"nearest edit   {edit} (similarity {near.similarity:.3f})", highlight=False, soft_wrap=True)
@@ -88,7 +87,7 @@ def explain(
     rows = {
         "edited answer": _probable(found.edited),
         "base answer": _probable(found.base),
-        "router": _verdict(route),
+        "router": route.why,
         "entropy": f"{route.entropy:.4f} nats",
         "neuron": route.neuron or "none",
         "generated against collected": "-" if found.distance is None else f"{found.distance:.4f}",
@@ -102,21 +101,6 @@ def explain(
         edit, score = near.edit, "-" if near.score is None else f"{near.score:.2f}"
         table.add_row(score, f"{near.similarity:.3f}", plain(edit.id), plain(edit.prompt), plain(edit.target))
     out.print(table)
-
-
-def _verdict(route: Route) -> str:
-    """The router's decision, and why."""
-    against = f"{route.score:.2f} {'>=' if route.score >= route.threshold else '<'} {route.threshold:.2f}"
-    if not route.nearest:
-        return "no edit is in force: the base model answers"
-    if route.familiar:
-        why = "the question is in its very words" if route.by == "words" else f"{route.by}: {against}"
-        return f"an edit is used ({why})"
-    whys = {
-        "gate": f"no edit is near enough for the verifier to read it (gate: {against})",
-        "verifier": f"it asks for none of the edits near it (verifier: {against})",
-    }
-    return f"no edit: {whys.get(route.by, f'{route.by}: {against}')}; the base model answers"
 
 
 def _probable(answer: TokenAnswer) -> str:
