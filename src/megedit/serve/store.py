@@ -1,0 +1,64 @@
+"""The adapter that is served: which revision answers, and changing it beside answering.
+
+A change is made in the thread of whoever asks for it, with a twin of the base model, and its result is loaded before
+the change returns. Others may change the folder meanwhile: before a batch is answered, the ledger's revision is looked
+at, and what has changed is loaded first.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from megedit.adapter.adapter import load_adapter
+from megedit.adapter.sqlite import RevisionWatch
+from megedit.model import MegModel
+from megedit.operations import Outcome
+
+logger = logging.getLogger("megedit.serve")
+
+
+class Store:
+    """The edited model of a server and its folder."""
+
+    def __init__(self, model: MegModel) -> None:
+        self.model = model
+        self._watch = RevisionWatch(model.adapter.folder)
+        self._changing = threading.Lock()  # one change at a time; others of this process wait
+        self._loading = threading.Lock()
+        self._own = 0  # the revision that a change of this process has made and is loading
+
+    @property
+    def folder(self) -> Path:
+        return self.model.adapter.folder
+
+    @property
+    def revision(self) -> int:
+        """The revision that answers now."""
+        return self.model.adapter.revision
+
+    def stale(self) -> bool:
+        """True where requests must wait for a newer revision to be loaded.
+
+        A change of this process is not one of these: nobody was told yet that it is made.
+        """
+        now, loaded = self._watch.revision(), self.revision
+        return now != loaded and not (now == self._own and now == loaded + 1)
+
+    def refresh(self) -> None:
+        """Load the revision that the folder is at, if that is another."""
+        with self._loading:
+            adapter = self.model.adapter
+            if self._watch.revision() != adapter.revision:
+                dtype = adapter.encoder.compute_dtype
+                self.model.serve(load_adapter(self.folder, self.model.device, dtype=dtype, known=adapter))
+
+    def change(self, operation: Callable[[], Outcome]) -> Outcome:
+        """Make a change and load what came of it; whoever asks from now on is answered by it."""
+        with self._changing:
+            outcome = operation()
+            self._own = outcome.revision
+            self.refresh()
+            return outcome
