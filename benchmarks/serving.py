@@ -1,0 +1,278 @@
+"""A server under load: answers against those of the Python model, time with and without edits, and throughput.
+
+    python -m benchmarks.serving --adapter adapters/demo --data DIR [--requests 10000] [--edits 0 1000 10000]
+
+A real `meg serve` process is asked over HTTP by clients that each send their next request when the last was answered.
+
+- answers: 100 clients ask edited questions, rephrases and other questions (Natural Questions), with edits and without;
+  every answer is compared with that of the Python model to the same prompt.
+- load: 16 clients ask other questions and a mix with edited ones, 20 tokens each, in rounds with edits and without
+  (`"megedit": {"edits": false}`, where the router is not asked) in turn, so that a slower minute is one for both. The
+  stores beyond the adapter's own edits are filled up with facts of CounterFact that have the neuron of one of the
+  adapter's edits: they cost what edits cost, and are not asked.
+- one by one: the same questions by `MegModel`, one after the other.
+
+Writes results/serving.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+
+from benchmarks.common import write_result
+from benchmarks.make_shipped_data import lines
+from megedit import MegModel
+from megedit.adapter.adapter import load_adapter
+from megedit.adapter.change import changing
+from megedit.adapter.ledger import EditRecord, NewEdit, reading
+from megedit.edits import Edit, read_edits
+from megedit.lm.decoding import GREEDY, end_tokens
+from megedit.operations import remove
+from megedit.router.index import EditVectors, owners_of
+from megedit.runtime.progress import Stages
+
+KEY = "benchmark-edit-key"
+TOKENS, ANSWER_TOKENS = 20, 32
+CLIENTS, MANY_CLIENTS = 16, 100
+ROUNDS, PER_ROUND = 6, 96  # requests of a round
+ONE_BY_ONE = 48
+SEED = 0
+
+Question = tuple[str, bool]  # and whether edits are on
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder with counterfact.jsonl and nq_locality.jsonl")
+    parser.add_argument("--requests", type=int, default=10_000, help="whose answers are checked")
+    parser.add_argument("--edits", type=int, nargs="*", default=[0, 1000, 10_000], help="sizes of the stores")
+    options = parser.parse_args()
+    others = [json.loads(line)["question"] for line in lines(options.data / "nq_locality.jsonl")]
+    model = MegModel.from_pretrained(options.adapter)
+    edited = [text for edit in model.edits for text in (edit.prompt, *edit.rephrases[:1])]
+    results: dict[str, Any] = {}
+    if options.requests:
+        results["answers"] = check_answers(model, options.adapter, edited, others, options.requests)
+        print(json.dumps(results["answers"]), flush=True)
+    results["one_by_one"] = one_by_one(model, mixed(edited, others, ONE_BY_ONE))
+    del model
+    for size in options.edits:
+        with tempfile.TemporaryDirectory() as folder:
+            filled(options.adapter, Path(folder, "store"), size, options.data / "counterfact.jsonl")
+            with served(Path(folder, "store")) as url:
+                found = asyncio.run(load(url, edited if size else [], others))
+            results[f"edits_{size}"] = found
+            print(size, json.dumps(found), flush=True)
+    rates = [results[f"edits_{size}"]["mixed"]["edited"]["requests_per_second"] for size in options.edits if size]
+    if rates:
+        results["times_one_by_one"] = round(rates[0] / results["one_by_one"]["requests_per_second"], 2)
+    settings = {"adapter": options.adapter.name, "clients": CLIENTS, "tokens": TOKENS, "seed": SEED}
+    print(write_result("serving", settings, results))
+
+
+@contextmanager
+def served(adapter: Path, *options: str) -> Iterator[str]:
+    """The address of a server, a process of its own, that is ready."""
+    port = random.SystemRandom().randint(20_000, 60_000)
+    command = [sys.executable, "-m", "megedit", "serve", str(adapter), "--port", str(port), "--name", "served"]
+    environment = {**os.environ, "MEGEDIT_EDIT_KEY": KEY}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([*command, *options], stderr=log, env=environment)
+        try:
+            yield ready(f"http://127.0.0.1:{port}", process)
+        finally:
+            process.terminate()
+            process.wait(120)
+
+
+def ready(url: str, process: subprocess.Popen[bytes]) -> str:
+    """The address, once the server answers there."""
+    while True:
+        assert process.poll() is None, "the server has ended"
+        try:
+            if httpx2.get(f"{url}/ready").status_code == 200:
+                return url
+        except httpx2.TransportError:
+            time.sleep(0.05)
+
+
+async def ask(http: httpx2.AsyncClient, question: Question, tokens: int) -> tuple[float, dict[str, Any]]:
+    """Seconds and answer of one request; a full queue is waited for."""
+    text, edited = question
+    body = {"model": "served", "messages": [{"role": "user", "content": text}], "max_tokens": tokens}
+    started = time.perf_counter()
+    while True:
+        answer = await http.post("/v1/chat/completions", json={**body, "megedit": {"edits": edited}})
+        if answer.status_code != 429:
+            answer.raise_for_status()
+            return time.perf_counter() - started, answer.json()
+        await asyncio.sleep(float(answer.headers["Retry-After"]))
+
+
+async def run(url: str, questions: Sequence[Question], clients: int, tokens: int) -> list[tuple[float, dict[str, Any]]]:
+    """Ask the questions by so many clients at once; seconds and answers in the order of the questions."""
+    left, found = iter(enumerate(questions)), dict[int, tuple[float, dict[str, Any]]]()
+    limits = httpx2.Limits(max_connections=clients)
+    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+
+        async def client() -> None:
+            for number, question in left:
+                assert number not in found
+                found[number] = await ask(http, question, tokens)
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+    return [found[number] for number in range(len(questions))]
+
+
+def mixed(edited: Sequence[str], others: Sequence[str], count: int) -> list[str]:
+    """Questions, half of them edited."""
+    rng = random.Random(SEED)
+    return [rng.choice(edited) if edited and i % 2 else rng.choice(others) for i in range(count)]
+
+
+# -- answers
+
+
+def check_answers(
+    model: MegModel, adapter: Path, edited: Sequence[str], others: Sequence[str], count: int
+) -> dict[str, Any]:
+    """Requests whose answer is not the Python model's."""
+    rng = random.Random(SEED)
+    texts = [*edited, *rng.sample(list(others), min(len(others), len(edited)))]
+    pool: list[Question] = [(text, on) for text in texts for on in (True, True, False)]
+    asked = [rng.choice(pool) for _ in range(count)]
+    right = python_answers(model, sorted(set(asked)))
+    started = time.perf_counter()
+    with served(adapter) as url:
+        found = asyncio.run(run(url, asked, MANY_CLIENTS, ANSWER_TOKENS))
+    wrong = [
+        (question, answer["choices"][0]["message"]["content"], right[question])
+        for question, (_, answer) in zip(asked, found, strict=True)
+        if (answer["choices"][0]["message"]["content"], answer["megedit"]["edit"]) != right[question]
+    ]
+    used = sum(answer["megedit"]["edit"] is not None for _, answer in found)
+    return {
+        "requests": count,
+        "clients": MANY_CLIENTS,
+        "different_questions": len(right),
+        "with_an_edit": used,
+        "wrong": len(wrong),
+        "examples": [list(map(str, each)) for each in wrong[:5]],
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def python_answers(model: MegModel, questions: Sequence[Question]) -> dict[Question, tuple[str, str | None]]:
+    """Text and edit by the Python model: in the adapter's template where an edit fires, else as a plain chat."""
+    found = {}
+    routes = dict(zip(questions, model.route([text for text, _ in questions]), strict=True))
+    ends = end_tokens(model.base, model.tokenizer)
+    with Stages().stage("Answers in Python", len(questions)) as advance:
+        for question in questions:
+            (text, on), edit = question, routes[question].edit
+            fires = on and edit is not None
+            chat = [{"role": "user", "content": text}]
+            prompt = model.format(text) if fires else plain_chat(model, chat)
+            inputs = model.tokenizer([prompt], return_tensors="pt")
+            queries = {"queries": [text]} if fires else {"neurons": [None]}
+            output = model.generate(**inputs, **queries, **{**GREEDY, "max_new_tokens": ANSWER_TOKENS})
+            new = [token for token in output[0, inputs["input_ids"].shape[1] :].tolist() if token not in ends]
+            found[question] = (
+                str(model.tokenizer.decode(new, skip_special_tokens=True)),
+                edit.id if fires and edit else None,
+            )
+            advance(1)
+    return found
+
+
+def plain_chat(model: MegModel, chat: list[dict[str, str]]) -> str:
+    """The model's own prompt for a chat."""
+    return str(model.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+
+# -- load
+
+
+async def load(url: str, edited: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
+    """Seconds of requests with edits and without, of other questions and of a mix."""
+    results = {}
+    kinds = {"other": mixed([], others, ROUNDS * PER_ROUND), "mixed": mixed(edited, others, ROUNDS * PER_ROUND)}
+    await run(url, [(text, True) for text in others[-CLIENTS:]], CLIENTS, TOKENS)
+    for kind, texts in kinds.items():
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        walls = {True: 0.0, False: 0.0}
+        for number in range(ROUNDS):
+            part = texts[number * PER_ROUND : (number + 1) * PER_ROUND]
+            for on in (True, False) if number % 2 else (False, True):
+                started = time.perf_counter()
+                found = await run(url, [(text, on) for text in part], CLIENTS, TOKENS)
+                walls[on] += time.perf_counter() - started
+                seconds[on] += [each for each, _ in found]
+        results[kind] = {
+            "edited" if on else "base": {
+                "p50": round(float(np.percentile(seconds[on], 50)), 4),
+                "p99": round(float(np.percentile(seconds[on], 99)), 4),
+                "requests_per_second": round(len(seconds[on]) / walls[on], 2),
+            }
+            for on in (True, False)
+        }
+        edits, base = results[kind]["edited"], results[kind]["base"]
+        results[kind]["percent"] = {name: round(100 * (edits[name] / base[name] - 1), 1) for name in ("p50", "p99")}
+    return results
+
+
+def one_by_one(model: MegModel, questions: Sequence[str]) -> dict[str, float]:
+    """Requests a second of the Python model, one after the other."""
+    model.answer(questions[:1], TOKENS)
+    started = time.perf_counter()
+    for question in questions:
+        model.answer([question], TOKENS)
+    return {"requests_per_second": round(len(questions) / (time.perf_counter() - started), 2)}
+
+
+def filled(adapter: Path, folder: Path, size: int, facts: Path) -> None:
+    """A copy of an adapter with so many edits in force: cut down to none, or filled up with further ones."""
+    shutil.copytree(adapter, folder)
+    loaded = load_adapter(folder)
+    own = [record.edit for record in loaded.active]
+    if size < len(own):
+        remove(folder, [edit.id for edit in own[size:]])
+        return
+    taken = {edit.prompt for edit in own}
+    more = [edit for edit in read_edits(facts, on_conflict="first") if edit.prompt not in taken][: size - len(own)]
+    vectors = EditVectors.pack(loaded.encoder.encode([edit.prompt for edit in more])).to_bytes(
+        owners_of([1] * len(more))
+    )
+    with reading(folder) as ledger:
+        neuron = ledger.neurons([loaded.active.numbers[0]])[0]
+    with changing(folder, "add", facts.name) as change:
+        change.add(
+            NewEdit(EditRecord(bare(edit), "active", 1.0, 1, False), vector, neuron)
+            for edit, vector in zip(more, vectors, strict=True)
+        )
+
+
+def bare(edit: Edit) -> Edit:
+    """An edit that fills a store."""
+    return Edit(id=f"more-{edit.id}", prompt=edit.prompt, target=edit.target, subject=edit.subject)
+
+
+if __name__ == "__main__":
+    main()
