@@ -70,7 +70,7 @@ export async function* stream(path, body, signal) {
       const { value, done } = await reader.read().catch((error) => {
         throw error.name === "AbortError" ? error : away();
       });
-      if (done) return;
+      if (done) throw away(); // it was cut off
       const events = (rest + value).split(/\r?\n\r?\n/);
       rest = events.pop();
       for (const event of events) {

@@ -4,7 +4,7 @@ import { call, stream } from "./api.js";
 import { button, byId, element, fact, decimal, say, sayError } from "./dom.js";
 import { explained } from "./explain.js";
 import * as marked from "./marked.js";
-import { session } from "./session.js";
+import { refresh, session } from "./session.js";
 
 const SIDES = { edited: "Edited model", base: "Base model" };
 const DECIDED = {
@@ -111,7 +111,8 @@ async function one(turn, places, side, asked, signal) {
   say(said, "");
   place.classList.add("streaming");
   try {
-    const body = { model: session.status.adapter, messages: asked[side], megedit: { edits: side === "edited" } };
+    const { adapter } = session.status ?? (await refresh());
+    const body = { model: adapter, messages: asked[side], megedit: { edits: side === "edited" } };
     for await (const chunk of stream("v1/chat/completions", body, signal)) {
       if (chunk.megedit && side === "edited") routed(turn, places, chunk.megedit);
       turn.answers[side] += chunk.choices?.[0]?.delta?.content ?? "";

@@ -50,13 +50,15 @@ export function say(place, text, ...more) {
   place.replaceChildren(...(text ? [element("span", {}, text)] : []), ...more);
 }
 
-// Say in words what failed, where it failed. retry: what to do on "Try again".
+// Say in words what failed, where it failed. retry: what to do on "Try again", which is offered where it may help.
 export function sayError(place, error, retry) {
   if (error.name === "AbortError") return;
   place.className = "message error";
-  const again = retry ? button("Try again", () => { place.replaceChildren(); retry(); }) : null;
-  place.replaceChildren(element("span", {}, sentence(error)), ...(again ? [again] : []));
+  const again = retry && mayPass(error) ? [button("Try again", () => { place.replaceChildren(); retry(); })] : [];
+  place.replaceChildren(element("span", {}, sentence(error)), ...again);
 }
+
+const mayPass = ({ code, status, retryAfter }) => code === "away" || status === 401 || status >= 500 || Boolean(retryAfter);
 
 function sentence(error) {
   if (error.code === "invalid_api_key") return "The server asks for a key, and this is not the one.";

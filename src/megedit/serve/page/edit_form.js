@@ -89,7 +89,7 @@ async function save(choice = null) {
     finish(outcome);
   } catch (problem) {
     if (problem.conflicts?.length && !edit) conflicting(problem.conflicts);
-    else sayError(error, problem, problem.code === "away" || problem.retryAfter ? () => save(choice) : null);
+    else sayError(error, problem, () => save(choice));
   } finally {
     working(false);
   }

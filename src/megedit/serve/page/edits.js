@@ -119,14 +119,15 @@ const undo = () => change("Undoing …", () => call("POST", "v1/edits/undo", {})
 async function change(words, action) {
   say(message, words);
   try {
-    changed(await action());
+    await changed(await action());
   } catch (error) {
     sayError(message, error, () => change(words, action));
   }
 }
 
-function changed(outcome) {
+async function changed(outcome) {
   const takeBack = outcome.changes.length && session.status?.may_edit ? [button("Undo", undo, { class: "quiet" })] : [];
   say(message, outcomeWords(outcome), ...takeBack, ...outcomeDetails(outcome));
-  read();
+  await read();
+  if (document.activeElement === document.body) (message.querySelector("button") ?? search).focus(); // its row is new
 }

@@ -56,7 +56,7 @@ function candidates({ nearest, route }) {
 function tokens(answer, name) {
   if (!answer.tokens.length) return element("p", { class: "muted" }, "no text");
   const items = answer.tokens.map((token, i) => {
-    const share = answer.probabilities[i], percent = `${(100 * share).toFixed(0)} %`;
+    const share = answer.probabilities[i], percent = `${(100 * share).toFixed(0)}%`;
     const number = element("span", { class: "number" }, percent);
     return element("li", {}, element("code", {}, visible(token)), bar(share), number);
   });

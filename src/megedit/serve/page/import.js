@@ -34,7 +34,7 @@ async function look(file) {
     say(message, "");
     draw(file, found);
   } catch (error) {
-    sayError(message, error, error.code === "away" || error.retryAfter ? () => look(file) : null);
+    sayError(message, error, () => look(file));
   }
 }
 

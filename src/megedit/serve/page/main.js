@@ -21,7 +21,8 @@ function reveal() {
 
 function show() {
   reveal();
-  if (session.session.status?.may_ask) views[chosen()].show();
+  if (!session.session.status?.may_ask) byId(`view-${chosen()}`).hidden = true; // there is a sentence instead
+  else views[chosen()].show();
 }
 
 // The status first, since it says whether a key is needed.

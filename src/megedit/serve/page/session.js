@@ -16,13 +16,14 @@ export async function refresh() {
   byId("adapter").textContent = `${name}${more}`;
   document.title = `${name} – MegEdit`;
   document.body.classList.toggle("may-edit", mayEdit);
-  for (const place of document.querySelectorAll(".locked")) lock(place, mayEdit, keys.edit);
+  byId("needs-key").hidden = mayAsk;
+  for (const place of document.querySelectorAll(".locked")) lock(place, mayEdit || !mayAsk, keys.edit);
   return session.status;
 }
 
 // The sentence in place of the controls that change something.
-function lock(place, mayEdit, hasKey) {
-  place.hidden = mayEdit;
+function lock(place, hidden, hasKey) {
+  place.hidden = hidden;
   if (hasKey) place.replaceChildren("Changes need the edit key. ", button("Enter the key", () => open()));
   else place.replaceChildren("This server changes nothing. Start it with --edit-key to allow changes.");
 }
@@ -58,7 +59,7 @@ async function take(value, reload) {
 }
 
 export function start(reload) {
-  byId("open-key").addEventListener("click", () => open());
+  for (const name of ["open-key", "enter-key"]) byId(name).addEventListener("click", () => open());
   byId("key-cancel").addEventListener("click", () => dialog.close());
   byId("key-forget").addEventListener("click", () => take("", reload));
   byId("key-form").addEventListener("submit", (event) => {
