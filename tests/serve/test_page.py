@@ -492,7 +492,7 @@ def test_a_key_is_asked_for(edited: MegModel, opened: Opener) -> None:
         key = page.locator("#key-dialog")
         expect(key).to_be_visible()
         page.keyboard.press("Escape")
-        expect(page.locator("#needs-key")).to_contain_text("This server answers only who has a key.")
+        expect(page.locator("#needs-key")).to_contain_text("This server needs a key.")
         page.locator("#enter-key").click()
         key.get_by_label("Key of the server").fill("not-the-right-key-at-all")
         page.keyboard.press("Enter")
