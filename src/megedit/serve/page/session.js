@@ -1,7 +1,7 @@
 // Who is at the page: the server's status, the key dialog, and which controls there are.
 
 import { call, events, key } from "./api.js";
-import { button, byId, sayError, say } from "./dom.js";
+import { button, byId, say, sayError, thousands } from "./dom.js";
 
 export const session = { status: null };
 const UNKNOWN = "The server does not know this key.";
@@ -10,9 +10,8 @@ const dialog = byId("key-dialog");
 // Ask for the status, and show what it allows.
 export async function refresh() {
   session.status = await call("GET", "v1/status");
-  const { adapter, revision, counts, may_ask: mayAsk, may_edit: mayEdit, keys } = session.status;
-  const name = adapter.replace(/[/\\]+$/, "").split(/[/\\]/).pop();
-  const more = mayAsk ? `, revision ${revision}, ${(counts?.active ?? 0).toLocaleString("en")} active` : "";
+  const { adapter: name, revision, counts, may_ask: mayAsk, may_edit: mayEdit, keys } = session.status;
+  const more = mayAsk ? `, revision ${revision}, ${thousands(counts.active ?? 0)} active` : "";
   byId("adapter").textContent = `${name}${more}`;
   document.title = `${name} – MegEdit`;
   document.body.classList.toggle("may-edit", mayEdit);
