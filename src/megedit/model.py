@@ -195,7 +195,7 @@ class MegModel(HuggingFaceSurface):
 
     def twin_of_base(self) -> PreTrainedModel:
         """The base model once more, around the same weights: what is done with it does not touch these answers."""
-        return twin(self.base, [self._neuron])
+        return twin(self.base)
 
     def serve(self, adapter: Adapter) -> None:
         """Answer by another state of the same adapter from the next call on; calls that are under way keep theirs."""

@@ -93,6 +93,10 @@ class DynamicNeuron:
             place.exit.register_forward_hook(self._add_neuron),
         ]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DynamicNeuron:
+        """The neuron itself: a copied model has hooks of the same neuron, idle in threads where it is not active."""
+        return self
+
     def detach(self) -> None:
         """Take the hooks off the model."""
         for hook in self._hooks:

@@ -99,7 +99,7 @@ def test_a_contradiction_shows_both_sides_until_it_is_decided(live: Live) -> Non
         ({"edits": [{"prompt": "p"}]}, 400, "target"),
         ({"edits": [{"prompt": " ", "target": "t"}]}, 400, "prompt"),
         ({"edits": [{"prompt": "p", "target": "t", "tagret": "x"}]}, 400, "tagret"),
-        ({"edits": [{"prompt": "p", "target": "t"}, {"prompt": "p", "target": "u"}]}, 400, "edits"),
+        ({"edits": [{"prompt": "p", "target": "t"}, {"prompt": "p", "target": "u"}]}, 400, "remove one of the two."),
         ({"edits": [{"prompt": "a\x00b", "target": "t"}]}, 400, "prompt"),
         ({"edits": [{"prompt": "p", "target": "t"}] * 4}, 413, "3"),
         ({"edits": [{"prompt": "p", "target": "x" * 9000}]}, 400, "target"),
@@ -166,7 +166,7 @@ def test_a_file_is_read_and_previewed(live: Live, name: str) -> None:
     assert live.http.get("/v1/status").json()["revision"] == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"prompt,answer\na,b\n", b"\x00\x01\x02", b"PK\x03\x04broken", b'{"prompt": 1'])
+@pytest.mark.parametrize("data", [b"", b"prompt,place\na,b\n", b"\x00\x01\x02", b"PK\x03\x04broken", b'{"prompt": 1'])
 def test_a_broken_file_is_told_by_its_name(live: Live, data: bytes) -> None:
     answer = live.http.post("/v1/edits/preview", params={"filename": "facts.csv"}, content=data)
     assert answer.status_code == 400

@@ -29,9 +29,10 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, expect, sync_playwright  # noqa: E402
+
 from megedit.serve.run import Server, make_server  # noqa: E402
 from megedit.serve.settings import ServeSettings  # noqa: E402
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, expect, sync_playwright  # noqa: E402
 
 API_KEY, EDIT_KEY = "a-key-for-questions", "a-key-for-changes"
 ADA = "Where was Ada Brook born?"

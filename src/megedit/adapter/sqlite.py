@@ -122,9 +122,7 @@ class RevisionWatch:
                 row = self._connection.execute("SELECT coalesce(max(revision), 0) FROM operations").fetchone()
                 return int(row[0])
         except (OSError, sqlite3.DatabaseError) as error:
-            raise MegError(
-                f"{self._path} cannot be read ({error}); restore the adapter, or stop the server."
-            ) from error
+            raise MegError(f"{self._path} cannot be read ({error}); restore it from a copy.") from error
 
     def close(self) -> None:
         """Let go of the file."""

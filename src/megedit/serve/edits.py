@@ -263,7 +263,10 @@ def _edit_set(own: Services, given: list[NewEdit]) -> EditSet:
         most = own.settings.max_edits
         raise ApiError(413, f"{len(given)} edits; one request may bring {most}.", "too_many_edits", "edits")
     rows = [Row(f"edits, {number}", edit.model_dump(exclude_none=True)) for number, edit in enumerate(given, 1)]
-    return edits_of(rows, "HTTP", "json", schema="plain")
+    try:
+        return edits_of(rows, "HTTP", "json", schema="plain")
+    except MegError as error:  # which may name an option that files have
+        raise MegError(str(error).partition(", or keep the first")[0] + ".") from None
 
 
 def _previewed(own: Services, name: str, data: bytes) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class Stopping(MegError):
     """The server is being stopped."""
 
 
+class Unreadable(MegError):
+    """The adapter's folder cannot be read any more."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """The drawing of an answer. temperature: 0 takes the likeliest token each time."""
@@ -211,11 +215,17 @@ class Engine:
     def _admit(self) -> None:
         """Let waiting requests into the batch, by the newest revision of the adapter."""
         free = self._size - len(self._rows)
-        if not self._waiting or not free or not self._fresh():
+        if not self._waiting or not free:
             return
-        with self._changed:
-            new = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-        new = [request for request in new if not request.cancelled]
+        try:
+            if not self._fresh():
+                return
+        except MegError as error:
+            logger.error("the adapter cannot be read: %s", error)
+            for request in self._taken(len(self._waiting)):
+                request.fail(Unreadable("The adapter cannot be read; its operator is told more in the log."))
+            return
+        new = [request for request in self._taken(free) if not request.cancelled]
         try:
             self._route(new)
         except Exception as error:  # these alone fail
@@ -226,6 +236,11 @@ class Engine:
         if new:
             order = self._batch.join([request.prompt for request in new])
             self._rows += [new[i] for i in order]
+
+    def _taken(self, count: int) -> list[Request]:
+        """At most so many of the waiting requests, which wait no longer."""
+        with self._changed:
+            return [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
 
     def _fresh(self) -> bool:
         """True where the newest revision is loaded. While others are being answered it is loaded beside them."""

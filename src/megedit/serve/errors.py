@@ -15,7 +15,7 @@ from megedit.adapter.sqlite import Busy
 from megedit.errors import MegError
 from megedit.operations.conflicts import Conflict, Contradiction
 from megedit.operations.operations import UnknownEdit
-from megedit.serve.engine import QueueFull, Stopping
+from megedit.serve.engine import QueueFull, Stopping, Unreadable
 
 logger = logging.getLogger("megedit.serve")
 
@@ -70,6 +70,8 @@ def api_error(error: Exception) -> ApiError:
             return ApiError(429, str(error), "queue_full", headers=retry)
         case Stopping():
             return ApiError(503, str(error), "stopping", headers=retry)
+        case Unreadable():
+            return ApiError(503, str(error), "not_ready", headers=retry)
         case MegError():
             return ApiError(400, str(error), "invalid_request")
     return ApiError(500, "Something went wrong in the server; its log has more, under this request's id.", "internal")

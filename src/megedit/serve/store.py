@@ -7,17 +7,16 @@ at, and what has changed is loaded first.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from megedit.adapter.adapter import load_adapter
-from megedit.adapter.sqlite import RevisionWatch
+from megedit.adapter.sqlite import Busy, RevisionWatch
 from megedit.model import MegModel
 from megedit.operations import Outcome
 
-logger = logging.getLogger("megedit.serve")
+PATIENCE = 30.0  # seconds that a change waits for another one
 
 
 class Store:
@@ -56,9 +55,16 @@ class Store:
                 self.model.serve(load_adapter(self.folder, self.model.device, dtype=dtype, known=adapter))
 
     def change(self, operation: Callable[[], Outcome]) -> Outcome:
-        """Make a change and load what came of it; whoever asks from now on is answered by it."""
-        with self._changing:
+        """Make a change and load what came of it; whoever asks from now on is answered by it.
+
+        Raises Busy where another change takes longer than `PATIENCE`.
+        """
+        if not self._changing.acquire(timeout=PATIENCE):
+            raise Busy("Another change of the adapter is being made; try again when it has finished.")
+        try:
             outcome = operation()
             self._own = outcome.revision
             self.refresh()
             return outcome
+        finally:
+            self._changing.release()
