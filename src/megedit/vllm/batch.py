@@ -137,9 +137,14 @@ class Tables(nn.Module):
 
     def _write(self, slots: list[int], neurons: list[Neuron]) -> None:
         rows = self._on_device(torch.tensor(slots))  # (n,)
-        vectors = self._on_device(torch.from_numpy(np.stack([neuron.weights for neuron in neurons])))  # (n, L)
-        weights = NeuronWeights.from_vectors(vectors, self.hidden_size)
+        vectors = np.stack([self._with_bias(neuron.weights) for neuron in neurons])  # (n, 2d + 1)
+        weights = NeuronWeights.from_vectors(self._on_device(torch.from_numpy(vectors)), self.hidden_size)
         self.keys[rows], self.biases[rows], self.values[rows] = weights.keys, weights.biases, weights.values
+
+    def _with_bias(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The weights (L,) of a neuron as (2d + 1,): adapters of one layer may have neurons with and without a bias."""
+        d = self.hidden_size
+        return np.insert(weights, d, 0) if len(weights) == 2 * d else weights
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return self._pinned(tensor).to(self.slots.device, non_blocking=True)
