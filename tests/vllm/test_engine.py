@@ -215,8 +215,8 @@ def test_what_does_not_work_with_edits_is_refused(engine: Any, folder: Path) -> 
     from vllm import EngineArgs
     from vllm.sampling_params import BeamSearchParams
 
-    draft = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
+    draft: Any = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
     with pytest.raises(MegError, match="cannot serve edits with speculative decoding"):
         EngineArgs(model=str(folder / "base"), speculative_config=draft).create_engine_config()
     with pytest.raises(ValueError, match="Beam search does not work"):
-        BeamSearchParams(beam_width=2, max_tokens=4)
+        engine.beam_search([{"prompt": "Who?"}], BeamSearchParams(beam_width=2, max_tokens=4))

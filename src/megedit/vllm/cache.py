@@ -16,7 +16,7 @@ TAG = "megedit"
 
 
 def block_key(neuron: Neuron | None, end: int) -> tuple[tuple[str, str], ...]:
-    """What goes into the hash of a block whose last token is `end - 1`, beside its tokens."""
+    """The part of a block's hash beside its tokens that tells of the neuron; its last token is `end - 1`."""
     return ((TAG, neuron.digest),) if neuron is not None and end > neuron.first else ()
 
 

@@ -1,4 +1,4 @@
-"""What a request asks for: `{"megedit": ...}` among the extra arguments of its sampling parameters.
+"""The choice of a request among adapters: `{"megedit": ...}` in the extra arguments of its sampling parameters.
 
 Over HTTP they are `vllm_xargs`, in Python `SamplingParams(extra_args=...)`.
 """

@@ -29,7 +29,7 @@ def install() -> None:
     for place, name, around in (
         ("vllm.engine.arg_utils:EngineArgs", "create_engine_config", _plan_with_config),
         ("vllm.sampling_params:SamplingParams", "verify", _verify_choice),
-        ("vllm.sampling_params:BeamSearchParams", "__post_init__", _refuse_beams),
+        ("vllm.v1.engine.input_processor:InputProcessor", "resolve_watermarking", _refuse_beams),
         ("vllm.v1.engine.core:EngineCore", "_initialize_kv_caches", _load_adapters),
         ("vllm.v1.engine.core:EngineCore", "preprocess_add_request", _find_neuron),
         ("vllm.v1.core.sched.output:NewRequestData", "from_request", _send_neuron),
@@ -98,11 +98,13 @@ def _verify_choice(original: Original) -> Original:
 
 
 def _refuse_beams(original: Original) -> Original:
-    def __post_init__(self: Any) -> None:
-        original(self)
-        raise ValueError("Beam search does not work with MegEdit's edits; ask for n answers instead.")
+    def resolve_watermarking(self: Any, params: Any) -> Any:
+        """Every beam search begins with this; each of its steps is a new prompt, which a neuron does not fit."""
+        if hasattr(params, "beam_width"):
+            raise ValueError("Beam search does not work with MegEdit's edits; ask for n answers instead.")
+        return original(self, params)
 
-    return __post_init__
+    return resolve_watermarking
 
 
 # ---------------------------------------------------------------------------------------------------

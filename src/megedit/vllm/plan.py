@@ -1,4 +1,4 @@
-"""What the engine must know before it starts: which layers take neurons. It refuses what cannot be served rightly.
+"""The plan for an engine: which layers take neurons. It refuses, before anything starts, what cannot be served rightly.
 
 The plan is a part of vLLM's configuration (`additional_config`), so it reaches every worker, and vLLM does not use a
 compiled graph without neurons, or for another layer, again from its disk cache.
@@ -57,7 +57,7 @@ def make_plan(config: Any) -> None:
 
 
 def _unsupported(config: Any) -> str | None:
-    """What in vLLM's configuration has not been made to work with edits."""
+    """Name a part of the configuration that has not been made to work with edits, if there is one."""
     parallel, cases = config.parallel_config, {}
     cases["a model that is not asked to generate text"] = config.model_config.runner_type != "generate"
     cases["speculative decoding"] = config.speculative_config is not None
