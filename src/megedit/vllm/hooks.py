@@ -17,7 +17,8 @@ from megedit.vllm.cache import with_block_key
 from megedit.vllm.choice import chosen, served
 from megedit.vllm.worker import NEURON, attach_to_runner
 
-ADAPTERS = "megedit_adapters"  # the attribute of vLLM's engine core that holds them
+ADAPTERS, ROUTER = "megedit_adapters", "megedit_router"  # attributes of vLLM's engine core
+PENDING = "megedit_pending"  # the attribute of a request whose neuron is being found
 TRIED = "0.32"  # the version that the tests run with
 
 Original = Callable[..., Any]
@@ -32,6 +33,7 @@ def install() -> None:
         ("vllm.v1.engine.input_processor:InputProcessor", "resolve_watermarking", _refuse_beams),
         ("vllm.v1.engine.core:EngineCore", "_initialize_kv_caches", _load_adapters),
         ("vllm.v1.engine.core:EngineCore", "preprocess_add_request", _find_neuron),
+        ("vllm.v1.core.sched.scheduler:Scheduler", "_handle_blocked_waiting_request", _wait_for_neuron),
         ("vllm.v1.core.sched.output:NewRequestData", "from_request", _send_neuron),
         ("vllm.v1.core.kv_cache_utils", "generate_block_hash_extra_keys", _add_block_key),
         ("vllm.v1.worker.gpu_worker:Worker", "load_model", _attach_after_load),
@@ -115,11 +117,13 @@ def _load_adapters(original: Original) -> Original:
     def _initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         from transformers import AutoTokenizer
 
-        from megedit.vllm.adapters import ServedAdapters
+        from megedit.vllm.adapters import RouterThread, ServedAdapters
 
         model = vllm_config.model_config
         tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, revision=model.tokenizer_revision)
-        setattr(self, ADAPTERS, ServedAdapters(served(), tokenizer))
+        adapters = ServedAdapters(served(), tokenizer)
+        setattr(self, ADAPTERS, adapters)
+        setattr(self, ROUTER, RouterThread(adapters))
         return original(self, vllm_config, *args, **kwargs)
 
     return _initialize_kv_caches  # which the engine core calls when it starts
@@ -127,18 +131,43 @@ def _load_adapters(original: Original) -> Original:
 
 def _find_neuron(original: Original) -> Original:
     def preprocess_add_request(self: Any, request: Any) -> Any:
+        from vllm.v1.request import RequestStatus
+
+        from megedit.vllm.adapters import Asked
+
         made, wave = original(self, request)
         params = made.sampling_params
         if params is None or made.prompt_token_ids is None or made.prompt_embeds is not None or made.resumable:
             return made, wave  # nothing to generate, a prompt that is no text, or one that is still being written
-        neuron = getattr(self, ADAPTERS).neuron(made.prompt_token_ids, params.extra_args)
-        setattr(made, NEURON, neuron)
-        if neuron is not None and made.block_hashes:
-            made.block_hashes.clear()
-            made.update_block_hashes()
+        name = getattr(self, ADAPTERS).choice(params.extra_args)
+        if name is not None:
+            found = getattr(self, ROUTER).submit(Asked(name, tuple(made.prompt_token_ids)))
+            setattr(made, PENDING, (found, made.status))
+            made.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR  # the scheduler passes it over
         return made, wave
 
     return preprocess_add_request
+
+
+def _wait_for_neuron(original: Original) -> Original:
+    def _handle_blocked_waiting_request(self: Any, request: Any) -> Any:
+        pending = getattr(request, PENDING, None)
+        if pending is None:
+            return original(self, request)
+        found, status = pending
+        if not found.done():
+            return False
+        neuron = found.result()
+        setattr(request, NEURON, neuron)
+        setattr(request, PENDING, None)
+        if neuron is not None and request.block_hashes:
+            request.block_hashes.clear()
+            request.update_block_hashes()
+        waits_for_grammar = request.status == status
+        request.status = status
+        return original(self, request) if waits_for_grammar else True
+
+    return _handle_blocked_waiting_request
 
 
 def _send_neuron(original: Original) -> Original:
