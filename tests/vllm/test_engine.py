@@ -124,7 +124,9 @@ def test_requests_of_one_batch_choose_for_themselves(engine: Any, folder: Path, 
 
 
 def test_an_unknown_name_is_refused(engine: Any) -> None:
-    with pytest.raises(ValueError, match="megedit is 'news'; give one of facts, other, or off"):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="megedit is 'news'; give one of facts, other, or off"):
         ask(engine, ["Who?"], {"megedit": "news"})
     assert ask(engine, ["Who?"])
 
@@ -214,10 +216,11 @@ def test_a_removed_edit_is_gone_at_the_next_request(engine: Any, folder: Path, r
 
 def test_what_does_not_work_with_edits_is_refused(engine: Any, folder: Path) -> None:
     from vllm import EngineArgs
+    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import BeamSearchParams
 
     draft: Any = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
     with pytest.raises(MegError, match="cannot serve edits with speculative decoding"):
         EngineArgs(model=str(folder / "base"), speculative_config=draft).create_engine_config()
-    with pytest.raises(ValueError, match="Beam search does not work"):
+    with pytest.raises(VLLMValidationError, match="Beam search does not work"):
         engine.beam_search([{"prompt": "Who?"}], BeamSearchParams(beam_width=2, max_tokens=4))

@@ -93,7 +93,7 @@ def _verify_choice(original: Original) -> Original:
         try:
             chosen(self.extra_args, names)
         except MegError as error:
-            raise ValueError(str(error)) from error  # which vLLM's server answers with status 400
+            raise _bad_request(str(error)) from error
         return original(self, *args, **kwargs)
 
     return verify
@@ -103,10 +103,18 @@ def _refuse_beams(original: Original) -> Original:
     def resolve_watermarking(self: Any, params: Any) -> Any:
         """Every beam search begins with this; each of its steps is a new prompt, which a neuron does not fit."""
         if hasattr(params, "beam_width"):
-            raise ValueError("Beam search does not work with MegEdit's edits; ask for n answers instead.")
+            raise _bad_request("Beam search does not work with MegEdit's edits; ask for n answers instead.")
         return original(self, params)
 
     return resolve_watermarking
+
+
+def _bad_request(message: str) -> Exception:
+    """vLLM's own error for what a client did wrong, which its server answers with status 400."""
+    from vllm.exceptions import VLLMValidationError
+
+    error: Exception = VLLMValidationError(message, parameter="megedit")
+    return error
 
 
 # ---------------------------------------------------------------------------------------------------
