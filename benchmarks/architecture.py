@@ -37,6 +37,7 @@ ROOMS = {
     "fitting": "the parts in order, resumable",
     "routes": "the route and the neuron of a query",
     "model": "generate, route, detach",
+    "vllm": "the plugin for vLLM",
     "explain": "why a question is answered as it is",
     "operations": "edits added, removed, undone",
     "evaluate": "protocols, metrics, reports",

@@ -9,14 +9,14 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -119,13 +119,18 @@ def resolve_folder(name: str) -> Path:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Identifies a base model: sha256 of its parameters' names, shapes and 64 evenly spaced values of each.
+    """Identifies a base model by its parameters, as `fingerprint_of` does. Shared weights count once."""
+    return fingerprint_of(model.named_parameters())
+
+
+def fingerprint_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """Identifies named weights: sha256 of their names, shapes and 64 evenly spaced values of each.
 
     The values are compared in bfloat16, so that a checkpoint loaded in bfloat16 and in float32 has one
-    fingerprint. (float16 loses bits that bfloat16 keeps, and may change it.) Shared weights count once.
+    fingerprint. (float16 loses bits that bfloat16 keeps, and may change it.)
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+    for name, parameter in sorted(parameters, key=lambda item: item[0]):
         values = parameter.detach().reshape(-1)
         count = min(_FINGERPRINT_VALUES, len(values))
         places = torch.arange(count, device=values.device) * (len(values) - 1) // max(count - 1, 1)

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
@@ -77,20 +77,28 @@ def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
-def find_feed_forward(layer: nn.Module) -> FeedForward:
+def _has_matrices(module: nn.Module) -> bool:
+    return any(parameter.ndim > 1 for parameter in module.parameters())
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def find_feed_forward(
+    layer: nn.Module,
+    has_matrices: Callable[[nn.Module], bool] = _has_matrices,
+    is_linear: Callable[[nn.Module], bool] = _is_linear,
+) -> FeedForward:
     """The FFN of a decoder layer: the one child with matrices that is called like one, a mixture of experts as a whole;
     or, in layers without such a child, the two linear modules that stand beside the attention.
 
     A norm between the FFN and the residual stream counts as its end: behind it, the neuron can write a vector of any
-    length.
+    length. has_matrices, is_linear: how modules that are not transformers' are told.
     """
     children = dict(layer.named_children())
-    found = [
-        module
-        for name, module in children.items()
-        if _FFN.search(name) and any(parameter.ndim > 1 for parameter in module.parameters())
-    ]
-    linears = [module for module in children.values() if isinstance(module, nn.Linear | Conv1D)]
+    found = [module for name, module in children.items() if _FFN.search(name) and has_matrices(module)]
+    linears = [module for module in children.values() if is_linear(module)]
     if len(found) == 1:
         norm = next((children[name] for name in _NORM_AFTER if name in children), found[0])
         return FeedForward(layer, found[0], norm)
@@ -113,9 +121,13 @@ def has_local_attention(model: PreTrainedModel) -> bool:
 
 def find_activation(model: PreTrainedModel) -> Activation:
     """The activation function of the model's FFNs, which the neuron shares."""
-    config = model.config.get_text_config()
+    activation: Activation = ACT2FN[activation_name(model.config.get_text_config())]
+    return activation
+
+
+def activation_name(config: PretrainedConfig) -> str:
+    """The name of that function in transformers, from the configuration of a model or of its text model."""
     name = next((value for key in _ACTIVATION if (value := getattr(config, key, None))), None)
     if name not in ACT2FN:
-        raise MegError(f"The activation function of {type(model).__name__} is not known; {_NEW_FAMILY}.")
-    activation: Activation = ACT2FN[name]
-    return activation
+        raise MegError(f"The activation function of a {config.model_type} model is not known; {_NEW_FAMILY}.")
+    return str(name)
