@@ -12,7 +12,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -22,8 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.folder import find_adapter
-from megedit.adapter.ledger import reading
-from megedit.adapter.sqlite import FILE
+from megedit.adapter.sqlite import RevisionWatch
 from megedit.errors import MegError
 from megedit.lm.prompts import Prompts
 from megedit.routes import NeuronFinder
@@ -49,7 +47,7 @@ class ServedAdapter:
     def __init__(self, name: str, place: str, tokenizer: PreTrainedTokenizerBase) -> None:
         """Load the adapter at `place`; raises MegError when it is not one."""
         self.name, self.folder, self._tokenizer = name, find_adapter(place), tokenizer
-        self._mark = _change_mark(self.folder)
+        self._watch, self._trouble = RevisionWatch(self.folder), ""
         self._use(load_adapter(self.folder))
 
     def neurons(self, prompts: Sequence[Sequence[int]]) -> list[Neuron | None]:
@@ -72,17 +70,14 @@ class ServedAdapter:
 
     def refresh(self) -> None:
         """Load the adapter anew if its ledger has another revision; where that fails, the one in use stays."""
-        mark = _change_mark(self.folder)
-        if mark == self._mark:
-            return
-        self._mark = mark  # also where loading fails, so that it is tried once for each change
         try:
-            with reading(self.folder) as ledger:
-                revision = ledger.revision
-            if revision != self.adapter.revision:
-                self._use(load_adapter(self.folder))
+            if self._watch.revision() != self.adapter.revision:
+                self._use(load_adapter(self.folder, known=self.adapter))
+            self._trouble = ""
         except MegError as error:
-            logger.error("%s stays at revision %d: %s", self.name, self.adapter.revision, error)
+            if str(error) != self._trouble:  # told once
+                logger.error("%s stays at revision %d: %s", self.name, self.adapter.revision, error)
+            self._trouble = str(error)
 
     def _use(self, adapter: Adapter) -> None:
         self.adapter, self._finder = adapter, NeuronFinder(adapter)
@@ -156,16 +151,3 @@ def neuron_of(layer: int, first: int, weights: np.ndarray[Any, np.dtype[np.float
     """A neuron with its digest. weights: float32 (L,)."""
     digest = hashlib.sha256(f"{layer} {first} ".encode() + np.ascontiguousarray(weights).tobytes()).hexdigest()
     return Neuron(layer, first, weights, digest)
-
-
-def _change_mark(folder: Path) -> tuple[int, bytes] | None:
-    """A mark of a ledger's file that is another after every change: SQLite counts them in its header.
-
-    None where the file cannot be read.
-    """
-    try:
-        with (folder / FILE).open("rb") as file:
-            header = file.read(28)
-        return (folder / FILE).stat().st_ino, header[24:28]
-    except OSError:
-        return None
