@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from megedit.cli.options import AdapterName, DeviceOption, DtypeOption, MovedBase, err, plain, torch_dtype
-from megedit.errors import needs
+from megedit.errors import MegError, needs
+
+Engine = Literal["transformers", "vllm"]
 
 
 def serve(
     adapter: AdapterName,
+    engine: Annotated[
+        Engine, typer.Option(help="vllm: its own server, which has no page and no routes to edit (docs/vllm.md)")
+    ] = "transformers",
     host: Annotated[str, typer.Option(help="Address; another than this machine's own needs both keys")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     api_key: Annotated[
@@ -38,6 +43,19 @@ def serve(
     device: DeviceOption = "cpu",
 ) -> None:
     """Serve an edited model: OpenAI's routes, the edits beside them, and a page at http://127.0.0.1:8000/."""
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    if engine == "vllm":
+        needs("vllm", "vllm", "serving with vLLM")
+        from megedit.serve.settings import is_loopback
+        from megedit.vllm.start import serve as run_vllm
+
+        if not is_loopback(host) and api_key is None:
+            raise MegError(f"{host} can be reached from other machines: give --api-key, or leave --host at 127.0.0.1.")
+
+        name = name or Path(adapter).resolve().name
+        beside = f"Edits are changed beside it: meg add {adapter} ..., or meg serve {adapter} on another port."
+        err.print(f"Serving [bold]{plain(name)}[/] by vLLM at {where}. {plain(beside)}", soft_wrap=True)
+        run_vllm(adapter, base, name, host, port, api_key)
     needs("fastapi", "serve", "meg serve")
     needs("prometheus_client", "serve", "meg serve")
     from megedit.model import MegModel
@@ -58,7 +76,6 @@ def serve(
         log_questions=log_questions,
     )
     model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     err.print(f"Serving [bold]{plain(settings.name)}[/] at {where} (API: {where}docs). Ctrl-C stops.", soft_wrap=True)
     if edit_key is None:
         err.print("Edits cannot be changed over HTTP: no --edit-key was given.")

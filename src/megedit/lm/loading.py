@@ -52,9 +52,7 @@ def load_base(
         MegError: nothing usable has that name, it is not a causal language model, or the device cannot be used.
     """
     first_device(device)
-    path = resolve_model(name)
-    folder = _converted(path) if path.is_file() else path
-    _check_folder(folder, ("config.json",))
+    folder = base_folder(name)
     with _as_meg_error(name):
         config = _check_causal(name, folder)
         placed = getattr(config, "quantization_config", None) is not None or str(device) == SPREAD
@@ -84,6 +82,14 @@ def load_base(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return model, tokenizer
+
+
+def base_folder(name: str) -> Path:
+    """The folder of a base model in safetensors. Raises MegError as `load_base`."""
+    path = resolve_model(name)
+    folder = _converted(path) if path.is_file() else path
+    _check_folder(folder, ("config.json",))
+    return folder
 
 
 def _end_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -8,6 +8,8 @@ without it nothing happens. What is done where:
     worker         place.py finds the FFN in vLLM's model, batch.py says which token has which neuron,
                    op.py adds the neurons to the FFN's output
     hooks.py       the places in vLLM at which all this is called
+
+start.py starts vLLM's server with it.
 """
 
 from __future__ import annotations
