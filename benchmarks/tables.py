@@ -16,6 +16,7 @@ from benchmarks.router_tables import (
     formats,
     reading,
 )
+from benchmarks.serving_tables import serving_checks, serving_load
 from benchmarks.sources import ANCHORS, CURVE, DEVICES, FAMILIES, HARDER, HEADLINE, PROBES, RAW, SETS, SHAPES, UNSEEN
 
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
@@ -362,6 +363,11 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
     "protocols": (protocols, {"Evaluation": "evaluation"}),
     "life": (life, {"Life": "life"}),
     "overhead": (overhead, {"Overhead": "overhead"}),
+    "serving-load": (serving_load, {"Load": "serving"}),
+    "serving-checks": (
+        serving_checks,
+        {"Load": "serving", "Crashes": "serving_crash", "Bad input": "serving_fuzz"},
+    ),
     "busy": (busy, {"Busy": "busy"}),
     "formats": (formats, {"Formats": "formats"}),
     "reading": (reading, {"Reading": "reading"}),

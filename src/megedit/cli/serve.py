@@ -45,17 +45,7 @@ def serve(
     """Serve an edited model: OpenAI's routes, the edits beside them, and a page at http://127.0.0.1:8000/."""
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     if engine == "vllm":
-        needs("vllm", "vllm", "serving with vLLM")
-        from megedit.serve.settings import is_loopback
-        from megedit.vllm.start import serve as run_vllm
-
-        if not is_loopback(host) and api_key is None:
-            raise MegError(f"{host} can be reached from other machines: give --api-key, or leave --host at 127.0.0.1.")
-
-        name = name or Path(adapter).resolve().name
-        beside = f"Edits are changed beside it: meg add {adapter} ..., or meg serve {adapter} on another port."
-        err.print(f"Serving [bold]{plain(name)}[/] by vLLM at {where}. {plain(beside)}", soft_wrap=True)
-        run_vllm(adapter, base, name, host, port, api_key)
+        _serve_with_vllm(adapter, base, name, host, port, api_key, where)
     needs("fastapi", "serve", "meg serve")
     needs("prometheus_client", "serve", "meg serve")
     from megedit.model import MegModel
@@ -80,3 +70,19 @@ def serve(
     if edit_key is None:
         err.print("Edits cannot be changed over HTTP: no --edit-key was given.")
     run(model, settings)
+
+
+def _serve_with_vllm(
+    adapter: str, base: str | None, name: str | None, host: str, port: int, api_key: str | None, where: str
+) -> None:
+    """Become vLLM's server."""
+    needs("vllm", "vllm", "serving with vLLM")
+    from megedit.serve.settings import is_loopback
+    from megedit.vllm.start import serve as run
+
+    if not is_loopback(host) and api_key is None:
+        raise MegError(f"{host} can be reached from other machines: give --api-key, or leave --host at 127.0.0.1.")
+    name = name or Path(adapter).resolve().name
+    beside = f"Edits are changed beside it: meg add {adapter} ..., or meg serve {adapter} on another port."
+    err.print(f"Serving [bold]{plain(name)}[/] by vLLM at {where}. {plain(beside)}", soft_wrap=True)
+    run(adapter, base, name, host, port, api_key)
