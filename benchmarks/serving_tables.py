@@ -43,8 +43,11 @@ def serving_checks(sets: Sets) -> str:
         what = f"{answers['requests']:,} requests of {answers['clients']} clients, {answers['with_an_edit']:,} edited"
         rows.append([what, "answers other than the Python model's", f"{answers['wrong']:,}"])
     if crash := sets.get("Crashes"):
-        changes = sum(crash["acknowledged"].values()) - crash["acknowledged"].get("busy", 0)
-        what = f"{crash['kills']:,} kills of the server, {changes:,} acknowledged changes"
+        made = crash["acknowledged"]
+        changes, begun = made["put"] + made["remove"], made["consolidate"]
+        what = (
+            f"{crash['kills']:,} kills of the server, {changes:,} acknowledged changes, {begun:,} consolidations begun"
+        )
         rows.append([what, "changes lost or half done", f"{crash['lost_or_half_done']:,}"])
     if fuzz := sets.get("Bad input"):
         memory = fuzz["memory_mb"]

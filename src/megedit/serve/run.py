@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import FrameType
 
@@ -57,7 +58,8 @@ def serve(model: MegModel, settings: ServeSettings) -> None:
     handler.setFormatter(JsonLines())
     logging.getLogger().handlers = [handler]
     logging.getLogger("megedit").setLevel(logging.INFO)
-    make_server(model, settings).run()
+    with suppress(KeyboardInterrupt):  # raised again once all is finished
+        make_server(model, settings).run()
 
 
 def make_server(model: MegModel, settings: ServeSettings) -> Server:
