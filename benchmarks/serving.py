@@ -45,13 +45,15 @@ from megedit.adapter.adapter import load_adapter
 from megedit.adapter.change import changing
 from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.edits import Edit, read_edits
-from megedit.lm.decoding import GREEDY, end_tokens
+from megedit.lm.decoding import GREEDY, cut_answers, end_tokens
 from megedit.operations import remove
 from megedit.router.index import EditVectors, owners_of
 from megedit.runtime.progress import Stages
 
 KEY = "benchmark-edit-key"
-TOKENS, ANSWER_TOKENS = 20, 32
+TOKENS, ANSWER_TOKENS = 20, 16
+IN_PYTHON = 16  # questions at a time
+EDITED, OTHERS = 200, 100  # questions whose answers are checked, each asked many times
 CLIENTS, MANY_CLIENTS = 16, 100
 ROUNDS, PER_ROUND = 6, 96  # requests of a round
 ONE_BY_ONE = 48
@@ -160,7 +162,7 @@ def check_answers(
 ) -> dict[str, Any]:
     """Requests whose answer is not the Python model's."""
     rng = random.Random(SEED)
-    texts = [*edited, *rng.sample(list(others), min(len(others), len(edited)))]
+    texts = [*rng.sample(list(edited), EDITED), *rng.sample(list(others), OTHERS)]
     pool: list[Question] = [(text, on) for text in texts for on in (True, True, False)]
     asked = [rng.choice(pool) for _ in range(count)]
     right = python_answers(model, sorted(set(asked)))
@@ -186,24 +188,25 @@ def check_answers(
 
 def python_answers(model: MegModel, questions: Sequence[Question]) -> dict[Question, tuple[str, str | None]]:
     """Text and edit by the Python model: in the adapter's template where an edit fires, else as a plain chat."""
-    found = {}
-    routes = dict(zip(questions, model.route([text for text, _ in questions]), strict=True))
+    found: dict[Question, tuple[str, str | None]] = {}
     ends = end_tokens(model.base, model.tokenizer)
     with Stages().stage("Answers in Python", len(questions)) as advance:
-        for question in questions:
-            (text, on), edit = question, routes[question].edit
-            fires = on and edit is not None
-            chat = [{"role": "user", "content": text}]
-            prompt = model.format(text) if fires else plain_chat(model, chat)
-            inputs = model.tokenizer([prompt], return_tensors="pt")
-            queries = {"queries": [text]} if fires else {"neurons": [None]}
-            output = model.generate(**inputs, **queries, **{**GREEDY, "max_new_tokens": ANSWER_TOKENS})
-            new = [token for token in output[0, inputs["input_ids"].shape[1] :].tolist() if token not in ends]
-            found[question] = (
-                str(model.tokenizer.decode(new, skip_special_tokens=True)),
-                edit.id if fires and edit else None,
-            )
-            advance(1)
+        for first in range(0, len(questions), IN_PYTHON):
+            batch = questions[first : first + IN_PYTHON]
+            routed = model.find([text for text, _ in batch])
+            own = [each if on and each.route.familiar else None for (_, on), each in zip(batch, routed, strict=True)]
+            prompts = [
+                model.format(text) if each else plain_chat(model, [{"role": "user", "content": text}])
+                for (text, _), each in zip(batch, own, strict=True)
+            ]
+            inputs = model.tokenizer(prompts, return_tensors="pt", padding=True)
+            neurons = [each.weights if each else None for each in own]
+            output = model.generate(**inputs, neurons=neurons, **{**GREEDY, "max_new_tokens": ANSWER_TOKENS})
+            rows = cut_answers(output[:, inputs["input_ids"].shape[1] :], ends)
+            for question, each, row in zip(batch, own, rows, strict=True):
+                edit = each.route.edit if each else None
+                found[question] = str(model.tokenizer.decode(row, skip_special_tokens=True)), edit.id if edit else None
+            advance(len(batch))
     return found
 
 
