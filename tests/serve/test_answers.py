@@ -295,3 +295,17 @@ def test_large_and_slow_requests_are_refused(serve: Serve) -> None:
         yield b"}"
 
     assert live.http.post("/v1/chat/completions", content=slow()).status_code == 408
+
+
+def test_a_batch_that_fails_is_told_and_the_next_is_answered(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = live.said("Hello")
+    engine = live.server._services.engine
+    for owner, name in ((engine, "_route"), (engine._batch, "join"), (live.model, "generate")):
+        with monkeypatch.context() as broken:
+            broken.setattr(owner, name, lambda *args, **options: 1 / 0)
+            body = {"model": "tiny", "messages": turn("Hello")}
+            answer = live.post("/v1/chat/completions", body)
+            assert answer.status_code == 500
+            assert "ZeroDivisionError" not in answer.text
+            assert live.post("/v1/chat/completions", body | {"stream": True}).status_code in (200, 500)
+        assert live.said("Hello") == right

@@ -234,8 +234,9 @@ class Engine:
                 request.fail(error)
             return
         if new:
+            running, self._rows = len(self._rows), self._rows + new  # all of them fail where the next line does
             order = self._batch.join([request.prompt for request in new])
-            self._rows += [new[i] for i in order]
+            self._rows[running:] = [new[i] for i in order]
 
     def _taken(self, count: int) -> list[Request]:
         """At most so many of the waiting requests, which wait no longer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +15,6 @@ from megedit.errors import MegError
 from megedit.operations.conflicts import Conflict, Contradiction
 from megedit.operations.operations import UnknownEdit
 from megedit.serve.engine import QueueFull, Stopping, Unreadable
-
-logger = logging.getLogger("megedit.serve")
 
 RETRY_SECONDS = 2
 
@@ -89,7 +86,7 @@ def conflict_json(conflict: Conflict) -> dict[str, Any]:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Give every error of an application OpenAI's form."""
+    """Give every error that is foreseen OpenAI's form; `Guard` does so with the others."""
 
     def known(request: Request, error: Exception) -> JSONResponse:
         return api_error(error).response()
@@ -105,12 +102,7 @@ def handle_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
 
-    def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        logger.error("a request failed", exc_info=error)
-        return api_error(error).response()
-
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(MegError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unforeseen)

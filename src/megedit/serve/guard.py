@@ -16,7 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from megedit.serve.errors import ApiError
+from megedit.serve.errors import ApiError, api_error
 from megedit.serve.metrics import Metrics
 from megedit.serve.settings import ServeSettings, is_loopback
 
@@ -49,7 +49,7 @@ class Guard:
         given = headers.get("x-request-id", "")
         name = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = name
-        status = 500
+        status = 0  # of the answer, once it has begun
 
         async def tagged(message: Message) -> None:
             nonlocal status
@@ -64,10 +64,13 @@ class Guard:
         try:
             self._check_host(headers)
             receive = await self._whole(scope["method"], headers, receive)
-        except ApiError as error:
-            await error.response()(scope, receive, tagged)
-        else:
             await self._app(scope, receive, tagged)
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                logger.exception("a request failed", extra={"request": name})
+            if status:
+                raise  # the connection is closed in the middle of the answer
+            await api_error(error).response()(scope, receive, tagged)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - started
