@@ -35,7 +35,7 @@ from benchmarks.serving import KEY, ready
 from megedit.runtime.progress import Stages
 
 SEED = 0
-FEW = {"/v1/explain": 100, "/v1/edits/consolidate": 5, "/v1/edits/rollback": 100, "/v1/edits/undo": 20}  # long ones
+FEW = {"/v1/explain": 40, "/v1/edits/consolidate": 5, "/v1/edits/rollback": 100, "/v1/edits/undo": 20}  # long ones
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/edits", "/v1/explain", "/v1/edits/rollback")
 BODIES = (
     b"", b"{", b"[]", b"null", b"1e999", b'"x"', b"\xff\xfe\x00", b"[" * 100_000, b'{"a":' * 20_000, b"9" * 6000,

@@ -79,7 +79,7 @@ class ToRevision(Strict):
 class Question(Strict):
     """A question, or a chat whose last turn is the user's."""
 
-    question: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    question: Text | None = None
     messages: Annotated[list[Turn], Field(min_length=1, max_length=1000)] | None = None
 
 
@@ -167,6 +167,8 @@ async def explained(request: Request, body: Question) -> dict[str, Any]:
     if (body.question is None) == (body.messages is None):
         raise ApiError(400, "Give either question or messages.", "invalid_request", "question")
     query = body.question or chat_text([turn.plain for turn in body.messages or []])
+    if len(query) > LONGEST:
+        raise ApiError(400, f"What is explained has at most {LONGEST} characters.", "invalid_request", "messages")
     found = await to_thread.run_sync(explain, own.store.model, query, limiter=own.explaining)
     return {
         "query": query,
