@@ -13,7 +13,7 @@ def serving_load(sets: Sets) -> str:
     rows = []
     for size, name in sizes:
         for kind, title in kinds.items():
-            if kind == "mixed" and not size:
+            if kind not in found[name]:
                 continue
             of = found[name][kind]
             row = [f"{size:,}", title]
