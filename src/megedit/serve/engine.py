@@ -1,7 +1,7 @@
 """Answers to what is waiting, in one batch that changes while it runs.
 
-One thread generates. New requests join as soon as there is a place, after `JOIN_AFTER` tokens at the latest; each row
-has its own neuron or none, its own sampling and its own end. `MegModel.generate` does the work, by Hugging Face's.
+One thread generates. New requests join after `JOIN_AFTER` tokens of the others, if there is a place; each row has its
+own neuron or none, its own sampling and its own end. `MegModel.generate` does the work, by Hugging Face's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from megedit.serve.text import AnswerText
 
 logger = logging.getLogger("megedit.serve")
 
-JOIN_AFTER = 8  # tokens for which a request waits at most, where there is a place for it
+JOIN_AFTER = 4  # tokens for which a request waits at most, where there is a place for it
 
 Finish = Literal["stop", "length"]
 
@@ -301,7 +301,7 @@ class Engine:
 
     def _leave(self, steps: int, ended: int) -> bool:
         """True where the batch is to be made up anew: for those who wait, or since most of its rows have ended."""
-        if self._waiting and (ended or (steps >= JOIN_AFTER and len(self._rows) < self._size)):
+        if self._waiting and steps >= JOIN_AFTER and (ended or len(self._rows) < self._size):
             return True
         return 2 * ended >= len(self._rows)
 
