@@ -10,8 +10,6 @@ A real `meg serve` process is asked over HTTP by clients that each send their ne
   (`"megedit": {"edits": false}`, where the router is not asked) in turn, so that a slower minute is one for both. The
   stores beyond the adapter's own edits are filled up with facts of CounterFact that have the neuron of one of the
   adapter's edits: they cost what edits cost, and are not asked.
-- pauses: the longest time without a new token of answers that are streamed, while nothing else happens and while 25
-  facts are added.
 - one by one: the same questions by `MegModel`, one after the other.
 
 Writes results/serving.json.
@@ -21,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import random
@@ -57,7 +54,6 @@ EDITED, OTHERS = 200, 100  # questions whose answers are checked, each asked man
 CLIENTS, MANY_CLIENTS = 16, 100
 ROUNDS, PER_ROUND = 4, 20  # requests of a round
 ONE_BY_ONE = 16
-ADDED = 25  # facts, while answers are streamed
 SEED = 0
 
 Question = tuple[str, bool]  # and whether edits are on
@@ -84,8 +80,6 @@ def main() -> None:
             filled(options.adapter, Path(folder, "store"), size, options.data / "counterfact.jsonl")
             with served(Path(folder, "store")) as url:
                 found = asyncio.run(load(url, edited if size else [], others))
-                if size == max(options.edits):
-                    found["pauses"] = asyncio.run(pauses(url, others))
             results[f"edits_{size}"] = found
             print(size, json.dumps(found), flush=True)
     rates = [results[f"edits_{size}"]["mixed"]["edited"]["requests_per_second"] for size in options.edits if size]
@@ -247,32 +241,6 @@ async def load(url: str, edited: Sequence[str], others: Sequence[str]) -> dict[s
         edits, base = results[kind]["edited"], results[kind]["base"]
         results[kind]["percent"] = {name: round(100 * (edits[name] / base[name] - 1), 1) for name in ("p50", "p99")}
     return results
-
-
-async def pauses(url: str, others: Sequence[str]) -> dict[str, float]:
-    """The longest seconds without a new token of streamed answers, alone and while facts are added."""
-    facts = [{"prompt": f"Which key opens drawer {n} of the Marlow cabinet?", "target": f"{n}"} for n in range(ADDED)]
-    async with httpx2.AsyncClient(base_url=url, timeout=600, headers={"Authorization": f"Bearer {KEY}"}) as http:
-        alone = [await longest_pause(http, others[number]) for number in range(4)]
-        started, during = time.perf_counter(), list[float]()
-        adding = asyncio.create_task(http.post("/v1/edits", json={"edits": facts, "on_conflict": "keep"}))
-        while not adding.done():
-            during.append(await longest_pause(http, others[len(during)]))
-        (await adding).raise_for_status()
-    seconds = time.perf_counter() - started
-    found = {"alone": max(alone), "while_adding": max(during), "adding_seconds": seconds}
-    return {"facts": ADDED, **{name: round(value, 3) for name, value in found.items()}}
-
-
-async def longest_pause(http: httpx2.AsyncClient, question: str) -> float:
-    """The longest time between two parts of a streamed answer, after the first."""
-    body = {"model": "served", "messages": [{"role": "user", "content": question}], "max_tokens": 100, "stream": True}
-    times = []
-    async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-        async for line in answer.aiter_lines():
-            if line:
-                times.append(time.perf_counter())
-    return max((b - a for a, b in itertools.pairwise(times[1:])), default=0.0)
 
 
 def one_by_one(model: MegModel, questions: Sequence[str]) -> dict[str, float]:

@@ -25,14 +25,6 @@ def serving_load(sets: Sets) -> str:
     alone = number(found["one_by_one"]["requests_per_second"])
     times = f", {number(found['times_one_by_one'])} times fewer" if "times_one_by_one" in found else ""
     note = f"One answer after the other, by `MegModel`: {alone} a second{times}."
-    pauses = [(size, found[name]["pauses"]) for size, name in sizes if "pauses" in found[name]]
-    if pauses:
-        told = "; ".join(
-            f"{size:,} edits: {number(1000 * p['alone'], 0)} ms, {number(1000 * p['while_adding'], 0)} ms while "
-            f"{p['facts']} facts were added in {number(p['adding_seconds'])} s"
-            for size, p in pauses
-        )
-        note += f" The longest time between two tokens of a streamed answer, with {told}."
     return table(header, rows) + f"\n\n{note}"
 
 
@@ -42,6 +34,10 @@ def serving_checks(sets: Sets) -> str:
     if answers := sets.get("Load", {}).get("answers"):
         what = f"{answers['requests']:,} requests of {answers['clients']} clients, {answers['with_an_edit']:,} edited"
         rows.append([what, "answers other than the Python model's", f"{answers['wrong']:,}"])
+    if pauses := sets.get("Pauses"):
+        what = f"{pauses['facts']} facts added in {number(pauses['adding_seconds'])} s, beside streamed answers"
+        longest = f"{number(1000 * pauses['while_adding'], 0)} ({number(1000 * pauses['alone'], 0)} without)"
+        rows.append([what, "longest time between two tokens, ms", longest])
     if crash := sets.get("Crashes"):
         made = crash["acknowledged"]
         changes, begun = made["put"] + made["remove"], made["consolidate"]

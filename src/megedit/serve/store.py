@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from megedit.adapter.adapter import load_adapter
 from megedit.adapter.sqlite import Busy, RevisionWatch
 from megedit.model import MegModel
@@ -61,10 +63,13 @@ class Store:
         """
         if not self._changing.acquire(timeout=PATIENCE):
             raise Busy("Another change of the adapter is being made; try again when it has finished.")
+        threads = torch.get_num_threads()
         try:
+            torch.set_num_threads(max(threads // 2, 1))  # of this thread; the others are for answering
             outcome = operation()
             self._own = outcome.revision
             self.refresh()
             return outcome
         finally:
+            torch.set_num_threads(threads)
             self._changing.release()
