@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving_pauses --adapter adapters/demo --data DIR [--edits 10000]
 
-A real `meg serve` process streams one answer after the other, alone and while 25 facts are added. The store is filled up
-as in benchmarks/serving.py. Writes results/serving_pauses.json.
+A real `meg serve` process streams one answer after the other, alone and while 25 facts are added. The store is filled
+up as in benchmarks/serving.py. Writes results/serving_pauses.json.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ app = typer.Typer(
 )
 
 
-# Training in these goes on for minutes, or beside answering. Threads that sleep while they wait for one another, and do not spin, leave the
-# cores to other programs (benchmarks/busy.py); short answers are a little faster when they spin.
+# Training in these goes on for minutes, or beside answering. Threads that sleep while they wait for one another, and do
+# not spin, leave the cores to other programs (benchmarks/busy.py); short answers are a little faster when they spin.
 TRAINING = ("fit", "demo", "consolidate", "probe", "serve")
 
 

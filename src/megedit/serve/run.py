@@ -18,6 +18,7 @@ from megedit.serve.services import Services
 from megedit.serve.settings import ServeSettings
 
 GRACE = 600  # seconds that answers and jobs under way have when the server is stopped
+TURN = 1e-4  # seconds; a step has hundreds of operations, and each may wait so long for a thread that reads edits
 CONNECTIONS = 2048  # more are refused
 FIELDS = ("request", "method", "route", "status", "seconds", "queries", "job", "kind", "error")
 
@@ -58,6 +59,7 @@ def serve(model: MegModel, settings: ServeSettings) -> None:
     handler.setFormatter(JsonLines())
     logging.getLogger().handlers = [handler]
     logging.getLogger("megedit").setLevel(logging.INFO)
+    sys.setswitchinterval(TURN)
     with suppress(KeyboardInterrupt):  # raised again once all is finished
         make_server(model, settings).run()
 
