@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import load_adapter
 from megedit.model import MegModel
-from megedit.serve.run import Server, make_server
+from megedit.serve.run import Server
 from megedit.serve.settings import ServeSettings
+from tests.serve.running import running
 
 API_KEY, EDIT_KEY = "api-key-0123456789", "edit-key-0123456789"
 SETTINGS = ServeSettings(name="tiny", port=0, edit_key=EDIT_KEY, max_tokens=64)
@@ -30,7 +30,6 @@ class Live:
     url: str
     model: MegModel
     server: Server
-    settings: ServeSettings
     http: httpx2.Client
 
     @property
@@ -60,31 +59,17 @@ Serve = Callable[..., Live]
 @pytest.fixture
 def serve(adapter_folder: Path, base: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> Iterator[Serve]:
     """Starts servers, each around the tiny adapter; options: of `ServeSettings`."""
-    running: list[tuple[Live, threading.Thread]] = []
+    with ExitStack() as ends:
 
-    def start(folder: Path | None = None, **options: Any) -> Live:
-        settings = replace(SETTINGS, **options)
-        model = MegModel(*base, load_adapter(folder or adapter_folder, dtype=torch.float32))
-        server = make_server(model, settings)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-        http = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {EDIT_KEY}"}, timeout=120)
-        live = Live(url, model, server, settings, http)
-        running.append((live, thread))
-        return live
+        def start(folder: Path | None = None, **options: Any) -> Live:
+            model = MegModel(*base, load_adapter(folder or adapter_folder, dtype=torch.float32))
+            ends.callback(model.detach)
+            found = ends.enter_context(running(model, replace(SETTINGS, **options)))
+            headers = {"Authorization": f"Bearer {EDIT_KEY}"}
+            http = ends.enter_context(httpx2.Client(base_url=found.url, headers=headers, timeout=120))
+            return Live(found.url, model, found.server, http)
 
-    yield start
-    for live, thread in running:
-        live.http.close()
-        live.server.should_exit = True
-        thread.join(60)
-        live.model.detach()
-        assert not thread.is_alive()
+        yield start
 
 
 @pytest.fixture

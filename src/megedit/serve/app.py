@@ -59,7 +59,7 @@ def make_app(model: MegModel, settings: ServeSettings) -> FastAPI:
     app = FastAPI(
         title="MegEdit", description=ABOUT, version=version("megedit"), lifespan=lifespan, docs_url=None, redoc_url=None
     )
-    app.state.settings, app.state.services = settings, own
+    app.state.services = own
     app.add_middleware(Guard, settings=settings, metrics=own.metrics)
     handle_errors(app)
     for router in (edits.public, answers.routes, edits.reads, edits.changes):

@@ -346,9 +346,9 @@ class _Draw(LogitsProcessor):
             return scores
         scores = scores.clone()
         for row, request, warpers in self._drawn:
-            likely = warpers(cast(Any, input_ids[row : row + 1]), cast(Any, scores[row : row + 1])).softmax(-1)[
-                0
-            ]  # (vocabulary,)
+            before: Any = input_ids[row : row + 1]
+            own: Any = scores[row : row + 1]
+            likely: Tensor = warpers(before, own).softmax(-1)[0]  # (vocabulary,)
             token = torch.multinomial(likely.float().cpu(), 1, generator=request.generator)
             scores[row] = -torch.inf
             scores[row, token] = 0.0

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from megedit.serve.errors import ApiError, api_error
 from megedit.serve.metrics import Metrics
+from megedit.serve.services import services
 from megedit.serve.settings import ServeSettings, is_loopback
 
 logger = logging.getLogger("megedit.serve")
@@ -140,13 +141,13 @@ def rights(settings: ServeSettings, key: str | None) -> tuple[bool, bool]:
 
 def may_ask(request: Request, bearer: Bearer) -> None:
     """Raise ApiError unless the request may ask and read."""
-    if not rights(request.app.state.settings, bearer.credentials if bearer else None)[0]:
+    if not rights(services(request).settings, bearer.credentials if bearer else None)[0]:
         raise unauthorised("the API key")
 
 
 def may_edit(request: Request, bearer: Bearer) -> None:
     """Raise ApiError unless the request may change edits."""
-    settings: Any = request.app.state.settings
+    settings = services(request).settings
     if settings.edit_key is None:
         message = "Nothing can be changed here: the server was started without an edit key (--edit-key)."
         raise ApiError(403, message, "editing_disabled")

@@ -26,10 +26,8 @@ class Watched(Stages):
     def __init__(self) -> None:
         super().__init__()
         self.name: str | None = None
-        self.done, self.total = 0, None
-
-    done: int
-    total: int | None
+        self.done = 0
+        self.total: int | None = None
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:

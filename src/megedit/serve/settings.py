@@ -15,7 +15,8 @@ class ServeSettings:
     """name: of the model, as clients ask for it. api_key: needed to ask and to read, None where nothing is needed.
     edit_key: needed to change edits, None where nobody may. batch: answers that are generated at a time. queue: those
     that may wait. max_tokens: of an answer. max_body: bytes of a request. max_edits: in one request. read_seconds: in
-    which a request must have arrived. log_questions: whether the log has the texts of questions.
+    which a request must have arrived. hosts: other names of this server. log_questions: whether the log has the texts
+    of questions.
     """
 
     name: str
