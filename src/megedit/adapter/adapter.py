@@ -156,6 +156,7 @@ def load_adapter(
     with reading(folder) as ledger:
         try:
             made_from = sha256_of(folder / CONFIG), ledger.model[1]
+            same = known if known is not None and known.made_from[0] == made_from[0] else None  # of the same fit
             if known is not None and known.made_from == made_from:
                 network, generator = known.router.network, known.generator
             else:
@@ -167,7 +168,7 @@ def load_adapter(
             if owners.bincount(minlength=len(asked)).tolist() != [len(texts) for texts, _ in asked]:
                 raise ValueError("there are not as many vectors as texts that ask for its edits")
             collected = dict(zip(apart, from_bytes(ledger.neurons(apart), config.weight_size), strict=True))
-            seen = load_file(folder / "seen.safetensors")["keys"]
+            seen = load_file(folder / "seen.safetensors")["keys"] if same is None else same.seen
         except FileNotFoundError as error:
             raise MegError(f"{folder} is damaged: {Path(str(error.filename)).name} is missing.") from error
         except PermissionError as error:
@@ -177,8 +178,8 @@ def load_adapter(
             raise MegError(
                 f"The adapter {folder} is damaged ({what}); restore it from a copy or fit it again."
             ) from error
-    if known is not None and known.made_from[0] == made_from[0]:
-        encoder, verifier = known.encoder, known.router.verifier
+    if same is not None:
+        encoder, verifier = same.encoder, same.router.verifier
     else:
         encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device, dtype)
         encoder.model.requires_grad_(False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from megedit.adapter.config import CONFIG
 from megedit.errors import MegError
@@ -75,12 +75,10 @@ def opened(folder: Path, to_write: bool = False) -> Iterator[sqlite3.Connection]
             f"{folder} is a copy of the Hugging Face Hub's; copy the adapter to a folder of your own "
             f'(in Python: MegModel.from_pretrained("{folder}").save_pretrained("my_adapter")).'
         )
-    writable = os.access(path, os.W_OK) and os.access(folder, os.W_OK)
-    if to_write and not writable:
+    if to_write and not _writable(path):
         raise MegError(f"{folder} cannot be changed: you have no permission to write it; nothing was changed.")
-    address = f"{path.absolute().as_uri()}?mode={'rw' if writable else 'ro'}"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)) as connection:
+        with closing(connect(path, PATIENCE)) as connection:
             for setting in ("trusted_schema = OFF", "cell_size_check = ON", "foreign_keys = ON", "synchronous = EXTRA"):
                 connection.execute(f"PRAGMA {setting}")
             connection.execute("PRAGMA secure_delete = ON")  # what is dropped is overwritten
@@ -94,41 +92,20 @@ def opened(folder: Path, to_write: bool = False) -> Iterator[sqlite3.Connection]
         raise MegError(f"{path} is damaged ({error}); restore it from a copy.") from error
 
 
-class RevisionWatch:
-    """The revision of the ledger in a folder, asked often and cheaply; the file is not checked for damage each time.
+def connect(path: Path, timeout: float, **options: Any) -> sqlite3.Connection:
+    """A connection to the file of a ledger, without any transaction; to read only, where the user may not write.
 
-    Several threads may ask.
+    Where the user may, the journal of a writer that was killed is played back. timeout: seconds to wait for others.
     """
+    address = f"{path.absolute().as_uri()}?mode={'rw' if _writable(path) else 'ro'}"
+    connection: sqlite3.Connection = sqlite3.connect(
+        address, uri=True, timeout=timeout, isolation_level=None, **options
+    )
+    return connection
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._file = -1  # inode: a folder may be replaced by another
 
-    def revision(self) -> int:
-        """The last revision. Raises MegError when the ledger cannot be read."""
-        try:
-            with self._lock:
-                file = self._path.stat().st_ino
-                if self._connection is None or file != self._file:
-                    self.close()
-                    mode = "rw" if os.access(self._path, os.W_OK) else "ro"  # a killed writer's journal is played back
-                    address = f"{self._path.absolute().as_uri()}?mode={mode}"
-                    self._connection = sqlite3.connect(
-                        address, uri=True, timeout=12 * PATIENCE, isolation_level=None, check_same_thread=False
-                    )
-                    self._file = file
-                row = self._connection.execute("SELECT coalesce(max(revision), 0) FROM operations").fetchone()
-                return int(row[0])
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise MegError(f"{self._path} cannot be read ({error}); restore it from a copy.") from error
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def commit(connection: sqlite3.Connection) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from megedit.adapter.adapter import load_adapter
-from megedit.adapter.sqlite import Busy, RevisionWatch
+from megedit.adapter.sqlite import Busy
+from megedit.adapter.watch import RevisionWatch
 from megedit.model import MegModel
 from megedit.operations import Outcome
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.folder import find_adapter
-from megedit.adapter.sqlite import RevisionWatch
+from megedit.adapter.watch import RevisionWatch
 from megedit.errors import MegError
 from megedit.lm.prompts import Prompts
 from megedit.routes import NeuronFinder
