@@ -34,7 +34,6 @@ from megedit.lm.prompts import Prompts, cached_columns, last_columns, left_padde
 from megedit.lm.structure import cache_argument
 from megedit.lm.surface import HuggingFaceSurface, number_format, one_device
 from megedit.lm.template import Template
-from megedit.lm.twin import twin
 from megedit.neuron import DynamicNeuron, NeuronWeights
 from megedit.routes import Found, Near, NeuronFinder, Route
 
@@ -192,10 +191,6 @@ class MegModel(HuggingFaceSurface):
     def find(self, queries: Iterable[str]) -> list[Found]:
         """The route and the neuron of each bare query; `routes` stays as it is."""
         return self._finder.find(texts_of(queries))
-
-    def twin_of_base(self) -> PreTrainedModel:
-        """The base model once more, around the same weights: what is done with it does not touch these answers."""
-        return twin(self.base)
 
     def serve(self, adapter: Adapter) -> None:
         """Answer by another state of the same adapter from the next call on; calls that are under way keep theirs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn.functional import silu
 
 from megedit.vllm import op
@@ -56,5 +56,5 @@ def test_a_neuron_touches_its_own_token_only() -> None:
 def test_the_operations_are_registered_rightly(dtype: torch.dtype) -> None:
     output, hidden, slots, *tables = case(dtype)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(op.add_neurons, (output, hidden, slots, *tables, "silu"), test_utils=checks)
-    torch.library.opcheck(op.keep_hidden, (hidden, torch.zeros(T + 2, D, dtype=dtype)), test_utils=checks)
+    library.opcheck(op.add_neurons, (output, hidden, slots, *tables, "silu"), test_utils=checks)
+    library.opcheck(op.keep_hidden, (hidden, torch.zeros(T + 2, D, dtype=dtype)), test_utils=checks)

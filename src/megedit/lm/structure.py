@@ -63,18 +63,24 @@ def _cache_argument(forward: Callable[..., Any]) -> str:
 def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers: the module list in the decoder that is as long as the configuration says."""
     depth = model.config.get_text_config().num_hidden_layers
-    found: list[nn.ModuleList] = []
-    inside: set[nn.Module] = set()
-    for module in [] if model.config.is_encoder_decoder else model.get_decoder().modules():  # outer ones first
-        if isinstance(module, nn.ModuleList) and len(module) == depth and module not in inside:
-            found.append(module)
-            inside.update(module.modules())
+    found = [] if model.config.is_encoder_decoder else module_lists(model.get_decoder(), depth)
     if len(found) != 1:
         raise MegError(
             f"{type(model).__name__} is not a model family MegEdit knows: expected one list of {depth} decoder "
             f"layers, found {len(found)}; {_NEW_FAMILY}."
         )
     return found[0]
+
+
+def module_lists(model: nn.Module, length: int) -> list[nn.ModuleList]:
+    """The module lists of a length in a model, without those inside of one another."""
+    found: list[nn.ModuleList] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():  # outer ones first
+        if isinstance(module, nn.ModuleList) and len(module) == length and module not in inside:
+            found.append(module)
+            inside.update(module.modules())
+    return found
 
 
 def _has_matrices(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import Adapter, load_adapter
+from megedit.lm.twin import twin
 from megedit.model import MegModel
 from megedit.runtime.progress import Stages
 
@@ -46,6 +47,6 @@ class Parts:
     def base_model(self, adapter: Adapter) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The base model of an adapter, and its tokenizer."""
         if self.model is not None:
-            return self.model.twin_of_base(), self.model.tokenizer
+            return twin(self.model.base), self.model.tokenizer  # the model itself goes on answering
         with self.stages.stage("Loading the base model"):
             return adapter.load_base(self.base, self.dtype, self.device)

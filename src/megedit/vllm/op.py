@@ -13,13 +13,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from transformers.activations import ACT2FN
 
 _activation = cache(ACT2FN.__getitem__)
 
 
-@torch.library.custom_op("megedit::add_neurons", mutates_args=())
+@library.custom_op("megedit::add_neurons", mutates_args=())
 def add_neurons(
     output: Tensor, hidden: Tensor, slots: Tensor, keys: Tensor, biases: Tensor, values: Tensor, activation: str
 ) -> Tensor:
@@ -39,7 +39,7 @@ def _(output: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(output)
 
 
-@torch.library.custom_op("megedit::keep_hidden", mutates_args=("kept",))
+@library.custom_op("megedit::keep_hidden", mutates_args=("kept",))
 def keep_hidden(hidden: Tensor, kept: Tensor) -> None:
     """Copy the FFN's input (T, d) to the first rows of a buffer, where its output leaves in another module."""
     kept[: len(hidden)].copy_(hidden)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from megedit.errors import MegError
-from megedit.lm.structure import FeedForward, find_feed_forward, first_input
+from megedit.lm.structure import FeedForward, find_feed_forward, first_input, module_lists
 from megedit.vllm import op  # registers the operations
 from megedit.vllm.batch import Tables
 
@@ -28,12 +28,7 @@ def find_layers(model: nn.Module, depth: int) -> nn.ModuleList:
     """
     inner = getattr(model, "get_language_model", None)
     model = inner() if inner is not None else model
-    found: list[nn.ModuleList] = []
-    inside: set[nn.Module] = set()
-    for module in model.modules():  # outer ones first
-        if isinstance(module, nn.ModuleList) and len(module) == depth and module not in inside:
-            found.append(module)
-            inside.update(module.modules())
+    found = module_lists(model, depth)
     if len(found) != 1:
         raise MegError(
             f"MegEdit cannot serve {type(model).__name__} in vLLM: expected one list of {depth} decoder layers, found "
