@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import numpy as np
@@ -78,8 +78,8 @@ def main() -> None:
     for size in options.edits:
         with tempfile.TemporaryDirectory() as folder:
             filled(options.adapter, Path(folder, "store"), size, options.data / "counterfact.jsonl")
-            with served(Path(folder, "store")) as url:
-                found = asyncio.run(load(url, edited if size else [], others))
+            with served(Path(folder, "store")) as server:
+                found = asyncio.run(load(server.url, edited if size else [], others))
             results[f"edits_{size}"] = found
             print(size, json.dumps(found), flush=True)
     rates = [results[f"edits_{size}"]["mixed"]["edited"]["requests_per_second"] for size in options.edits if size]
@@ -89,16 +89,29 @@ def main() -> None:
     print(write_result("serving", settings, results))
 
 
+def any_port() -> int:
+    """A port that is likely to be free."""
+    return random.SystemRandom().randint(20_000, 60_000)
+
+
+class Served(NamedTuple):
+    """A server that is ready, a process of its own. log: what it has written."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 @contextmanager
-def served(adapter: Path, *options: str) -> Iterator[str]:
-    """The address of a server, a process of its own, that is ready."""
-    port = random.SystemRandom().randint(20_000, 60_000)
+def served(adapter: Path, *options: str) -> Iterator[Served]:
+    """Serve an adapter, with options of `meg serve`."""
+    port = any_port()
     command = [sys.executable, "-m", "megedit", "serve", str(adapter), "--port", str(port), "--name", "served"]
     environment = {**os.environ, "MEGEDIT_EDIT_KEY": KEY}
-    with tempfile.TemporaryFile() as log:
+    with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen([*command, *options], stderr=log, env=environment)
         try:
-            yield ready(f"http://127.0.0.1:{port}", process)
+            yield Served(ready(f"http://127.0.0.1:{port}", process), process, Path(log.name))
         finally:
             process.terminate()
             process.wait(120)
@@ -162,8 +175,8 @@ def check_answers(
     asked = [rng.choice(pool) for _ in range(count)]
     right = python_answers(model, sorted(set(asked)))
     started = time.perf_counter()
-    with served(adapter) as url:
-        found = asyncio.run(run(url, asked, MANY_CLIENTS, ANSWER_TOKENS))
+    with served(adapter) as server:
+        found = asyncio.run(run(server.url, asked, MANY_CLIENTS, ANSWER_TOKENS))
     wrong = [
         (question, answer["choices"][0]["message"]["content"], right[question])
         for question, (_, answer) in zip(asked, found, strict=True)

@@ -27,10 +27,10 @@ from typing import Any
 import httpx2
 
 from benchmarks.common import write_result
+from benchmarks.serving import KEY, any_port
 from megedit.adapter.ledger import reading
 from megedit.runtime.progress import Stages
 
-KEY = "benchmark-edit-key"
 CLIENTS, IDS = 4, 6  # edits of a client
 LIVES = (0.3, 6.0)  # seconds of a server
 ALIVE = {"Lisbon", "8443", "green", "Priya Raman"}
@@ -132,7 +132,7 @@ def kill_often(folder: Path, kills: int) -> dict[str, Any]:
     """Kill servers at random moments; what was found."""
     rng, counts, problems = random.Random(SEED), Counter[str](), list[str]()
     states: list[State] = [{} for _ in range(CLIENTS)]
-    port = random.SystemRandom().randint(20_000, 60_000)
+    port = any_port()
     command = [sys.executable, "-m", "benchmarks.serving_crash", "--adapter", str(folder), "--forker", str(port)]
     forker = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import random
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,7 +27,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
 from benchmarks.common import write_result
-from benchmarks.serving import KEY, ready
+from benchmarks.serving import KEY, served
 from megedit.runtime.progress import Stages
 
 SEED = 0
@@ -53,22 +49,13 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=10_000)
     options = parser.parse_args()
-    port = random.SystemRandom().randint(20_000, 60_000)
     with tempfile.TemporaryDirectory() as place:
-        folder, log = Path(shutil.copytree(options.adapter, Path(place, "adapter"))), Path(place, "log")
-        command = [sys.executable, "-m", "megedit", "serve", str(folder), "--port", str(port), "--name", "served"]
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [*command, "--max-tokens", "8"], stderr=stream, env={**os.environ, "MEGEDIT_EDIT_KEY": KEY}
-            )
-        try:
-            url = ready(f"http://127.0.0.1:{port}", process)
-            results = Fuzz(url, psutil.Process(process.pid)).run(options.requests)
-            results["tracebacks_in_the_log"] = log.read_text("utf-8").count("Traceback")
-            results["log"] = [line[-400:] for line in log.read_text("utf-8").splitlines() if "Traceback" in line][:3]
-        finally:
-            process.terminate()
-            process.wait(120)
+        folder = Path(shutil.copytree(options.adapter, Path(place, "adapter")))
+        with served(folder, "--max-tokens", "8") as server:
+            results = Fuzz(server.url, psutil.Process(server.process.pid)).run(options.requests)
+            log = server.log.read_text("utf-8")
+    results["tracebacks_in_the_log"] = log.count("Traceback")
+    results["log"] = [line[-400:] for line in log.splitlines() if "Traceback" in line][:3]
     print(json.dumps(results, indent=1))
     print(write_result("serving_fuzz", {"adapter": options.adapter.name, "seed": SEED}, results))
 

@@ -36,8 +36,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "store")
         filled(options.adapter, store, options.edits, options.data / "counterfact.jsonl")
-        with served(store) as url:
-            results = asyncio.run(pauses(url, others))
+        with served(store) as server:
+            results = asyncio.run(pauses(server.url, others))
     print(json.dumps(results))
     print(write_result("serving_pauses", {"adapter": options.adapter.name, "edits": options.edits}, results))
 
