@@ -46,9 +46,9 @@ lock:
 	mv .lock/constraints.txt constraints.txt
 	rm -rf .lock
 
-# No extras: what needs one is left out by these tests. The newest torch is not asked for, since it may be another build.
+# Of the extras, that of the server alone. The newest torch is not asked for, since it may be another build.
 CALLS := tests/lm tests/test_neuron.py tests/test_model.py tests/test_encoder.py tests/router tests/generator \
-  tests/adapter/test_format_3.py tests/test_startup.py
+  tests/adapter/test_format_3.py tests/test_startup.py tests/serve/test_answers.py tests/serve/test_edits.py
 LOWEST := $(VENV)/lowest
 NEWEST := $(VENV)/newest
 
@@ -59,13 +59,13 @@ bounds: $(LOWEST)/.ready $(NEWEST)/.ready
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --constraint constraints.txt torch
-	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt pytest hypothesis --editable .
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt pytest hypothesis httpx2 openai --editable '.[serve]'
 	touch $@
 
 $(NEWEST)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet --constraint constraints.txt torch
-	$(NEWEST)/bin/pip install --quiet pytest hypothesis --editable .
+	$(NEWEST)/bin/pip install --quiet pytest hypothesis httpx2 openai --editable '.[serve]'
 	touch $@
 
 setup: $(READY)

@@ -31,12 +31,12 @@ def project() -> dict[str, Any]:
 
 
 def test_the_lowest_versions_are_those_of_the_package() -> None:
-    """`constraints-lowest.txt` has every dependency, torch apart, in the lowest version that the package allows."""
+    """`constraints-lowest.txt` has every dependency, the server's too and torch apart, in the lowest version allowed."""
     lines = (ROOT / "constraints-lowest.txt").read_text("utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     extras = project()["optional-dependencies"]
-    tools = [name for name in extras["dev"] if name.startswith(("pytest", "hypothesis"))]
-    bounds = dict(re.findall(r"([\w-]+)>=([\d.]+)", "\n".join([*project()["dependencies"], *tools])))
+    tools = [name for name in extras["dev"] if name.startswith(("pytest", "hypothesis", "openai"))]
+    bounds = dict(re.findall(r"([\w-]+)>=([\d.]+)", "\n".join([*project()["dependencies"], *extras["serve"], *tools])))
     del bounds["torch"]
     assert pinned.keys() == bounds.keys()
     for name, version in pinned.items():

@@ -27,8 +27,8 @@ def test_rows_that_come_and_go_have_the_logits_of_rows_alone(family: str) -> Non
         if not rows:
             continue
         output = model.generate(
-            batch.ids, attention_mask=batch.mask, past_key_values=batch.cache, max_new_tokens=2, do_sample=False,
-            pad_token_id=2, eos_token_id=None, return_dict_in_generate=True, use_cache=True,
+            **batch.inputs, max_new_tokens=2, do_sample=False, pad_token_id=2, eos_token_id=None,
+            return_dict_in_generate=True, use_cache=True,
         )  # fmt: skip
         new = output.sequences[:, -2:].tolist()
         for i, row in enumerate(rows):
@@ -37,6 +37,6 @@ def test_rows_that_come_and_go_have_the_logits_of_rows_alone(family: str) -> Non
             )
             assert alone[0, -2:].tolist() == new[i]
         kept = [i for i in range(len(rows)) if rng.random() < 0.6]
-        batch.keep(kept, output.sequences, output.past_key_values)
+        batch.keep(kept, output)
         rows = [rows[i] + new[i] for i in kept]
         assert batch.ids.shape == batch.mask.shape == (len(rows), max(map(len, rows), default=0))

@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.utils.generic import ModelOutput
 
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import position_ids
+from megedit.lm.structure import cache_argument
 
 UNEVEN = 2.0  # prompts computed together: the longest is at most so many times the shortest, and so many columns more
 SPARE = 32
@@ -43,6 +45,11 @@ class RollingBatch:
         """Columns."""
         return self.ids.shape[1]
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What `generate` is called with."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, cache_argument(self._backbone.model): self.cache}
+
     def join(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """Put rows behind those that are there; returns the order in which the prompts now stand."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -51,8 +58,9 @@ class RollingBatch:
             self._beside(ids, mask, self._computed(ids, mask))
         return order
 
-    def keep(self, rows: Sequence[int], sequences: Tensor, cache: DynamicCache | None) -> None:
-        """Go on with some of the rows. sequences, cache: what `generate` returned for the batch."""
+    def keep(self, rows: Sequence[int], output: ModelOutput) -> None:
+        """Go on with some of the rows. output: what `generate` returned for the batch."""
+        sequences, cache = output["sequences"], output.get(cache_argument(self._backbone.model))
         index = torch.tensor(list(rows), dtype=torch.long, device=self.ids.device)
         new = sequences.shape[1] - self.width
         self.ids = sequences[index]

@@ -284,11 +284,9 @@ class Engine:
         begun = [request.tokens for request in rows]
         start = batch.width - torch.tensor(begun, device=batch.ids.device)  # (rows,)
         output = model.generate(
-            batch.ids,
-            batch.mask,
+            **batch.inputs,
             neurons=[None if request.found is None else request.found.weights for request in rows],
             answer_start=start,
-            past_key_values=batch.cache,
             max_new_tokens=max(r.sampling.max_tokens - r.tokens for r in rows),
             logits_processor=LogitsProcessorList([_Draw(rows)]),
             stopping_criteria=StoppingCriteriaList([_Step(rows, self._ends, self._leave)]),
@@ -296,7 +294,7 @@ class Engine:
             **{**GREEDY, "use_cache": True},
         )
         kept = [row for row, request in enumerate(rows) if not request.ended]
-        batch.keep(kept, output.sequences, output.past_key_values)
+        batch.keep(kept, output)
         self._rows = [rows[row] for row in kept]
 
     def _leave(self, steps: int, ended: int) -> bool:
