@@ -31,7 +31,7 @@ def project() -> dict[str, Any]:
 
 
 def test_the_lowest_versions_are_those_of_the_package() -> None:
-    """`constraints-lowest.txt` has every dependency, the server's too and torch apart, in the lowest version allowed."""
+    """`constraints-lowest.txt` has every dependency, torch apart, in the lowest version allowed; the server's, too."""
     lines = (ROOT / "constraints-lowest.txt").read_text("utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     extras = project()["optional-dependencies"]
