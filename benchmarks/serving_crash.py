@@ -184,7 +184,7 @@ def settled(folder: Path, client: Client, problems: list[str]) -> State:
     with reading(folder) as ledger:
         records = ledger.records(status="active", search=prefix)
         neurons = ledger.neurons([record.number for record in records])
-        vectors = ledger.vectors("active")
+        vectors = ledger.vectors(ledger.records(status="active").numbers)
         counts = ledger.counts()
     found: State = {record.edit.id: record.edit.target for record in records if record.edit.id.startswith(prefix)}
     allowed = [{name: target for name, target in state.items() if target} for state in (client.known, client.maybe)]

@@ -19,12 +19,12 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils._paths import filter_repo_objects
 
-import megedit.adapter.ledger
 from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.change import changing
 from megedit.adapter.config import CONFIG, FORMAT_VERSION
 from megedit.adapter.folder import copy_adapter, describe, is_adapter, read_config
 from megedit.adapter.ledger import Records, reading
+from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.runtime.files import sha256_of
 from tests.adapter.test_folder import files_of
@@ -105,17 +105,17 @@ def test_what_the_router_reads_of_an_edit_is_part_of_the_identity(fitted: Fitted
 
 
 def test_edits_are_read_when_they_are_asked_for(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    from_row = megedit.adapter.ledger._record
+    read: list[Any] = []
+    from_json = Edit.from_json
 
-    def counted(row: Any) -> Any:
-        read.append(row[0])
-        return from_row(row)
+    def counted(fields: Any, **options: Any) -> Edit:
+        read.append(fields["id"])
+        return from_json(fields, **options)
 
-    monkeypatch.setattr(megedit.adapter.ledger, "_record", counted)
+    monkeypatch.setattr(Edit, "from_json", counted)
     adapter = load_adapter(fitted.adapter)
     assert len(adapter.active) == 8 and not read
-    assert adapter.active[3].edit == adapter.active[-5].edit == fitted.edits[3] and read == [4]
+    assert adapter.active[3].edit == adapter.active[-5].edit == fitted.edits[3] and read == ["edit-3"]
     assert adapter.active[1:3] == [adapter.active[1], adapter.active[2]]
     with pytest.raises(IndexError):
         adapter.active[8]

@@ -62,7 +62,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
         assert [record.number for record in records] == [1, 2, 3]
         assert records[0] == EditRecord(Edit("a", "Where is a?", "in a", subject="A"), "active", 2.5, 7, True, 1)
         assert ledger.counts() == {"active": 2, "failed": 1, "removed": 0}
-        assert len(EditVectors.from_bytes(ledger.vectors("active"), SIZE)[0]) == 2  # a failed edit is not routed
+        assert len(EditVectors.from_bytes(ledger.vectors([1, 2]), SIZE)[0]) == 2
         assert from_bytes(ledger.neurons([2, 3, 2]), LENGTH).tolist() == [[1.0] * 4, [2.0] * 4, [1.0] * 4]
         (operation,) = ledger.operations()
         assert (operation.kind, operation.source) == ("fit", "facts.jsonl")
@@ -111,7 +111,9 @@ def test_dropped_weights(folder: Path) -> None:
         assert not change.droppable()
     with reading(folder) as ledger:
         assert [record.edit.id for record in ledger.dropped(1)] == ["a", "b"] and not ledger.dropped(2)
-        assert len(ledger.vectors("removed")) == 2 and not ledger.vectors("active")
+        assert len(ledger.vectors([2, 1])) == 2 and ledger.vectors([]) == []
+        with pytest.raises(KeyError):
+            ledger.vectors([1, 9])
         with pytest.raises(KeyError):
             ledger.neurons([1])
     weights = torch.full((LENGTH,), 1.0).half().numpy().tobytes()
@@ -192,7 +194,7 @@ def test_a_killed_writer_has_done_nothing(folder: Path) -> None:
 def test_a_damaged_ledger(folder: Path, statements: list[str], message: str) -> None:
     run(folder, statements)
     with pytest.raises(MegError, match=message), reading(folder) as ledger:
-        ledger.vectors("active")
+        ledger.vectors([1])
         ledger.neurons([1])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 import megedit.operations.adding
-from megedit.adapter.adapter import load_adapter
+from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.change import changing
 from megedit.adapter.ledger import reading
 from megedit.edits import Edit
@@ -49,6 +50,7 @@ class Life(RuleBasedStateMachine):
         self.states: list[tuple[dict[str, tuple[str, str]], set[str]]] = [({}, set()), (first, set())]
         self.consolidated = 1  # the last revision at which weights were dropped
         self.learned = set(first.items())
+        self.served = load_adapter(self.folder)
 
     def now(self) -> tuple[dict[str, tuple[str, str]], set[str]]:
         active, removed = self.states[-1]
@@ -137,9 +139,22 @@ class Life(RuleBasedStateMachine):
         assert all(routing.fires for routing in routes[: len(active)])
         assert not any(routing.fires for routing in routes[len(active) :])
         assert len(adapter.collected) == sum(not record.generated for record in adapter.active)
+        self.served = load_adapter(self.folder, known=self.served)
+        assert_same(self.served, adapter)
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def assert_same(one: Adapter, other: Adapter) -> None:
+    """Two adapters have the same edits."""
+    first, second = one.enrolment, other.enrolment
+    assert one.revision == other.revision
+    assert first.records == second.records and first.edits == second.edits
+    assert first.owners.tolist() == second.owners.tolist()
+    assert torch.equal(first.vectors.unpack(), second.vectors.unpack())
+    assert first.collected.keys() == second.collected.keys()
+    assert all(torch.equal(first.collected[number], second.collected[number]) for number in first.collected)
 
 
 def test_any_life(

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.config import CONFIG, AdapterConfig
+from megedit.adapter.enrolment import Enrolment
 from megedit.adapter.folder import copy_adapter, find_adapter, read_config, unreadable
 from megedit.adapter.ledger import EditRecord, Records, reading
 from megedit.adapter.weights import from_bytes, load_model, verifier_of
@@ -27,8 +28,7 @@ from megedit.encoder import TextEncoder
 from megedit.errors import MegError
 from megedit.generator import WeightGenerator, anchored
 from megedit.lm.loading import fingerprint, load_base
-from megedit.router.index import EditVectors
-from megedit.router.router import Enrolled, Router
+from megedit.router.router import Router
 from megedit.router.verifier import load_verifier
 from megedit.runtime.device import first_device, hold_cast
 from megedit.runtime.files import sha256_of
@@ -54,6 +54,12 @@ class Adapter:
     collected: dict[int, Tensor]
     seen: Tensor
     made_from: tuple[str, str]
+
+    @property
+    def enrolment(self) -> Enrolment:
+        """Its edits."""
+        router = self.router
+        return Enrolment(self.records, router.edits, router.vectors, router.owners, self.collected)
 
     @cached_property
     def active(self) -> Records:
@@ -148,7 +154,8 @@ def load_adapter(
     """Load an adapter from a folder or, by name, from the Hugging Face Hub.
 
     dtype: in which encoder, familiarity network and generator multiply matrices; by default what is fast on the device.
-    known: the adapter at another revision, on this device; the networks that are still the same are taken from it.
+    known: the adapter as it was loaded before, on this device; what is still the same is taken from it, so that a
+    change of a few edits among many costs little.
     Raises MegError when it is not an adapter, is damaged, or has a newer format than this version reads.
     """
     folder, device = find_adapter(name), first_device(device)
@@ -157,17 +164,16 @@ def load_adapter(
         try:
             made_from = sha256_of(folder / CONFIG), ledger.model[1]
             same = known if known is not None and known.made_from[0] == made_from[0] else None  # of the same fit
+            revision = ledger.revision
             if known is not None and known.made_from == made_from:
+                if known.revision == revision:
+                    return known
                 network, generator = known.router.network, known.generator
             else:
                 network, generator = load_model(folder, ledger, config, device, dtype)
                 hold_cast(generator, device, dtype)
-            revision, records, asked = ledger.revision, ledger.records(), ledger.asked()
-            vectors, owners = EditVectors.from_bytes(ledger.vectors("active"), config.encoder_size)
-            apart = records.having("active", generated=False).numbers
-            if owners.bincount(minlength=len(asked)).tolist() != [len(texts) for texts, _ in asked]:
-                raise ValueError("there are not as many vectors as texts that ask for its edits")
-            collected = dict(zip(apart, from_bytes(ledger.neurons(apart), config.weight_size), strict=True))
+            before = Enrolment.empty(config.encoder_size, device) if same is None else same.enrolment
+            own = before.at(ledger, config.weight_size)
             seen = load_file(folder / "seen.safetensors")["keys"] if same is None else same.seen
         except FileNotFoundError as error:
             raise MegError(f"{folder} is damaged: {Path(str(error.filename)).name} is missing.") from error
@@ -186,12 +192,8 @@ def load_adapter(
         hold_cast(encoder.model, device, dtype)
         verified = config.calibration.rule == "verified"
         verifier = load_verifier(verifier_of(folder), device, dtype) if verified else None
-    enrolled = [
-        Enrolled(texts, target, generated)
-        for (texts, target), (_, generated) in zip(asked, records.having("active").states, strict=True)
-    ]
-    router = Router(encoder, network, vectors.to(device), owners.to(device), enrolled, config.calibration, verifier)
-    return Adapter(folder, revision, config, encoder, router, generator, records, collected, seen, made_from)
+    router = Router(encoder, network, own.vectors, own.owners, own.edits, config.calibration, verifier)
+    return Adapter(folder, revision, config, encoder, router, generator, own.records, own.collected, seen, made_from)
 
 
 def check_base(model: PreTrainedModel, config: AdapterConfig) -> None:

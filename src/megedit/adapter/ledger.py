@@ -79,11 +79,12 @@ class Changed:
 class Records(Sequence[EditRecord]):
     """Edits of a ledger, each read from its row when it is first asked for.
 
-    rows: number, content, lead, steps, generated, status.
+    rows: number, content, lead, steps, generated, status. read: by content, the edits that have been read, here or in
+    other records; content that is the same is read once.
     """
 
-    def __init__(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        self._rows, self._read = rows, dict[int, EditRecord]()
+    def __init__(self, rows: Sequence[tuple[Any, ...]], read: dict[str, Edit] | None = None) -> None:
+        self._rows, self._read = rows, {} if read is None else read
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -94,23 +95,33 @@ class Records(Sequence[EditRecord]):
     def __getitem__(self, index: slice) -> Records: ...
     def __getitem__(self, index: int | slice) -> EditRecord | Records:
         if isinstance(index, slice):
-            return Records(self._rows[index])
-        index = range(len(self._rows))[index]
-        if index not in self._read:
-            self._read[index] = _record(self._rows[index])
-        return self._read[index]
+            return Records(self._rows[index], self._read)
+        number, content, lead, steps, generated, status = self._rows[index]
+        if content not in self._read:
+            self._read[content] = Edit.from_json(json.loads(content), where=f"edit {number} of the ledger")
+        return EditRecord(self._read[content], status, lead, steps, bool(generated), number)
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Records | list | tuple) else NotImplemented
 
     def having(self, *statuses: Status, generated: bool | None = None) -> Records:
         """Those with one of these statuses, and where it is given, with this `generated`."""
-        return Records([row for row in self._rows if row[5] in statuses and (generated is None or row[4] == generated)])
+        kept = [row for row in self._rows if row[5] in statuses and (generated is None or row[4] == generated)]
+        return Records(kept, self._read)
+
+    def reading_as(self, others: Records) -> Records:
+        """These, with what was read in others at hand."""
+        return Records(self._rows, others._read)
 
     @property
     def numbers(self) -> list[int]:
         """The numbers of the edits, none of which is read for it."""
         return [row[0] for row in self._rows]
+
+    @property
+    def contents(self) -> list[tuple[int, str]]:
+        """Number and content of each edit, as JSON; what is the same here is the same edit."""
+        return [(row[0], row[1]) for row in self._rows]
 
     @property
     def states(self) -> list[tuple[Status, bool]]:
@@ -182,7 +193,7 @@ class Ledger:
     def numbered(self, numbers: Iterable[int]) -> list[EditRecord]:
         """The edits with these numbers that are in the adapter, in this order."""
         query = f"SELECT {_RECORD} FROM edits JOIN spans ON edit = number WHERE number = ? AND until IS NULL"
-        return [_record(row) for number in numbers for row in self._connection.execute(query, (number,))]
+        return list(Records([row for number in numbers for row in self._connection.execute(query, (number,))]))
 
     def ids(self) -> dict[str, int]:
         """The number of every edit that is in the adapter, by its id; of one in force where several have the id."""
@@ -199,7 +210,7 @@ class Ledger:
             "WHERE id = ? AND until IS NULL ORDER BY status = 'active' DESC LIMIT 1",
             (name,),
         ).fetchone()
-        return None if row is None else _record(row)
+        return None if row is None else Records([row])[0]
 
     def counts(self) -> dict[Status, int]:
         """The number of edits that have each status."""
@@ -214,7 +225,9 @@ class Ledger:
             "WHERE since = :r OR until = :r GROUP BY number ORDER BY number",
             {"r": revision},
         )
-        return [Changed(_record((*row[:5], row[6] or row[5])), row[5], row[6]) for row in rows]
+        found = rows.fetchall()
+        records = Records([(*row[:5], row[6] or row[5]) for row in found])
+        return [Changed(record, *row[5:]) for record, row in zip(records, found, strict=True)]
 
     def copy(self, folder: Path) -> None:
         """Write the ledger as it is now into another folder."""
@@ -223,27 +236,15 @@ class Ledger:
 
     # -- prompts, vectors and neurons
 
-    def asked(self) -> list[tuple[tuple[str, ...], str]]:
-        """All that asks for each edit in force (`Edit.asked`), and its target, in the order of `vectors`."""
+    def vectors(self, numbers: Sequence[int]) -> list[bytes]:
+        """The vectors of all that asks for each of these edits. Raises KeyError where an edit has none."""
         rows = self._connection.execute(
-            "SELECT content FROM edits CROSS JOIN spans ON edit = number "
-            f"WHERE {_in_span(None)} AND status = 'active' ORDER BY number"
-        )
-        found = []
-        for (content,) in rows:
-            edit = json.loads(content)
-            known = edit.get("wordings", ()), edit.get("subject"), edit.get("aliases", ())
-            found.append((asked_texts(edit["prompt"], *known), edit["target"]))
-        return found
-
-    def vectors(self, *statuses: Status) -> list[bytes]:
-        """The vectors of all that asks for each edit with one of these statuses, in the order of `records`."""
-        rows = self._connection.execute(
-            "SELECT content, vector, digest FROM edits CROSS JOIN spans ON spans.edit = number "
-            f"JOIN vectors ON vectors.edit = number WHERE {_in_span(None)} "
-            f"AND status IN ({', '.join('?' * len(statuses))}) ORDER BY number",
-            statuses,
+            "SELECT content, vector, digest FROM json_each(?) CROSS JOIN edits ON number = value "
+            "JOIN vectors ON vectors.edit = number ORDER BY key",
+            (json.dumps(list(numbers)),),
         ).fetchall()
+        if len(rows) != len(numbers):
+            raise KeyError("the vectors of an edit are missing")
         if any(digest_of(content.encode() + vector) != digest for content, vector, digest in rows):
             raise MegError(f"{self.path} is damaged: an edit is not as it was written; restore it from a copy.")
         return [vector for _, vector, _ in rows]
@@ -280,7 +281,7 @@ class Ledger:
             f"SELECT {_RECORD} FROM edits CROSS JOIN spans ON edit = number "
             f"WHERE {_in_span(revision)} AND status = 'active' AND neuron IS NULL ORDER BY number"
         )
-        return [_record(row) for row in rows]
+        return list(Records(rows.fetchall()))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -311,10 +312,11 @@ def _in_span(revision: int | None) -> str:
     return f"since <= {int(revision)} AND (until IS NULL OR until > {int(revision)})"
 
 
-def _record(row: Sequence[Any]) -> EditRecord:
-    number, content, lead, steps, generated, status = row
-    edit = Edit.from_json(json.loads(content), where=f"edit {number} of the ledger")
-    return EditRecord(edit, status, lead, steps, bool(generated), number)
+def asked_of(content: str) -> tuple[tuple[str, ...], str]:
+    """All that asks for an edit of this content (`Edit.asked`), and its target; nothing else of it is read."""
+    edit = json.loads(content)
+    known = edit.get("wordings", ()), edit.get("subject"), edit.get("aliases", ())
+    return asked_texts(edit["prompt"], *known), edit["target"]
 
 
 def folded(edit: Edit) -> str:

@@ -7,7 +7,7 @@ teaches it to familiarity network and generator. Nothing is trained here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -109,7 +109,7 @@ def _put(
     """Put edits into an adapter. old: the edit that the only new one stands in place of."""
     with changing(folder, kind, edits.source) as change:
         adapter = parts.adapter(folder)
-        plan = _plan(adapter, edits, resolve, old)
+        plan = _plan(adapter, edits, resolve, old, change.ids())
         kept, failed = list[NewEdit](), list[Edit]()
         collected, reasons = _collected(adapter, plan, parts)
         for new, replaced in zip(collected, plan.replaced, strict=True):
@@ -164,8 +164,9 @@ def compare(adapter: Adapter, edits: EditSet, old: EditRecord | None = None) -> 
 
     old: the edit that the only new one stands in place of; nothing but what is the same in all its parts repeats it.
     """
-    active = {normalise_query(record.edit.prompt): record.edit.target for record in adapter.active}
-    known = [edit for edit in edits if active.get(normalise_query(edit.prompt)) == edit.target]
+    places = {edit.id: adapter.router.in_words(edit.prompt) for edit in edits}
+    targets = {name: adapter.router.edits[place].target for name, place in places.items() if place is not None}
+    known = [edit for edit in edits if targets.get(edit.id) == edit.target]
     if more := [edit.id for edit in known if edit.wordings or edit.aliases]:
         logger.warning(
             "Facts that are there already; their wordings and aliases are not taken over, meg update does that: %s",
@@ -182,8 +183,13 @@ def compare(adapter: Adapter, edits: EditSet, old: EditRecord | None = None) -> 
     return Comparison(known, new, vectors, owners, find_conflicts(adapter, new, vectors, owners) if new else [])
 
 
-def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRecord | None) -> _Plan:
-    """Leave repetitions out, resolve conflicts, and give every new edit an id that is free."""
+def _plan(
+    adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRecord | None, ids: Mapping[str, int]
+) -> _Plan:
+    """Leave repetitions out, resolve conflicts, and give every new edit an id that is free.
+
+    ids: those of all edits of the adapter, with their numbers.
+    """
     found = compare(adapter, edits, old)
     new, conflicts = found.new, found.conflicts
     _warn_of_long_prompts(adapter, new)
@@ -201,7 +207,8 @@ def _plan(adapter: Adapter, edits: EditSet, resolve: Resolve | None, old: EditRe
     rows = [row for row, edit in enumerate(new) if edit.id not in skipped]
     kept, going = [new[row] for row in rows], [replaced[new[row].id] for row in rows]
     of_edits = found.vectors.to_bytes(found.owners)
-    return _Plan(_with_free_ids(adapter, kept, going), [of_edits[row] for row in rows], going, tuple(skipped.values()))
+    named = _with_free_ids(adapter, ids, kept, going)
+    return _Plan(named, [of_edits[row] for row in rows], going, tuple(skipped.values()))
 
 
 def _warn_of_long_prompts(adapter: Adapter, edits: Sequence[Edit]) -> None:
@@ -215,16 +222,15 @@ def _warn_of_long_prompts(adapter: Adapter, edits: Sequence[Edit]) -> None:
         )  # fmt: skip
 
 
-def _with_free_ids(adapter: Adapter, edits: Sequence[Edit], replaced: Sequence[Sequence[int]]) -> list[Edit]:
+def _with_free_ids(
+    adapter: Adapter, ids: Mapping[str, int], edits: Sequence[Edit], replaced: Sequence[Sequence[int]]
+) -> list[Edit]:
     """The edits, with a number behind ids that others of the adapter have, and keep."""
-    going = {number for numbers in replaced for number in numbers}
     asked = {normalise_query(edit.prompt) for edit in edits}
-    taken = {
-        record.edit.id
-        for record in adapter.records
-        if record.number not in going
-        and (record.status == "active" or normalise_query(record.edit.prompt) not in asked)
-    }
+    ended = adapter.records.having("failed", "removed")
+    going = {number for numbers in replaced for number in numbers}
+    going |= {record.number for record in ended if normalise_query(record.edit.prompt) in asked}
+    taken = {name for name, number in ids.items() if number not in going}
     own = {edit.id for edit in edits}
     named, renamed = list[Edit](), list[str]()
     for edit in edits:
@@ -248,7 +254,8 @@ def _superseded(adapter: Adapter, added: Sequence[NewEdit]) -> list[int]:
     These are the failed ones, and removed ones whose place a new one takes that is active.
     """
     found = {normalise_query(new.record.edit.prompt): new.record.status for new in added}
-    earlier = ((record, found.get(normalise_query(record.edit.prompt))) for record in adapter.records)
+    ended = adapter.records.having("failed", "removed")
+    earlier = ((record, found.get(normalise_query(record.edit.prompt))) for record in ended)
     return [
         record.number
         for record, new in earlier

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from megedit.edits import Edit, fold, normalise_query
+from megedit.edits import Edit, fold
 from megedit.errors import MegError
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
@@ -62,16 +62,14 @@ def find_conflicts(adapter: Adapter, edits: Sequence[Edit], vectors: EditVectors
     vectors, owners: of all that asks for the new edits, and the edit of each. Where both sides name a subject, or both
     a relation, and it is not the same, they ask for different things, however similar they sound.
     """
-    active = {normalise_query(text): record for record in adapter.active for text in record.edit.asked()}
     router, firsts = adapter.router, _firsts(owners)
     queries, found = vectors.unpack()[firsts], list[Conflict]()
     similarity, nearest = router.vectors.nearest(queries, NEIGHBOURS * _most(router.owners))  # (edits, neighbours)
     near = router.owners[nearest]
     pairs: list[tuple[int, int, float]] = []  # a new edit, one of the adapter, their similarity
     for i, edit in enumerate(edits):
-        texts = [text for text in map(normalise_query, edit.asked()) if text in active]
-        same = {active[text].number: active[text] for text in texts}.values()
-        others = [record for record in same if record.edit.target != edit.target]
+        same = dict.fromkeys(place for text in edit.asked() if (place := router.in_words(text)) is not None)
+        others = [adapter.active[place] for place in same if router.edits[place].target != edit.target]
         found += [Conflict("query", edit, record.edit, 1.0, number=record.number) for record in others]
         if same:
             continue

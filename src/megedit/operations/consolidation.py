@@ -69,7 +69,7 @@ def consolidate(
         if new or gone:
             base_model, tokenizer = parts.base_model(adapter)
             numbers = adapter.records.having("active", "removed").numbers
-            vectors = dict(zip(numbers, change.vectors("active", "removed"), strict=True))
+            vectors = dict(zip(numbers, change.vectors(numbers), strict=True))
             backbone = Backbone(base_model, adapter.config.layer)
             run = Consolidation(adapter, new, gone, vectors, backbone, tokenizer, parts.stages, parts.dtype)
             known = load_model(folder, change, adapter.config, parts.device, parts.dtype)  # uncast, to be trained on

@@ -59,6 +59,23 @@ class EditVectors:
         """All vectors: float32 (edits, C)."""
         return self.codes.float() * self.scales
 
+    def of_edits(self, owners: Tensor, edits: Tensor) -> tuple[EditVectors, Tensor]:
+        """The vectors of some edits in a given order, and the edit that each belongs to, int64 (vectors,).
+
+        owners: int64 (all vectors,), rising. edits: int64 (edits,), which of these.
+        """
+        counts = owners.bincount()  # (all edits,)
+        first = counts.cumsum(0) - counts  # row of each edit's first vector
+        counts = counts[edits]
+        own = torch.arange(len(edits), device=owners.device).repeat_interleave(counts)  # (vectors,)
+        place = torch.arange(len(own), device=own.device) - (counts.cumsum(0) - counts)[own]  # among those of its edit
+        rows = first[edits][own] + place
+        return EditVectors(self.codes[rows], self.scales[rows]), own
+
+    def and_then(self, others: EditVectors) -> EditVectors:
+        """These vectors, and others behind them."""
+        return EditVectors(torch.cat([self.codes, others.codes]), torch.cat([self.scales, others.scales]))
+
     def to(self, device: str | torch.device) -> EditVectors:
         return EditVectors(self.codes.to(device), self.scales.to(device))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -42,6 +42,11 @@ class Enrolled:
     texts: tuple[str, ...]
     target: str
     learned: bool = True
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The texts in the form in which a query with the very words of one is the same."""
+        return tuple(map(normalise_query, self.texts))
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,10 @@ class Router:
     ) -> None:
         self.encoder, self.network, self.vectors, self.owners = encoder, network, vectors, owners
         self.calibration, self.verifier = calibration, verifier
-        self._edits = edits
-        texts = [(text, edit.target) for edit in edits for text in edit.texts]  # by row
-        self._texts = [edit_text(*each) for each in texts]
-        self._words = {normalise_query(text): row for row, (text, _) in reversed(list(enumerate(texts)))}
+        self.edits = edits
+        self._texts = [(text, edit.target) for edit in edits for text in edit.texts]  # by row
+        words = [word for edit in edits for word in edit.words]
+        self._words = dict(zip(reversed(words), reversed(range(len(words))), strict=True))  # the first row of each
         self._most_texts = max((len(edit.texts) for edit in edits), default=1)
 
     @torch.no_grad()
@@ -140,6 +145,14 @@ class Router:
         decision = self.calibration.decision_for(learned=False)
         return [bool(decision.accepts(Features(0.0, value))) for value in similarity]
 
+    def in_words(self, text: str) -> int | None:
+        """The edit, as its index, that a text asks for in its very words."""
+        row = self._row_of(text)
+        return None if row is None else int(self.owners[row])
+
+    def _row_of(self, text: str) -> int | None:
+        return self._words.get(normalise_query(text))
+
     def _judged(self, queries: Sequence[str], count: int, within: float) -> list[Routing]:
         """Candidates and the gate's judgement of each query; where it passes, the verifier has still to read it.
 
@@ -169,7 +182,7 @@ class Router:
 
     def _own(self, query: str, vector: Tensor) -> Candidate | None:
         """The edit with a text in the very words of the query, or of the user's last turn."""
-        row = self._words.get(normalise_query((user_turns(query) or [query])[-1]))
+        row = self._row_of((user_turns(query) or [query])[-1])
         if row is None:
             return None
         similarity = float(self.vectors[torch.tensor([row], device=vector.device)][0] @ vector)
@@ -185,7 +198,7 @@ class Router:
         if not candidates:
             return routing(None, "gate", 0.0, 0.0)
         best, rule = candidates[0], self.calibration.rule
-        decision = self.calibration.decision_for(self._edits[best.edit].learned)
+        decision = self.calibration.decision_for(self.edits[best.edit].learned)
         features = Features(math.log(max(entropy, LEAST_ENTROPY)), best.similarity)
         score, passes = float(decision.score(features)), bool(decision.accepts(features))
         if rule != "verified":
@@ -196,10 +209,11 @@ class Router:
 
     def _read(self, queries: Sequence[str], candidates: Sequence[tuple[Candidate, ...]]) -> list[tuple[Candidate, ...]]:
         """The candidates of each query with the verifier's logits, the highest first."""
-        pairs = [(query, self._texts[c.row]) for query, of in zip(queries, candidates, strict=True) for c in of]
-        if not pairs:
+        asked = [query for query, of in zip(queries, candidates, strict=True) for _ in of]
+        texts = [edit_text(*self._texts[c.row]) for of in candidates for c in of]
+        if not texts:
             return list(candidates)
         assert self.verifier is not None, "the rule is that of a verifier"
-        logits = iter(self.verifier.score([query for query, _ in pairs], [text for _, text in pairs]).tolist())
+        logits = iter(self.verifier.score(asked, texts).tolist())
         read = [[replace(c, logit=next(logits)) for c in of] for of in candidates]
         return [tuple(sorted(of, key=lambda c: -(c.logit or 0.0))) for of in read]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -60,6 +61,8 @@ def serve(model: MegModel, settings: ServeSettings) -> None:
     logging.getLogger().handlers = [handler]
     logging.getLogger("megedit").setLevel(logging.INFO)
     sys.setswitchinterval(TURN)
+    gc.collect()
+    gc.freeze()  # or the collector looks through all edits now and then, and nobody is answered meanwhile
     with suppress(KeyboardInterrupt):  # raised again once all is finished
         make_server(model, settings).run()
 
