@@ -1,11 +1,9 @@
-"""A server under load: answers against those of the Python model, time with and without edits, and throughput.
+"""A server under load: time with and without edits, and throughput.
 
-    python -m benchmarks.serving --adapter adapters/demo --data DIR [--requests 10000] [--edits 0 1000 10000]
+    python -m benchmarks.serving --adapter adapters/demo --data DIR [--edits 0 1000 10000] [--rounds 16]
 
 A real `meg serve` process is asked over HTTP by clients that each send their next request when the last was answered.
 
-- answers: 100 clients ask edited questions, rephrases and other questions (Natural Questions), with edits and without;
-  every answer is compared with that of the Python model to the same prompt.
 - load: 16 clients ask other questions and a mix with edited ones, 20 tokens each, in rounds with edits and without
   (`"megedit": {"edits": false}`, where the router is not asked) in turn, so that a slower minute is one for both. The
   stores beyond the adapter's own edits are filled up with facts of CounterFact that have the neuron of one of the
@@ -42,17 +40,13 @@ from megedit.adapter.adapter import load_adapter
 from megedit.adapter.change import changing
 from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.edits import Edit, read_edits
-from megedit.lm.decoding import GREEDY, cut_answers, end_tokens
 from megedit.operations import remove
 from megedit.router.index import EditVectors, owners_of
-from megedit.runtime.progress import Stages
 
 KEY = "benchmark-edit-key"
-TOKENS, ANSWER_TOKENS = 20, 16
-IN_PYTHON = 16  # questions at a time
-EDITED, OTHERS = 200, 100  # questions whose answers are checked, each asked many times
-CLIENTS, MANY_CLIENTS = 16, 100
-ROUNDS, PER_ROUND = 4, 20  # requests of a round
+TOKENS = 20
+CLIENTS = 16
+PER_ROUND = 20  # requests of a round
 ONE_BY_ONE = 16
 SEED = 0
 
@@ -63,29 +57,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with counterfact.jsonl and nq_locality.jsonl")
-    parser.add_argument("--requests", type=int, default=10_000, help="whose answers are checked")
     parser.add_argument("--edits", type=int, nargs="*", default=[0, 1000, 10_000], help="sizes of the stores")
+    parser.add_argument("--rounds", type=int, default=16, help=f"of {PER_ROUND} requests, for each kind of questions")
     options = parser.parse_args()
     others = [json.loads(line)["question"] for line in lines(options.data / "nq_locality.jsonl")]
     model = MegModel.from_pretrained(options.adapter)
     edited = [text for edit in model.edits for text in (edit.prompt, *edit.rephrases[:1])]
-    results: dict[str, Any] = {}
-    if options.requests:
-        results["answers"] = check_answers(model, options.adapter, edited, others, options.requests)
-        print(json.dumps(results["answers"]), flush=True)
-    results["one_by_one"] = one_by_one(model, mixed(edited, others, ONE_BY_ONE))
+    results: dict[str, Any] = {"one_by_one": one_by_one(model, mixed(edited, others, ONE_BY_ONE))}
     del model
     for size in options.edits:
         with tempfile.TemporaryDirectory() as folder:
             filled(options.adapter, Path(folder, "store"), size, options.data / "counterfact.jsonl")
             with served(Path(folder, "store")) as server:
-                found = asyncio.run(load(server.url, edited if size else [], others))
+                found = asyncio.run(load(server.url, edited if size else [], others, options.rounds))
             results[f"edits_{size}"] = found
             print(size, json.dumps(found), flush=True)
     rates = [results[f"edits_{size}"]["mixed"]["edited"]["requests_per_second"] for size in options.edits if size]
     if rates:
         results["times_one_by_one"] = round(rates[0] / results["one_by_one"]["requests_per_second"], 2)
-    settings = {"adapter": options.adapter.name, "clients": CLIENTS, "tokens": TOKENS, "seed": SEED}
+    settings = {
+        "adapter": options.adapter.name,
+        "clients": CLIENTS,
+        "tokens": TOKENS,
+        "rounds": options.rounds,
+        "seed": SEED,
+    }
     print(write_result("serving", settings, results))
 
 
@@ -162,81 +158,20 @@ def mixed(edited: Sequence[str], others: Sequence[str], count: int) -> list[str]
     return [rng.choice(edited) if edited and i % 2 else rng.choice(others) for i in range(count)]
 
 
-# -- answers
-
-
-def check_answers(
-    model: MegModel, adapter: Path, edited: Sequence[str], others: Sequence[str], count: int
-) -> dict[str, Any]:
-    """Requests whose answer is not the Python model's."""
-    rng = random.Random(SEED)
-    texts = [*rng.sample(list(edited), EDITED), *rng.sample(list(others), OTHERS)]
-    pool: list[Question] = [(text, on) for text in texts for on in (True, True, False)]
-    asked = [rng.choice(pool) for _ in range(count)]
-    right = python_answers(model, sorted(set(asked)))
-    started = time.perf_counter()
-    with served(adapter) as server:
-        found = asyncio.run(run(server.url, asked, MANY_CLIENTS, ANSWER_TOKENS))
-    wrong = [
-        (question, answer["choices"][0]["message"]["content"], right[question])
-        for question, (_, answer) in zip(asked, found, strict=True)
-        if (answer["choices"][0]["message"]["content"], answer["megedit"]["edit"]) != right[question]
-    ]
-    used = sum(answer["megedit"]["edit"] is not None for _, answer in found)
-    return {
-        "requests": count,
-        "clients": MANY_CLIENTS,
-        "different_questions": len(right),
-        "with_an_edit": used,
-        "wrong": len(wrong),
-        "examples": [list(map(str, each)) for each in wrong[:5]],
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-
-
-def python_answers(model: MegModel, questions: Sequence[Question]) -> dict[Question, tuple[str, str | None]]:
-    """Text and edit by the Python model: in the adapter's template where an edit fires, else as a plain chat."""
-    found: dict[Question, tuple[str, str | None]] = {}
-    ends = end_tokens(model.base, model.tokenizer)
-    with Stages().stage("Answers in Python", len(questions)) as advance:
-        for first in range(0, len(questions), IN_PYTHON):
-            batch = questions[first : first + IN_PYTHON]
-            routed = model.find([text for text, _ in batch])
-            own = [each if on and each.route.familiar else None for (_, on), each in zip(batch, routed, strict=True)]
-            prompts = [
-                model.format(text) if each else plain_chat(model, [{"role": "user", "content": text}])
-                for (text, _), each in zip(batch, own, strict=True)
-            ]
-            inputs = model.tokenizer(prompts, return_tensors="pt", padding=True)
-            neurons = [each.weights if each else None for each in own]
-            output = model.generate(**inputs, neurons=neurons, **{**GREEDY, "max_new_tokens": ANSWER_TOKENS})
-            rows = cut_answers(output[:, inputs["input_ids"].shape[1] :], ends)
-            for question, each, row in zip(batch, own, rows, strict=True):
-                edit = each.route.edit if each else None
-                found[question] = str(model.tokenizer.decode(row, skip_special_tokens=True)), edit.id if edit else None
-            advance(len(batch))
-    return found
-
-
-def plain_chat(model: MegModel, chat: list[dict[str, str]]) -> str:
-    """The model's own prompt for a chat."""
-    return str(model.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-
-
 # -- load
 
 
-async def load(url: str, edited: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
+async def load(url: str, edited: Sequence[str], others: Sequence[str], rounds: int) -> dict[str, Any]:
     """Seconds of requests with edits and without, of other questions and of a mix."""
     results = {}
-    kinds = {"other": mixed([], others, ROUNDS * PER_ROUND)}
+    kinds = {"other": mixed([], others, rounds * PER_ROUND)}
     if edited:
-        kinds["mixed"] = mixed(edited, others, ROUNDS * PER_ROUND)
+        kinds["mixed"] = mixed(edited, others, rounds * PER_ROUND)
     await run(url, [(text, True) for text in others[-CLIENTS:]], CLIENTS, TOKENS)
     for kind, texts in kinds.items():
         seconds: dict[bool, list[float]] = {True: [], False: []}
         walls = {True: 0.0, False: 0.0}
-        for number in range(ROUNDS):
+        for number in range(rounds):
             part = texts[number * PER_ROUND : (number + 1) * PER_ROUND]
             for on in (True, False) if number % 2 else (False, True):
                 started = time.perf_counter()

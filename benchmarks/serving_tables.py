@@ -31,7 +31,7 @@ def serving_load(sets: Sets) -> str:
 def serving_checks(sets: Sets) -> str:
     """Right answers under load, changes that survive a kill, and bad input."""
     rows = []
-    if answers := sets.get("Load", {}).get("answers"):
+    if answers := sets.get("Answers"):
         what = f"{answers['requests']:,} requests of {answers['clients']} clients, {answers['with_an_edit']:,} edited"
         rows.append([what, "answers other than the Python model's", f"{answers['wrong']:,}"])
     if pauses := sets.get("Pauses"):

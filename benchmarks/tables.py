@@ -366,7 +366,12 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
     "serving-load": (serving_load, {"Load": "serving"}),
     "serving-checks": (
         serving_checks,
-        {"Load": "serving", "Pauses": "serving_pauses", "Crashes": "serving_crash", "Bad input": "serving_fuzz"},
+        {
+            "Answers": "serving_answers",
+            "Pauses": "serving_pauses",
+            "Crashes": "serving_crash",
+            "Bad input": "serving_fuzz",
+        },
     ),
     "busy": (busy, {"Busy": "busy"}),
     "formats": (formats, {"Formats": "formats"}),
