@@ -37,6 +37,9 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Answers that may wait")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most")] = 1024,
     max_edits: Annotated[int, typer.Option(min=1, help="Edits in one request at most")] = 1000,
+    report: Annotated[
+        list[Path] | None, typer.Option(help="Result of `meg eval --out`, shown on the page; repeatable")
+    ] = None,
     log_questions: Annotated[bool, typer.Option("--log-questions", help="Write questions into the log")] = False,
     base: MovedBase = None,
     dtype: DtypeOption = "auto",
@@ -64,6 +67,7 @@ def serve(
         max_edits=max_edits,
         hosts=tuple(host.lower() for host in allowed_host or ()),
         log_questions=log_questions,
+        results=tuple(report or ()),
     )
     model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
     err.print(f"Serving [bold]{plain(settings.name)}[/] at {where} (API: {where}docs). Ctrl-C stops.", soft_wrap=True)

@@ -19,10 +19,11 @@ from megedit.model import MegModel
 from megedit.serve import answers, edits
 from megedit.serve.engine import Engine
 from megedit.serve.errors import ApiError, handle_errors
-from megedit.serve.guard import Guard
+from megedit.serve.guard import HEADERS, Guard
 from megedit.serve.jobs import Jobs
 from megedit.serve.metrics import Metrics
 from megedit.serve.prompts import PromptMaker
+from megedit.serve.report import Report, read_report
 from megedit.serve.services import Services, services
 from megedit.serve.settings import ServeSettings
 from megedit.serve.store import Store
@@ -65,7 +66,7 @@ def make_app(model: MegModel, settings: ServeSettings) -> FastAPI:
     for router in (edits.public, answers.routes, edits.reads, edits.changes):
         app.include_router(router)
     _add_health(app)
-    _add_page(app)
+    _add_page(app, own.report)
     return app
 
 
@@ -88,7 +89,9 @@ def _services(model: MegModel, settings: ServeSettings) -> Services:
             "revision": ("Revision of the adapter that answers", store.revision),
         }
 
-    return Services(settings, store, engine, jobs, Metrics(levels, counts), PromptMaker(model))
+    return Services(
+        settings, store, engine, jobs, Metrics(levels, counts), PromptMaker(model), read_report(settings.results)
+    )
 
 
 def _add_health(app: FastAPI) -> None:
@@ -116,16 +119,19 @@ def _add_health(app: FastAPI) -> None:
         return Response(services(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_page(app: FastAPI, report: Report | None) -> None:
     import swagger_ui_bundle
 
     files: Any = swagger_ui_bundle.swagger_ui_path
     app.mount("/docs/files", StaticFiles(directory=files), name="docs-files")
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
+    styles = " ".join(["style-src 'self'", *(report.styles if report else ())])  # its frame has the page's policy
+    policy = HEADERS["Content-Security-Policy"].replace("style-src 'self'", styles)
+
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html")
+        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": policy})
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:

@@ -100,6 +100,7 @@ def status(request: Request, bearer: Bearer) -> dict[str, Any]:
         "keys": {"api": own.settings.api_key is not None, "edit": own.settings.edit_key is not None},
     }
     if asks:
+        found["report"] = own.report is not None
         with reading(own.store.folder) as ledger:
             found |= {"revision": ledger.revision, "counts": ledger.counts()}
     return found
@@ -158,6 +159,15 @@ def job(request: Request, name: str) -> dict[str, Any]:
     if found is None:
         raise ApiError(404, "There is no job of that id.", "not_found")
     return job_json(found)
+
+
+@reads.get("/v1/report")
+def report(request: Request) -> dict[str, Any]:
+    """The report of evaluations that the server was started with (`--report`): `html`, a page of its own."""
+    found = services(request).report
+    if found is None:
+        raise ApiError(404, "The server was started without results of evaluations (--report).", "not_found")
+    return {"html": found.html}
 
 
 @reads.post("/v1/explain")

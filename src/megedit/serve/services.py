@@ -12,6 +12,7 @@ from megedit.serve.engine import Engine
 from megedit.serve.jobs import Jobs
 from megedit.serve.metrics import Metrics
 from megedit.serve.prompts import PromptMaker
+from megedit.serve.report import Report
 from megedit.serve.settings import ServeSettings
 from megedit.serve.store import Store
 
@@ -26,6 +27,7 @@ class Services:
     jobs: Jobs
     metrics: Metrics
     prompts: PromptMaker
+    report: Report | None
     explaining: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     started: int = field(default_factory=lambda: int(time.time()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from megedit.errors import MegError
 
@@ -16,7 +17,7 @@ class ServeSettings:
     edit_key: needed to change edits, None where nobody may. batch: answers that are generated at a time. queue: those
     that may wait. max_tokens: of an answer. max_body: bytes of a request. max_edits: in one request. read_seconds: in
     which a request must have arrived. hosts: other names of this server. log_questions: whether the log has the texts
-    of questions.
+    of questions. results: files of evaluations, whose report the page shows.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ServeSettings:
     read_seconds: float = 30.0
     hosts: tuple[str, ...] = ()
     log_questions: bool = False
+    results: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise MegError for what would leave the server open, or cannot be."""

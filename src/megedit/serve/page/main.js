@@ -6,8 +6,9 @@ import * as ask from "./ask.js";
 import * as edits from "./edits.js";
 import * as history from "./history.js";
 import * as imports from "./import.js";
+import * as report from "./report.js";
 
-const views = { ask, edits, history, import: imports };
+const views = { ask, edits, history, import: imports, report };
 const chosen = () => (location.hash.slice(1) in views ? location.hash.slice(1) : "ask");
 
 // Which view is to be seen, before anything is known of the server.

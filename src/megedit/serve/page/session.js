@@ -16,6 +16,7 @@ export async function refresh() {
   document.title = `${name} – MegEdit`;
   document.body.classList.toggle("may-edit", mayEdit);
   byId("needs-key").hidden = mayAsk;
+  byId("report-link").hidden = !session.status.report;
   for (const place of document.querySelectorAll(".locked")) lock(place, mayEdit || !mayAsk, keys.edit);
   return session.status;
 }
