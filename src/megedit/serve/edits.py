@@ -152,6 +152,12 @@ def one_edit(request: Request, name: str) -> dict[str, Any]:
         return record_json(find(ledger, [name])[0])
 
 
+@reads.get("/v1/jobs")
+def list_jobs(request: Request) -> dict[str, Any]:
+    """The jobs that are remembered, the oldest first."""
+    return {"object": "list", "data": [job_json(found) for found in services(request).jobs.all()]}
+
+
 @reads.get("/v1/jobs/{name}")
 def job(request: Request, name: str) -> dict[str, Any]:
     """A job: how far it is, and what came of it."""

@@ -86,10 +86,14 @@ class Jobs:
         """The job of that id, as long as it is remembered."""
         return self._jobs.get(name)
 
+    def all(self) -> list[Job]:
+        """The jobs that are remembered, the oldest first."""
+        return list(self._jobs.values())
+
     @property
     def running(self) -> int:
         """The number of jobs that have not ended."""
-        return sum(job.status == "running" for job in list(self._jobs.values()))
+        return sum(job.status == "running" for job in self.all())
 
     def join(self) -> None:
         """Wait until all jobs have ended."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import Route, expect
 
 from tests.serve.page.browser import (
@@ -54,6 +56,31 @@ def test_consolidation_is_asked_for_and_followed(served: Running, opened: Opener
     expect(page.locator("#history-message")).to_contain_text("Consolidated. This is revision 2 · 3 absorbed.")
 
 
+@pytest.mark.parametrize(
+    ("kind", "view", "words"), [("consolidate", "history", "This is revision 2"), ("add", "import", "1 edit added")]
+)
+def test_a_job_is_followed_by_a_page_that_is_opened_later(
+    served: Running, opened: Opener, kind: str, view: str, words: str
+) -> None:
+    """A reload loses nothing: what runs is shown with how far it is, then with what came of it."""
+    page, ended = opened(served.url), threading.Event()
+
+    def job(route: Route) -> None:
+        change = {"edit": {"prompt": "Who?", "target": "Al"}, "before": None, "after": "active"}
+        outcome = {"revision": 2, "result": {}, "changes": [change], "skipped": [], "failed": []}
+        known = {"id": "j", "kind": kind, "stage": "Collecting neurons", "done": 1, "total": 4, "error": None}
+        known |= {"status": "done", "result": outcome} if ended.is_set() else {"status": "running"}
+        route.fulfill(json={"data": [known]} if route.request.url.endswith("jobs") else known)
+
+    page.route("**/v1/jobs", job)
+    page.route("**/v1/jobs/j", job)
+    page.goto(f"{served.url}#{view}")
+    message = page.locator(f"#{view}-message")
+    expect(message).to_contain_text("Collecting neurons: 1 of 4")
+    ended.set()
+    expect(message).to_contain_text(words)
+
+
 def facts_file(folder: Path, *facts: dict[str, Any]) -> Path:
     path = folder / "facts.jsonl"
     path.write_text("\n".join(map(json.dumps, facts)))
@@ -77,6 +104,20 @@ def test_a_file_is_previewed_then_added(served: Running, opened: Opener, tmp_pat
     page.get_by_role("link", name="Edits").click()
     expect(page.locator("#edits-rows tr", has_text="Bo Chen")).to_contain_text("Lu")
     expect(page.locator("#edits-rows tr", has_text="Quux")).to_contain_text("Also asked: The river of Quux?")
+
+
+def test_a_file_is_dropped(served: Running, opened: Opener) -> None:
+    page = opened(served.url, view="import")
+    fact = json.dumps({"prompt": "Which river is in Quux?", "target": "Jorge"})
+    files = page.evaluate_handle(
+        "text => { const data = new DataTransfer(); data.items.add(new File([text], 'facts.jsonl')); return data; }",
+        fact,
+    )
+    page.locator("#drop").dispatch_event("dragover", {"dataTransfer": files})
+    expect(page.locator("#drop")).to_have_class(re.compile("over"))
+    page.locator("#drop").dispatch_event("drop", {"dataTransfer": files})
+    expect(page.locator("#preview")).to_contain_text("1 fact in the file")
+    expect(page.locator("#drop")).not_to_have_class(re.compile("over"))
 
 
 def test_a_bad_file_is_told_with_its_line(served: Running, opened: Opener, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import { call } from "./api.js";
 import { button, byId, confirmed, count, element, fact, say, sayError, thousands } from "./dom.js";
 import { outcomeDetails, outcomeWords, verb } from "./conflicts.js";
-import { followed } from "./jobs.js";
+import { followed, running } from "./jobs.js";
 
 const SHOWN = 50; // revisions, or changes, that are shown at a time
 const KINDS = {
@@ -24,6 +24,8 @@ export async function show() {
     if (message.classList.contains("error")) say(message, "");
     byId("log").replaceChildren();
     draw(0);
+    const job = byId("consolidate").disabled ? null : await running("consolidate");
+    if (job) follow(job);
   } catch (error) {
     sayError(message, error, show);
   }
@@ -112,9 +114,18 @@ async function consolidate() {
   const what = "Router and generator learn what was added, which takes minutes. The weights of all that is not in force "
     + "are dropped for good, so that older revisions that need them cannot be brought back.";
   if (!(await confirmed("Consolidate?", what, "Consolidate"))) return;
+  try {
+    await follow(await call("POST", "v1/edits/consolidate", {}));
+  } catch (error) {
+    sayError(message, error);
+  }
+}
+
+// Show how far a consolidation is, and what came of it.
+async function follow(job) {
   byId("consolidate").disabled = true;
   try {
-    const { revision, result: numbers } = await followed(await call("POST", "v1/edits/consolidate", {}), message);
+    const { revision, result: numbers } = await followed(job, message);
     say(message, `Consolidated. This is revision ${revision}${result(numbers)}.`);
     await show();
   } catch (error) {

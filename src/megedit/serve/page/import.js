@@ -3,11 +3,12 @@
 import { call } from "./api.js";
 import { button, byId, count, element, otherTexts, say, sayError, thousands } from "./dom.js";
 import { choices, conflictList, outcomeDetails, outcomeWords } from "./conflicts.js";
-import { followed } from "./jobs.js";
+import { followed, running } from "./jobs.js";
 
 const SHOWN = 50;
 const PIECE = 1000; // facts that the server takes in one request, each request a revision
 const message = byId("import-message"), preview = byId("preview"), drop = byId("drop");
+let adding = false;
 
 export function start() {
   byId("file").addEventListener("change", (event) => {
@@ -23,7 +24,16 @@ export function start() {
   });
 }
 
-export function show() {}
+// Facts that are being added since before the page was loaded are followed.
+export async function show() {
+  if (adding) return;
+  try {
+    const job = await running("add");
+    if (job && !adding) await done(() => followed(job, message));
+  } catch (error) {
+    sayError(message, error, show);
+  }
+}
 
 // Let the server read a file; nothing is changed by that.
 async function look(file) {
@@ -97,22 +107,32 @@ function table(edits) {
 // Add the facts, piece by piece. Those that were added stay where a later piece fails.
 async function add(file, edits, choose) {
   const choice = choose?.querySelector("input:checked").value;
-  preview.hidden = true;
   say(message, "Starting …");
-  try {
+  const work = async () => {
     const outcomes = [];
     for (let from = 0; from < edits.length; from += PIECE) {
       const body = { edits: edits.slice(from, from + PIECE), background: true, ...(choice && { on_conflict: choice }) };
       const before = edits.length > PIECE ? `Facts from ${thousands(from + 1)} of ${thousands(edits.length)}` : "";
       outcomes.push(await followed(await call("POST", "v1/edits", body), message, before));
     }
-    const outcome = together(outcomes);
-    say(message, outcomeWords(outcome), ...outcomeDetails(outcome));
-    preview.replaceChildren();
+    return together(outcomes);
+  };
+  try {
+    await done(work);
   } catch (error) {
     sayError(message, error, () => look(file)); // what was added already is left out of the new preview
+  }
+}
+
+// Tell what came of adding facts; until then there is nothing to choose.
+async function done(work) {
+  adding = preview.hidden = true;
+  try {
+    const outcome = await work();
+    say(message, outcomeWords(outcome), ...outcomeDetails(outcome));
+    preview.replaceChildren();
   } finally {
-    preview.hidden = false;
+    adding = preview.hidden = false;
   }
 }
 

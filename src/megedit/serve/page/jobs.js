@@ -1,7 +1,13 @@
 // A background job and its progress.
 
-import { finished } from "./api.js";
+import { call, finished } from "./api.js";
 import { button, element, thousands } from "./dom.js";
+
+// The job of a kind that runs now, begun from this page or another; null where there is none.
+export async function running(kind) {
+  const { data } = await call("GET", "v1/jobs");
+  return data.find((job) => job.kind === kind && job.status === "running") ?? null;
+}
 
 // Show a job's progress at a place until it ends; what comes of it. before: words in front of its stage.
 // While the server is away, the job may go on: the reader says when to look again.
