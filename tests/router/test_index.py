@@ -30,3 +30,19 @@ def test_vectors_behind_others() -> None:
     assert torch.equal(empty.and_then(vectors(3)).codes, vectors(3).codes)
     found, own = empty.of_edits(owners_of([]), owners_of([]))
     assert len(found) == len(own) == 0
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 0.0])
+@pytest.mark.parametrize("count", [1, 4, 500])
+def test_few_queries_find_what_many_find(spread: float, count: int) -> None:
+    """Exactly the nearest, also among vectors that are nearly, or quite, the same."""
+    generator = torch.Generator().manual_seed(0)
+    centre, noise = torch.randn(384, generator=generator), torch.randn(300, 384, generator=generator)
+    table = EditVectors.pack(torch.nn.functional.normalize(centre + spread * noise, dim=1))
+    queries = torch.nn.functional.normalize(centre + spread * torch.randn(20, 384, generator=generator), dim=1)
+    similarity, _ = table.nearest(queries, count)
+    for first in range(0, 20, 5):
+        few, rows = table.nearest(queries[first : first + 5], count)
+        torch.testing.assert_close(few, similarity[first : first + 5], rtol=0, atol=1e-5)
+        torch.testing.assert_close(few[0], table[rows[0]] @ queries[first], rtol=0, atol=1e-5)
+        assert all(len(set(own)) == min(count, 300) for own in rows.tolist())
