@@ -9,6 +9,8 @@ The sets, made from the files of DIR (counterfact.jsonl, zsre_style.jsonl, zsre.
     zsre             the records of zsre.jsonl with their human rephrases, among so many of zsre_style that are edited
                      too but not asked; same neighbours. ZsRE names no relation: records about a subject with the same
                      true answer are taken to ask for the same
+    many             real facts of all files, then facts made of their subjects and relations (make_many.py), which are
+                     also scored apart
     zsre-all         the same with all records of zsre.jsonl, those too that contradict an earlier one in other words
     counterfact-raw  counterfact without template, by the protocol `cloze`; what its rule says of free answers stands
                      under the names of AG
@@ -35,6 +37,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import BASE, COMMIT, base_name, on_device, suffix, write_result
+from benchmarks.make_many import many
 from benchmarks.make_shipped_data import lines
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.adapter.folder import is_adapter
@@ -48,6 +51,7 @@ from megedit.runtime.device import default_dtype
 from megedit.runtime.progress import Stages, peak_memory
 
 RAW = "counterfact-raw"
+SETS = ("counterfact", "zsre_style", "zsre", "zsre-all", "many", RAW)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class BenchmarkSet:
 
 def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
     """One of the sets; fewer edits where the files have fewer."""
+    if name == "many":
+        edits = EditSet.from_edits(many(data, count, seed=0))
+        return BenchmarkSet(edits, edits.edits, {}, {})
     if name in ("counterfact", RAW):
         edits = read_edits(data / "counterfact.jsonl", limit=count, on_conflict="first")
         records = {str(record["case_id"]): record for record in read_jsonl(data / "counterfact.jsonl")}
@@ -163,6 +170,8 @@ def main() -> None:
     with stages.stage("Evaluating", len(cases_of(asked, find_protocol(protocol), evaluation))) as advance:
         result = evaluate(model, asked, protocol, evaluation, progress=advance)
     results = {"edits": len(chosen.edits), "asked": len(asked), **metrics_of(result, chosen, protocol)}
+    if options.set == "many":
+        results |= {kind: parts_of(result, protocol, kind == "made") for kind in ("real", "made")}
     results |= {
         "counts": result.counts,
         "failed": [record.edit.id for record in adapter.records if record.status == "failed"],
@@ -193,7 +202,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--set", choices=("counterfact", "zsre_style", "zsre", "zsre-all", RAW), default="counterfact")
+    parser.add_argument("--set", choices=SETS, default="counterfact")
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--asked", type=int, default=None, help="edits drawn at random to be asked [default: all]")
     parser.add_argument("--out", type=Path, default=None, help="adapter folder [default: adapters/edit_EDITS_SET]")
@@ -230,6 +239,12 @@ def metrics_of(result: Evaluation, chosen: BenchmarkSet, protocol: str) -> dict[
             if found
         },
     }
+
+
+def parts_of(result: Evaluation, protocol: str, made: bool) -> dict[str, float]:
+    """The metrics of the made facts alone, or of the real ones."""
+    own = [verdict for verdict in result.verdicts if verdict.case.edit.startswith("made-") == made]
+    return {metric.name: metric.edited.value for metric in measure(own, protocol) if metric.edited}
 
 
 def fit_or_load(base: str, edits: EditSet, out: Path, settings: FitSettings, device: str) -> dict[str, Any]:
