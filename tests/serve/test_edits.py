@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +255,43 @@ def test_a_folder_that_has_become_unreadable_is_a_503(live: Live) -> None:
     path.with_suffix(".away").rename(path)
     assert live.http.get("/ready").status_code == 200
     live.said("Hi")
+
+
+def put_in_its_place(live: Live, change: Callable[[Path], None]) -> None:
+    """Put another adapter, at the same revision, in the place of the one that is served, as a new fit does."""
+    other, away = live.folder.with_name("other"), live.folder.with_name("away")
+    shutil.copytree(live.folder, other)
+    change(other)
+    live.folder.rename(away)
+    other.rename(live.folder)
+
+
+def test_another_fit_into_the_folder_is_noticed(live: Live) -> None:
+    edit = live.model.edits[0]
+    assert live.ask(edit.prompt)["megedit"]["edit"] == edit.id
+
+    def without_it(folder: Path) -> None:
+        with closing(sqlite3.connect(folder / "ledger.db")) as connection, connection:
+            connection.execute("UPDATE spans SET status = 'failed' WHERE edit = 1")
+        config = json.loads((folder / "meg_config.json").read_text())
+        config["provenance"]["made"] = "anew"
+        (folder / "meg_config.json").write_text(json.dumps(config))
+
+    put_in_its_place(live, without_it)
+    found = live.ask(edit.prompt)["megedit"]
+    assert found["edit"] is None and found["revision"] == 1
+
+
+def test_a_fit_for_another_layer_is_refused(live: Live, caplog: pytest.LogCaptureFixture) -> None:
+    """The model that is served is made ready for one layer: in place of wrong answers there are none."""
+
+    def at_another_layer(folder: Path) -> None:
+        config = json.loads((folder / "meg_config.json").read_text())
+        (folder / "meg_config.json").write_text(json.dumps({**config, "layer": config["layer"] + 1}))
+
+    put_in_its_place(live, at_another_layer)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": live.model.edits[0].prompt}]}
+    answer = live.post("/v1/chat/completions", body)
+    assert answer.status_code == 503 and "fitted anew" in caplog.text
+    added_to = live.post("/v1/edits", {"edits": [NEW]})
+    assert added_to.status_code == 400 and "fitted anew" in added_to.json()["error"]["message"]

@@ -156,10 +156,13 @@ def load_adapter(
     dtype: in which encoder, familiarity network and generator multiply matrices; by default what is fast on the device.
     known: the adapter as it was loaded before, on this device; what is still the same is taken from it, so that a
     change of a few edits among many costs little.
-    Raises MegError when it is not an adapter, is damaged, or has a newer format than this version reads.
+    Raises MegError when it is not an adapter, is damaged, has a newer format than this version reads, or is a new fit
+    that needs another model than the known one.
     """
     folder, device = find_adapter(name), first_device(device)
     config = read_config(folder)
+    if known is not None and config.built_for != known.config.built_for:
+        raise MegError(f"{folder} was fitted anew, for another base model, layer or template; start again with it.")
     with reading(folder) as ledger:
         try:
             made_from = sha256_of(folder / CONFIG), ledger.model[1]

@@ -43,6 +43,11 @@ class AdapterConfig:
         """The positions on which the neuron acts."""
         return self.settings.collection.positions
 
+    @property
+    def built_for(self) -> tuple[Any, ...]:
+        """What a model that the adapter is put on must have been made ready for."""
+        return self.base_fingerprint, self.layer, self.weight_size, self.template, self.positions
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""The revision that a folder is at, asked before every batch of a server."""
+"""The state that a folder is in, asked before every batch of a server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megedit.errors import MegError
 
 
 class RevisionWatch:
-    """The revision of the ledger in a folder, asked often and cheaply; the file is not checked for damage each time.
+    """The state of the ledger in a folder, asked often and cheaply; the file is not checked for damage each time.
 
     Several threads may ask.
     """
@@ -23,8 +23,11 @@ class RevisionWatch:
         self._connection: sqlite3.Connection | None = None
         self._file = -1  # inode: a folder may be replaced by another
 
-    def revision(self) -> int:
-        """The last revision. Raises MegError when the ledger cannot be read."""
+    def state(self) -> tuple[int, int]:
+        """The file, which another fit into the folder replaces, and its last revision.
+
+        Raises MegError when the ledger cannot be read.
+        """
         try:
             with self._lock:
                 file = self._path.stat().st_ino
@@ -33,6 +36,6 @@ class RevisionWatch:
                         self._connection.close()
                     self._connection = connect(self._path, 12 * PATIENCE, check_same_thread=False)
                     self._ledger, self._file = Ledger(self._connection, self._path), file
-                return self._ledger.revision
+                return file, self._ledger.revision
         except (OSError, sqlite3.DatabaseError) as error:
             raise MegError(f"{self._path} cannot be read ({error}); restore it from a copy.") from error

@@ -28,6 +28,7 @@ class Store:
     def __init__(self, model: MegModel) -> None:
         self.model = model
         self._watch = RevisionWatch(model.adapter.folder)
+        self._loaded = (self._watch.state()[0], model.adapter.revision)
         self._changing = threading.Lock()  # one change at a time; others of this process wait
         self._loading = threading.Lock()
         self._own = 0  # the revision that a change of this process has made and is loading
@@ -46,16 +47,17 @@ class Store:
 
         A change of this process is not one of these: nobody was told yet that it is made.
         """
-        now, loaded = self._watch.revision(), self.revision
-        return now != loaded and not (now == self._own and now == loaded + 1)
+        now, (file, revision) = self._watch.state(), self._loaded
+        return now not in ((file, revision), (file, self._own) if self._own == revision + 1 else None)
 
     def refresh(self) -> None:
-        """Load the revision that the folder is at, if that is another."""
+        """Load the state that the folder is in, if that is another."""
         with self._loading:
-            adapter = self.model.adapter
-            if self._watch.revision() != adapter.revision:
+            now, adapter = self._watch.state(), self.model.adapter
+            if now != self._loaded:
                 dtype = adapter.encoder.compute_dtype
                 self.model.serve(load_adapter(self.folder, self.model.device, dtype=dtype, known=adapter))
+                self._loaded = now
 
     def change(self, operation: Callable[[], Outcome]) -> Outcome:
         """Make a change and load what came of it; whoever asks from now on is answered by it.

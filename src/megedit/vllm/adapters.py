@@ -48,6 +48,7 @@ class ServedAdapter:
         """Load the adapter at `place`; raises MegError when it is not one."""
         self.name, self.folder, self._tokenizer = name, find_adapter(place), tokenizer
         self._watch, self._trouble = RevisionWatch(self.folder), ""
+        self._loaded = self._watch.state()
         self._use(load_adapter(self.folder))
 
     def neurons(self, prompts: Sequence[Sequence[int]]) -> list[Neuron | None]:
@@ -69,10 +70,11 @@ class ServedAdapter:
         return self._prompts.query_of(self._prompts.texts(ids, torch.ones_like(ids))[0])
 
     def refresh(self) -> None:
-        """Load the adapter anew if its ledger has another revision; where that fails, the one in use stays."""
+        """Load the adapter anew if its folder is in another state; where that fails, the one in use stays."""
         try:
-            if self._watch.revision() != self.adapter.revision:
+            if (now := self._watch.state()) != self._loaded:
                 self._use(load_adapter(self.folder, known=self.adapter))
+                self._loaded = now
             self._trouble = ""
         except MegError as error:
             if str(error) != self._trouble:  # told once
