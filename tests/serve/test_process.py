@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -17,6 +18,7 @@ import pytest
 from megedit.adapter.ledger import reading
 from tests.conftest import Fitted
 from tests.serve.conftest import EDIT_KEY
+from tests.serve.proxy import round_robin
 
 Start = Callable[[], tuple[subprocess.Popen[str], httpx2.Client]]
 
@@ -88,3 +90,32 @@ def test_a_killed_server_has_what_it_acknowledged(start: Start, adapter_folder: 
         assert [record.edit.id for record in ledger.records(search="atlas")] == ["atlas"]
     _, http = start()
     assert http.get("/v1/edits/atlas").json()["status"] == "active"
+
+
+def test_two_servers_behind_a_proxy_answer_as_one(start: Start) -> None:
+    """Each request goes to the server whose turn it is; a change holds for all that come after its answer."""
+    (_, first), (_, second) = start(), start()
+    ports = [int(http.base_url.port or 0) for http in (first, second)]
+    alone = httpx2.Limits(max_keepalive_connections=0)  # each request is a connection
+    with (
+        round_robin(*ports) as (url, proxy),
+        httpx2.Client(base_url=url, headers=first.headers, limits=alone, timeout=120) as http,
+        ThreadPoolExecutor(4) as clients,
+    ):
+
+        def used(prompt: str) -> str | None:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": prompt}], "max_tokens": 4}
+            answer = http.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            edit: str | None = answer.json()["megedit"]["edit"]
+            return edit
+
+        for name in ("Atlas", "Borealis", "Cygnus"):
+            prompt = f"Who leads {name}?"
+            edit = {"prompt": prompt, "target": "Ma", "subject": name, "id": name}
+            answer = http.post("/v1/edits", json={"edits": [edit], "on_conflict": "keep"})
+            assert answer.status_code == 200, answer.text
+            assert [*clients.map(used, [prompt] * 8)] == [name] * 8
+            assert http.delete(f"/v1/edits/{name}").status_code == 200
+            assert name not in {*clients.map(used, [prompt] * 8)}
+    assert min(proxy.handed.values()) >= 24
