@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,8 @@ ONE_BY_ONE = 16
 SEED = 0
 
 Question = tuple[str, bool]  # and whether edits are on
+Answer = tuple[float, dict[str, Any]]  # seconds, and what the server said
+Ask = Callable[[httpx2.AsyncClient, Question, int], Awaitable[Answer]]  # int: tokens of the answer at most
 
 
 def main() -> None:
@@ -69,7 +71,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             filled(options.adapter, Path(folder, "store"), size, options.data / "counterfact.jsonl")
             with served(Path(folder, "store")) as server:
-                found = asyncio.run(load(server.url, edited if size else [], others, options.rounds))
+                urls = {True: server.url, False: server.url}
+                found = asyncio.run(load(urls, edited if size else [], others, options.rounds))
             results[f"edits_{size}"] = found
             print(size, json.dumps(found), flush=True)
     rates = [results[f"edits_{size}"]["mixed"]["edited"]["requests_per_second"] for size in options.edits if size]
@@ -103,28 +106,35 @@ def served(adapter: Path, *options: str) -> Iterator[Served]:
     """Serve an adapter, with options of `meg serve`."""
     port = any_port()
     command = [sys.executable, "-m", "megedit", "serve", str(adapter), "--port", str(port), "--name", "served"]
-    environment = {**os.environ, "MEGEDIT_EDIT_KEY": KEY}
+    with launched([*command, *options], {**os.environ, "MEGEDIT_EDIT_KEY": KEY}, port, "/ready") as server:
+        yield server
+
+
+@contextmanager
+def launched(command: Sequence[str], environment: Mapping[str, str], port: int, sign: str) -> Iterator[Served]:
+    """Start a server. sign: the path that answers with 200 once it is ready."""
     with tempfile.NamedTemporaryFile() as log:
-        process = subprocess.Popen([*command, *options], stderr=log, env=environment)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            yield Served(ready(f"http://127.0.0.1:{port}", process), process, Path(log.name))
+            yield Served(ready(f"http://127.0.0.1:{port}", process, sign), process, Path(log.name))
         finally:
             process.terminate()
             process.wait(120)
 
 
-def ready(url: str, process: subprocess.Popen[bytes]) -> str:
+def ready(url: str, process: subprocess.Popen[bytes], sign: str) -> str:
     """The address, once the server answers there."""
-    while True:
-        assert process.poll() is None, "the server has ended"
-        try:
-            if httpx2.get(f"{url}/ready").status_code == 200:
-                return url
-        except httpx2.TransportError:
-            time.sleep(0.05)
+    with httpx2.Client(base_url=url) as http:
+        while True:
+            assert process.poll() is None, "the server has ended"
+            try:
+                if http.get(sign).status_code == 200:
+                    return url
+            except httpx2.TransportError:
+                time.sleep(0.05)
 
 
-async def ask(http: httpx2.AsyncClient, question: Question, tokens: int) -> tuple[float, dict[str, Any]]:
+async def ask(http: httpx2.AsyncClient, question: Question, tokens: int) -> Answer:
     """Seconds and answer of one request; a full queue is waited for."""
     text, edited = question
     body = {"model": "served", "messages": [{"role": "user", "content": text}], "max_tokens": tokens}
@@ -137,9 +147,9 @@ async def ask(http: httpx2.AsyncClient, question: Question, tokens: int) -> tupl
         await asyncio.sleep(float(answer.headers["Retry-After"]))
 
 
-async def run(url: str, questions: Sequence[Question], clients: int, tokens: int) -> list[tuple[float, dict[str, Any]]]:
+async def run(url: str, questions: Sequence[Question], clients: int, tokens: int, ask: Ask = ask) -> list[Answer]:
     """Ask the questions by so many clients at once; seconds and answers in the order of the questions."""
-    left, found = iter(enumerate(questions)), dict[int, tuple[float, dict[str, Any]]]()
+    left, found = iter(enumerate(questions)), dict[int, Answer]()
     limits = httpx2.Limits(max_connections=clients)
     async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
 
@@ -161,13 +171,16 @@ def mixed(edited: Sequence[str], others: Sequence[str], count: int) -> list[str]
 # -- load
 
 
-async def load(url: str, edited: Sequence[str], others: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Seconds of requests with edits and without, of other questions and of a mix."""
+async def load(
+    urls: Mapping[bool, str], edited: Sequence[str], others: Sequence[str], rounds: int, ask: Ask = ask
+) -> dict[str, Any]:
+    """Seconds of requests with edits and without, of other questions and of a mix. urls: of both servers, or of one."""
     results = {}
     kinds = {"other": mixed([], others, rounds * PER_ROUND)}
     if edited:
         kinds["mixed"] = mixed(edited, others, rounds * PER_ROUND)
-    await run(url, [(text, True) for text in others[-CLIENTS:]], CLIENTS, TOKENS)
+    for on, url in urls.items():
+        await run(url, [(text, on) for text in others[-CLIENTS:]], CLIENTS, TOKENS, ask)
     for kind, texts in kinds.items():
         seconds: dict[bool, list[float]] = {True: [], False: []}
         walls = {True: 0.0, False: 0.0}
@@ -175,7 +188,7 @@ async def load(url: str, edited: Sequence[str], others: Sequence[str], rounds: i
             part = texts[number * PER_ROUND : (number + 1) * PER_ROUND]
             for on in (True, False) if number % 2 else (False, True):
                 started = time.perf_counter()
-                found = await run(url, [(text, on) for text in part], CLIENTS, TOKENS)
+                found = await run(urls[on], [(text, on) for text in part], CLIENTS, TOKENS, ask)
                 walls[on] += time.perf_counter() - started
                 seconds[on] += [each for each, _ in found]
         results[kind] = {

@@ -16,7 +16,7 @@ from benchmarks.router_tables import (
     formats,
     reading,
 )
-from benchmarks.serving_tables import serving_checks, serving_load
+from benchmarks.serving_tables import serving_checks, serving_load, serving_vllm
 from benchmarks.sources import ANCHORS, CURVE, DEVICES, FAMILIES, HARDER, HEADLINE, PROBES, RAW, SETS, SHAPES, UNSEEN
 
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
@@ -373,6 +373,7 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
             "Bad input": "serving_fuzz",
         },
     ),
+    "serving-vllm": (serving_vllm, {"vLLM": "serving_vllm"}),
     "busy": (busy, {"Busy": "busy"}),
     "formats": (formats, {"Formats": "formats"}),
     "reading": (reading, {"Reading": "reading"}),
