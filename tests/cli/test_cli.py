@@ -26,7 +26,7 @@ from tests.conftest import Fitted
 
 cli = importlib.import_module("megedit.cli.app")
 LIFE = ["list", "log", "diff", "add", "update", "remove", "undo", "rollback", "consolidate", "explain"]
-COMMANDS = ["fit", "ask", "eval", "general", "report", "show", "probe", "demo", *LIFE]
+COMMANDS = ["fit", "ask", "eval", "general", "report", "show", "probe", "demo", "serve", *LIFE]
 
 
 def meg(*arguments: object) -> Result:
@@ -363,3 +363,12 @@ def test_threads_of_long_training_sleep_while_they_wait(
     monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"})
     CliRunner().invoke(cli.app, [command, "--help"])
     assert os.environ.get("OMP_WAIT_POLICY") == policy
+
+
+def test_vllm_takes_no_options_of_the_other_engine(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the command line; what stands in the environment may be for a server beside it."""
+    monkeypatch.setenv("MEGEDIT_EDIT_KEY", "an-edit-key-of-somebody")
+    refused = problem("serve", fitted.adapter, "--engine", "vllm", "--queue", 4, "--edit-key", "k" * 16)
+    assert refused.startswith("--queue, --edit-key: not with --engine vllm")
+    with_neither = problem("serve", fitted.adapter, "--engine", "vllm", "--host", "0.0.0.0")
+    assert "--api-key" in with_neither or "megedit[vllm]" in with_neither

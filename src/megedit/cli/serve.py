@@ -11,9 +11,11 @@ from megedit.cli.options import AdapterName, DeviceOption, DtypeOption, MovedBas
 from megedit.errors import MegError, needs
 
 Engine = Literal["transformers", "vllm"]
+FOR_VLLM = ("adapter", "engine", "base", "name", "host", "port", "api_key")  # the options that its server takes
 
 
 def serve(
+    context: typer.Context,
     adapter: AdapterName,
     engine: Annotated[
         Engine, typer.Option(help="vllm: its own server, which has no page and no routes to edit (docs/vllm.md)")
@@ -48,6 +50,7 @@ def serve(
     """Serve an edited model: OpenAI's routes, the edits beside them, and a page at http://127.0.0.1:8000/."""
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     if engine == "vllm":
+        _refuse_others(context)
         _serve_with_vllm(adapter, base, name, host, port, api_key, where)
     needs("fastapi", "serve", "meg serve")
     needs("prometheus_client", "serve", "meg serve")
@@ -74,6 +77,17 @@ def serve(
     if edit_key is None:
         err.print("Edits cannot be changed over HTTP: no --edit-key was given.")
     run(model, settings)
+
+
+def _refuse_others(context: typer.Context) -> None:
+    """Raise MegError for options on the command line that vLLM's server does not have from here."""
+    sources = {parameter: context.get_parameter_source(parameter) for parameter in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if others := [f"--{name.replace('_', '-')}" for name in given if name not in FOR_VLLM]:
+        raise MegError(
+            f"{', '.join(others)}: not with --engine vllm. vLLM's own options are those of `vllm serve`, with "
+            "MEGEDIT_ADAPTER in its environment (docs/vllm.md); edits are changed by a meg serve beside it."
+        )
 
 
 def _serve_with_vllm(
