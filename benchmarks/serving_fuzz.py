@@ -136,17 +136,21 @@ class Fuzz:
         """Requests that schemathesis makes from the description of the API."""
         schema = schemathesis.openapi.from_url(f"{self._url}/openapi.json")
         operations: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
-        few = {op.label: FEW[op.path] for op in operations if op.path in FEW}
-        share = (requests - sum(few.values())) // (len(operations) - len(few)) + 1
+        left, own_seed = requests, SEED
         self._measure()
-        for operation in operations:
-            before = sum(self._counts.values())
-            self._operation(operation, few.get(operation.label, share))
-            self._measure()
-            yield sum(self._counts.values()) - before
+        while left > 0:  # once more where operations have run out of different requests
+            few = {op.label: FEW[op.path] for op in operations if op.path in FEW}
+            share = max(left - sum(few.values()), 0) // (len(operations) - len(few)) + 1
+            for operation in operations:
+                before = sum(self._counts.values())
+                self._operation(operation, few.get(operation.label, share), own_seed)
+                self._measure()
+                yield sum(self._counts.values()) - before
+                left -= sum(self._counts.values()) - before
+            operations, own_seed = [op for op in operations if op.path not in FEW], own_seed + 1
 
-    def _operation(self, operation: Any, count: int) -> None:
-        @seed(SEED)
+    def _operation(self, operation: Any, count: int, own_seed: int) -> None:
+        @seed(own_seed)
         @settings(
             max_examples=count, database=None, deadline=None, phases=[Phase.generate], verbosity=Verbosity.quiet,
             suppress_health_check=list(HealthCheck),
