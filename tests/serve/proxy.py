@@ -34,6 +34,14 @@ async def _carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> No
         sink.close()
 
 
+async def _end() -> None:
+    """Break off the connections that are open."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @contextmanager
 def round_robin(*ports: int) -> Iterator[tuple[str, RoundRobin]]:
     """The address of a proxy before the servers at some ports, and what it hands out."""
@@ -44,6 +52,7 @@ def round_robin(*ports: int) -> Iterator[tuple[str, RoundRobin]]:
     try:
         yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", proxy
     finally:
+        asyncio.run_coroutine_threadsafe(_end(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(60)
         listening.close()

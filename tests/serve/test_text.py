@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megedit.serve.text import AnswerText
@@ -12,7 +12,9 @@ TOKENIZER = tiny_tokenizer()
 
 
 @given(st.text(alphabet="ab€ü c", max_size=30), st.lists(st.text(alphabet="ab€", min_size=1, max_size=3), max_size=3))
+@example("aba", ["b", "aba"])
 def test_the_text_is_cut_where_a_stop_string_begins(text: str, stop: list[str]) -> None:
+    """Of several stop strings by the one that is whole first."""
     answer, shown = AnswerText(TOKENIZER, tuple(stop)), ""
     for token in TOKENIZER(text).input_ids:
         shown += answer.add(token)
@@ -20,5 +22,5 @@ def test_the_text_is_cut_where_a_stop_string_begins(text: str, stop: list[str]) 
         if answer.stopped:
             break
     shown += answer.rest()
-    ends = [text.find(word) for word in stop if word in text]
-    assert shown == (text[: min(ends)] if ends else text)
+    found = [(text.find(word) + len(word), text.find(word)) for word in stop if word in text]
+    assert shown == (text[: min(found)[1]] if found else text)

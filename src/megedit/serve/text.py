@@ -24,9 +24,9 @@ class AnswerText:
     def add(self, token: int) -> str:
         """The new text that can be shown once this token has come."""
         self._held += self._stream.step(self._tokenizer, token) or ""
-        found = [at for word in self._stop if (at := self._held.find(word)) >= 0]
-        if found:
-            shown, self._held, self.stopped = self._held[: min(found)], "", True
+        found = [(at + len(word), at) for word in self._stop if (at := self._held.find(word)) >= 0]
+        if found:  # by the one that is whole first, whatever the tokens are
+            shown, self._held, self.stopped = self._held[: min(found)[1]], "", True
             return shown
         keep = max((_overlap(self._held, word) for word in self._stop), default=0)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
