@@ -45,7 +45,7 @@ class AdapterConfig:
 
     @property
     def built_for(self) -> tuple[Any, ...]:
-        """What a model that the adapter is put on must have been made ready for."""
+        """The parts that a model is made ready for when the adapter is put on it."""
         return self.base_fingerprint, self.layer, self.weight_size, self.template, self.positions
 
     def to_json(self) -> dict[str, Any]:

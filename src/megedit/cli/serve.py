@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from megedit.cli.options import AdapterName, DeviceOption, DtypeOption, MovedBase, err, plain, torch_dtype
 from megedit.errors import MegError, needs
+
+if TYPE_CHECKING:  # the libraries behind these take seconds to import
+    from megedit.model import MegModel
+    from megedit.serve.settings import ServeSettings
 
 Engine = Literal["transformers", "vllm"]
 FOR_VLLM = ("adapter", "engine", "base", "name", "host", "port", "api_key")  # the options that its server takes
@@ -55,7 +59,6 @@ def serve(
     needs("fastapi", "serve", "meg serve")
     needs("prometheus_client", "serve", "meg serve")
     from megedit.model import MegModel
-    from megedit.serve.run import serve as run
     from megedit.serve.settings import ServeSettings
 
     settings = ServeSettings(
@@ -72,9 +75,15 @@ def serve(
         log_questions=log_questions,
         results=tuple(report or ()),
     )
-    model = MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device)
+    _serve_here(MegModel.from_pretrained(adapter, base=base, dtype=torch_dtype(dtype), device=device), settings, where)
+
+
+def _serve_here(model: MegModel, settings: ServeSettings, where: str) -> None:
+    """Serve in this process, until a signal comes."""
+    from megedit.serve.run import serve as run
+
     err.print(f"Serving [bold]{plain(settings.name)}[/] at {where} (API: {where}docs). Ctrl-C stops.", soft_wrap=True)
-    if edit_key is None:
+    if settings.edit_key is None:
         err.print("Edits cannot be changed over HTTP: no --edit-key was given.")
     run(model, settings)
 

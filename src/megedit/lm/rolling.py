@@ -47,7 +47,7 @@ class RollingBatch:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What `generate` is called with."""
+        """The arguments for `generate`."""
         return {"input_ids": self.ids, "attention_mask": self.mask, cache_argument(self._backbone.model): self.cache}
 
     def join(self, prompts: Sequence[Sequence[int]]) -> list[int]:
