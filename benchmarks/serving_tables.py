@@ -53,7 +53,8 @@ def serving_checks(sets: Sets) -> str:
         rows.append([what, "changes lost or half done", f"{crash['lost_or_half_done']:,}"])
     if fuzz := sets.get("Bad input"):
         memory = fuzz["memory_mb"]
-        what = f"{fuzz['requests']:,} made-up requests; memory {memory[0]:,} MB, then {memory[-1]:,} MB"
+        held = f"memory {memory[0]:,} MB at first, {max(memory):,} at most, {memory[-1]:,} at the end"
+        what = f"{fuzz['requests']:,} made-up requests; {held}"
         rows.append([what, "server errors, tracebacks", f"{fuzz['failures'] + fuzz['tracebacks_in_the_log']:,}"])
     return table(["", "", "found"], rows)
 
