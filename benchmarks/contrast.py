@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import on_device, write_result
-from benchmarks.edits import load_set, read_jsonl
+from benchmarks.edits import load_set
+from benchmarks.make_shipped_data import records
 from megedit.edits import Edit
 from megedit.edits.contrast import ContrastFact
 from megedit.encoder import TextEncoder, shipped_encoder
@@ -152,8 +153,8 @@ def prefixed(edits: Sequence[Edit], name: str) -> list[Edit]:
 
 def strangers(data: Path) -> dict[str, list[str]]:
     """Questions and requests that have nothing to do with an edit."""
-    questions = [record["question"].strip() for record in read_jsonl(data / "nq_locality.jsonl")]
-    requests = [record.get("text") or record["prompt"] for record in read_jsonl(data / "traffic.jsonl")]
+    questions = [record["question"].strip() for record in records(data / "nq_locality.jsonl")]
+    requests = [record.get("text") or record["prompt"] for record in records(data / "traffic.jsonl")]
     return {"nq": questions[:ASKED], "traffic": requests}
 
 

@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.common import BASE, COMMIT, base_name, on_device, suffix, write_result
 from benchmarks.make_many import many
-from benchmarks.make_shipped_data import lines
+from benchmarks.make_shipped_data import records
 from megedit import FitSettings, MegModel, fit, read_edits
 from megedit.adapter.folder import is_adapter
 from megedit.edits import Edit, EditSet, normalise_query
@@ -78,16 +78,16 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
         return BenchmarkSet(edits, edits.edits, {}, {})
     if name in ("counterfact", RAW):
         edits = read_edits(data / "counterfact.jsonl", limit=count, on_conflict="first")
-        records = {str(record["case_id"]): record for record in read_jsonl(data / "counterfact.jsonl")}
+        by_id = {str(record["case_id"]): record for record in records(data / "counterfact.jsonl")}
         chosen = [
             replace(
                 edit,
-                rephrases=unseen(records[edit.id]["x_paraphrase_clean"])[:1],
+                rephrases=unseen(by_id[edit.id]["x_paraphrase_clean"])[:1],
                 neighbours=unseen(edit.neighbours)[:1],
             )
             for edit in edits
         ]
-        noisy = {edit.id: records[edit.id]["paraphrase_prompts"][0] for edit in edits}
+        noisy = {edit.id: by_id[edit.id]["paraphrase_prompts"][0] for edit in edits}
         return BenchmarkSet(
             replace(edits, edits=tuple(chosen)),
             chosen,
@@ -108,7 +108,7 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
     pseudo = set(load_pseudo_knowledge().texts())
     others = [edit.prompt for edit in styled[count - len(real) :]]
     others = [text for text in others if text not in pseudo and not edited.named_in(text)]
-    questions = [record["question"].strip() for record in read_jsonl(data / "nq_locality.jsonl")]
+    questions = [record["question"].strip() for record in records(data / "nq_locality.jsonl")]
     questions = [text for text in questions if text not in pseudo and not edited.named_in(text)]
     edits = EditSet.from_edits(
         (
@@ -146,10 +146,6 @@ def other_questions(edits: Sequence[Edit]) -> dict[str, str]:
     asked = {normalise_query(edit.prompt) for edit in edits}
     found = {name: questions.about(fact, rng) for name, fact in facts.items()}
     return {name: text for name, text in found.items() if text and normalise_query(text) not in asked}
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines(path)]
 
 
 def main() -> None:

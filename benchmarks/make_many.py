@@ -23,9 +23,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from benchmarks.make_shipped_data import lines
+from benchmarks.make_shipped_data import records
 from megedit.edits import Edit, EditSet, normalise_query
 from megedit.edits.schemas import names
 from megedit.runtime.files import write_whole
@@ -55,8 +54,7 @@ def many(data: Path, count: int, seed: int) -> Iterator[Edit]:
     edits = EditSet.from_edits(edited, on_conflict="first").edits
     neighbours = Neighbours(relations, kept_out, rng)
     yield from (neighbours.added(edit) for edit in edits[:count])
-    taken = {(edit.subject, edit.relation) for edit in real} | {normalise_query(edit.prompt) for edit in real}
-    made = made_edits(relations, kept_out, taken, rng)
+    made = made_edits(real, relations, kept_out, rng)
     yield from (neighbours.added(edit) for edit, _ in zip(made, range(count - len(edits)), strict=False))
 
 
@@ -112,10 +110,6 @@ def real_edits(data: Path) -> Iterator[Edit]:
         )
 
 
-def records(path: Path) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for line in lines(path))
-
-
 def with_relations(edits: Sequence[Edit]) -> list[Edit]:
     """The edits; those that name no relation with the one that others ask for in the same words."""
     known: dict[str, str] = {}
@@ -159,12 +153,11 @@ def relations_of(edits: Iterable[Edit]) -> dict[str, Relation]:
 
 
 def made_edits(
-    relations: dict[str, Relation], kept_out: set[str], taken: set[Any], rng: random.Random
+    real: Sequence[Edit], relations: dict[str, Relation], kept_out: set[str], rng: random.Random
 ) -> Iterator[Edit]:
-    """Facts of a subject and a relation that have none; none is about a subject that is kept out.
-
-    taken: pairs of subject and relation, and normalised prompts, that are edited.
-    """
+    """Facts of a subject and a relation for which there is no real one; none is about a subject that is kept out."""
+    taken = {(edit.subject, edit.relation) for edit in real}
+    prompts = {normalise_query(edit.prompt) for edit in real}
     pairs = [
         (subject, name)
         for name, relation in relations.items()
@@ -177,8 +170,8 @@ def made_edits(
         relation = relations[name]
         prompt, rephrase = (text.replace(PLACE, subject) for text in rng.sample(list(relation.wordings), 2))
         target = rng.choice(list(relation.targets))
-        if target != subject and not taken & {normalise_query(prompt)}:
-            taken.add(normalise_query(prompt))
+        if target != subject and normalise_query(prompt) not in prompts:
+            prompts.add(normalise_query(prompt))
             yield Edit(f"made-{number}", prompt, target, subject, name, rephrases=(rephrase,))
 
 
@@ -201,7 +194,6 @@ class Neighbours:
             name: [subject for subject in relation.subjects if subject in kept_out]
             for name, relation in relations.items()
         }
-        self._kept_out = kept_out
 
     def added(self, edit: Edit) -> Edit:
         """The edit with one rephrase, if it has any, and one neighbour, if there is any."""

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from megedit.edits import Edit, normalise_query, read_edits
 from megedit.edits.subjects import SubjectIndex
@@ -67,7 +68,7 @@ def pseudo_knowledge(data: Path) -> PseudoKnowledge:
     known = {fact_key(edit) for edit in counterfact}
     chosen = balanced(counterfact, COUNTERFACT_CAP)
     chosen += balanced((replace(e, neighbours=()) for e in zsre if fact_key(e) not in known), ZSRE_CAP)
-    unrelated = [json.loads(line)["question"].strip() for line in lines(data / "nq_locality.jsonl")]
+    unrelated = [record["question"].strip() for record in records(data / "nq_locality.jsonl")]
     return PseudoKnowledge(
         tuple(without_own_neighbours(chosen)),
         tuple(noise_sentences(data / "counterfact.jsonl")),
@@ -125,6 +126,11 @@ def noise_sentences(path: Path) -> list[str]:
 def lines(path: Path) -> list[str]:
     """The records of a JSONL file, undecoded."""
     return path.read_text("utf-8").rstrip("\n").split("\n")
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file."""
+    return [json.loads(line) for line in lines(path)]
 
 
 def read_part(path: Path, part: slice) -> tuple[Edit, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import BatchEncoding
 
 from benchmarks.common import BASE, write_result
-from benchmarks.make_shipped_data import lines
+from benchmarks.make_shipped_data import records
 from megedit import MegModel
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     model = MegModel.from_pretrained(options.adapter, base=options.base)
     length = {"max_new_tokens": options.new_tokens, "min_new_tokens": options.new_tokens, "do_sample": False}
     count = (options.runs + 1) * options.batch_size
-    questions = [json.loads(line)["question"] for line in lines(options.data / "nq_locality.jsonl")]
+    questions = [record["question"] for record in records(options.data / "nq_locality.jsonl")]
     unfamiliar = [q for q, r in zip(questions, model.route(questions), strict=True) if not r.familiar][:count]
     rephrases = [edit.rephrases[0] for edit in model.edits if edit.rephrases][: 2 * count]
     familiar = [q for q, r in zip(rephrases, model.route(rephrases), strict=True) if r.familiar][:count]

@@ -34,7 +34,7 @@ import httpx2
 import numpy as np
 
 from benchmarks.common import write_result
-from benchmarks.make_shipped_data import lines
+from benchmarks.make_shipped_data import records
 from megedit import MegModel
 from megedit.adapter.adapter import load_adapter
 from megedit.adapter.change import changing
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, nargs="*", default=[0, 1000, 10_000], help="sizes of the stores")
     parser.add_argument("--rounds", type=int, default=16, help=f"of {PER_ROUND} requests, for each kind of questions")
     options = parser.parse_args()
-    others = [json.loads(line)["question"] for line in lines(options.data / "nq_locality.jsonl")]
+    others = [record["question"] for record in records(options.data / "nq_locality.jsonl")]
     model = MegModel.from_pretrained(options.adapter)
     edited = [text for edit in model.edits for text in (edit.prompt, *edit.rephrases[:1])]
     results: dict[str, Any] = {"one_by_one": one_by_one(model, mixed(edited, others, ONE_BY_ONE))}

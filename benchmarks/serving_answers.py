@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import write_result
-from benchmarks.make_shipped_data import lines
+from benchmarks.make_shipped_data import records
 from benchmarks.serving import Question, run, served
 from megedit import MegModel
 from megedit.lm.decoding import GREEDY, cut_answers, end_tokens
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with nq_locality.jsonl")
     parser.add_argument("--requests", type=int, default=10_000)
     options = parser.parse_args()
-    others = [json.loads(line)["question"] for line in lines(options.data / "nq_locality.jsonl")]
+    others = [record["question"] for record in records(options.data / "nq_locality.jsonl")]
     model = MegModel.from_pretrained(options.adapter)
     edited = [text for edit in model.edits for text in (edit.prompt, *edit.rephrases[:1])]
     results = checked(model, options.adapter, edited, others, options.requests)

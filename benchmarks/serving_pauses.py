@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx2
 
 from benchmarks.common import write_result
-from benchmarks.make_shipped_data import lines
+from benchmarks.make_shipped_data import records
 from benchmarks.serving import KEY, filled, served
 
 ADDED = 25  # facts
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with counterfact.jsonl and nq_locality.jsonl")
     parser.add_argument("--edits", type=int, default=10_000, help="size of the store")
     options = parser.parse_args()
-    others = [json.loads(line)["question"] for line in lines(options.data / "nq_locality.jsonl")]
+    others = [record["question"] for record in records(options.data / "nq_locality.jsonl")]
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "store")
         filled(options.adapter, store, options.edits, options.data / "counterfact.jsonl")

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import httpx2
 
 from benchmarks.common import write_result
-from benchmarks.make_shipped_data import lines
+from benchmarks.make_shipped_data import records
 from benchmarks.serving import (
     CLIENTS,
     PER_ROUND,
@@ -66,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     model = MegModel.from_pretrained(options.adapter)
     instruction = model.adapter.config.template.instruction
-    others = [instruction + json.loads(line)["question"] for line in lines(options.data / "nq_locality.jsonl")]
+    others = [instruction + record["question"] for record in records(options.data / "nq_locality.jsonl")]
     bare = {text: edit.target for edit in model.edits for text in (edit.prompt, *edit.rephrases[:1])}
     edited = {instruction + text: target for text, target in bare.items()}
     checked, edits = checked_questions(model, edited, others), len(model.edits)

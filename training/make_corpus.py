@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.make_shipped_data import lines, write
+from benchmarks.make_shipped_data import records, write
 from megedit.edits import normalise_query
 from megedit.pseudo.knowledge import PseudoFact
 from megedit.pseudo.wordings import OtherQuestions
@@ -49,10 +49,10 @@ def main() -> None:
         "public": [r for name in PUBLIC for r in without_last(named(data, name)) if not is_tested(r, tested)],
         "templates": [record for record in templates(data) if not is_tested(record, tested)],
     }
-    for name, records in parts.items():
-        records = [kept for record in records if (kept := without(record, asked))]
-        write(DATA / f"{name}.jsonl.gz", (json.dumps(record, ensure_ascii=False) for record in records))
-        print(f"{name}: {len(records)} facts")
+    for name, part in parts.items():
+        left = [kept for record in part if (kept := without(record, asked))]
+        write(DATA / f"{name}.jsonl.gz", (json.dumps(record, ensure_ascii=False) for record in left))
+        print(f"{name}: {len(left)} facts")
     held_out = [record for fact in split(corpus())[1] if (record := as_pseudo(fact))]
     write(shipped("held_out.jsonl.gz"), (json.dumps(record, ensure_ascii=False) for record in held_out))
     print(f"held out for the calibration of routers: {len(held_out)} facts")
@@ -201,7 +201,7 @@ class Templated:
 
 def records_of(data: Path, name: str) -> list[Json]:
     """The records of a JSONL file."""
-    return [json.loads(line) for line in lines(data / f"{name}.jsonl")]
+    return records(data / f"{name}.jsonl")
 
 
 if __name__ == "__main__":

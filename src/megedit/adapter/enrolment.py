@@ -41,7 +41,8 @@ class Enrolment:
         Raises KeyError, TypeError, ValueError or MegError where the ledger is damaged.
         """
         records = ledger.records().reading_as(self.records)
-        contents = records.having("active").contents
+        active = records.having("active")
+        contents = active.contents
         places = {own: place for place, own in enumerate(self.records.having("active").contents)}
         new = [own for own in contents if own not in places]
         places |= {own: len(self.edits) + place for place, own in enumerate(new)}
@@ -49,12 +50,12 @@ class Enrolment:
 
         order = [places[own] for own in contents]
         vectors, owners = vectors.of_edits(owners, torch.tensor(order, dtype=torch.long, device=owners.device))
-        learned = [generated for _, generated in records.having("active").states]
         edits = [
             edits[place] if edits[place].learned == now else replace(edits[place], learned=now)
-            for place, now in zip(order, learned, strict=True)
+            for place, (_, now) in zip(order, active.states, strict=True)
         ]
-        collected = self._collected(ledger, records, {number for number, _ in new}, weight_size)
+        apart = active.having("active", generated=False).numbers
+        collected = self._collected(ledger, apart, {number for number, _ in new}, weight_size)
         return Enrolment(records, edits, vectors, owners, collected)
 
     def _and_read(self, ledger: Ledger, new: Sequence[tuple[int, str]]) -> tuple[list[Enrolled], EditVectors, Tensor]:
@@ -70,9 +71,8 @@ class Enrolment:
             torch.cat([self.owners, owners.to(device) + len(self.edits)]),
         )
 
-    def _collected(self, ledger: Ledger, records: Records, new: set[int], weight_size: int) -> dict[int, Tensor]:
-        """The collected neurons that are needed now. new: numbers of edits that are not among these."""
-        apart = records.having("active", generated=False).numbers
-        unread = [number for number in apart if number in new or number not in self.collected]
+    def _collected(self, ledger: Ledger, numbers: Sequence[int], new: set[int], weight_size: int) -> dict[int, Tensor]:
+        """The collected neurons of edits by their numbers. new: numbers of edits that are not among these."""
+        unread = [number for number in numbers if number in new or number not in self.collected]
         read = dict(zip(unread, from_bytes(ledger.neurons(unread), weight_size), strict=True))
-        return {number: read[number] if number in read else self.collected[number] for number in apart}
+        return {number: read[number] if number in read else self.collected[number] for number in numbers}

@@ -48,7 +48,8 @@ class Store:
         A change of this process is not one of these: nobody was told yet that it is made.
         """
         now, (file, revision) = self._watch.state(), self._loaded
-        return now not in ((file, revision), (file, self._own) if self._own == revision + 1 else None)
+        own = now == (file, self._own) and self._own == revision + 1
+        return now != self._loaded and not own
 
     def refresh(self) -> None:
         """Load the state that the folder is in, if that is another."""

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.sync_api import Locator, Page, expect
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,7 +26,6 @@ Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 Opener = Callable[..., Page]
 CHROMIUM = shutil.which("chromium")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
 def serving(model: MegModel, **options: Any) -> AbstractContextManager[Running]:

@@ -29,8 +29,15 @@ def served(edited: MegModel) -> Iterator[Running]:
         yield found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def chromium() -> None:
+    """Skip all tests here where there is no browser, before anything is started for them."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser(chromium: None) -> Iterator[Browser]:
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

@@ -16,12 +16,9 @@ from tests.serve.page.browser import (
     ADA,
     Opener,
     ask,
-    needs_chromium,
     serving,
 )
 from tests.serve.running import Running
-
-pytestmark = needs_chromium
 
 
 def test_both_models_answer_side_by_side(served: Running, opened: Opener) -> None:

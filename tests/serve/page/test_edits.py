@@ -19,13 +19,10 @@ from tests.serve.page.browser import (
     Base,
     Opener,
     confirm,
-    needs_chromium,
     row,
     serving,
 )
 from tests.serve.running import Running
-
-pytestmark = needs_chromium
 
 
 def test_edits_are_searched_and_filtered(served: Running, opened: Opener) -> None:

@@ -15,12 +15,9 @@ from tests.serve.page.browser import (
     ADA,
     Opener,
     confirm,
-    needs_chromium,
     row,
 )
 from tests.serve.running import Running
-
-pytestmark = needs_chromium
 
 
 def test_history_shows_changes_and_goes_back(served: Running, opened: Opener) -> None:

@@ -16,13 +16,10 @@ from tests.serve.page.browser import (
     IMAGES,
     Opener,
     ask,
-    needs_chromium,
     row,
     serving,
 )
 from tests.serve.running import Running
-
-pytestmark = needs_chromium
 
 
 def widest(page: Page) -> int:

@@ -9,10 +9,8 @@ from playwright.sync_api import expect
 
 from megedit.model import MegModel
 from tests.results import full_result
-from tests.serve.page.browser import API_KEY, Opener, needs_chromium, serving
+from tests.serve.page.browser import API_KEY, Opener, serving
 from tests.serve.running import Running
-
-pytestmark = needs_chromium
 
 
 def test_the_report_is_shown_with_its_plots(edited: MegModel, opened: Opener, tmp_path: Path) -> None:

@@ -9,13 +9,10 @@ from tests.serve.page.browser import (
     API_KEY,
     EDIT_KEY,
     Opener,
-    needs_chromium,
     row,
     serving,
 )
 from tests.serve.running import Running
-
-pytestmark = needs_chromium
 
 
 def test_a_key_is_asked_for(edited: MegModel, opened: Opener) -> None:
