@@ -37,8 +37,8 @@ from megedit.router.calibration import calibrate
 from megedit.router.familiarity import train_familiarity
 from megedit.router.index import EditVectors, owners_of
 from megedit.router.router import Enrolled, Router
-from megedit.router.verifier import FILE, load_verifier
-from megedit.runtime.shipped import shipped
+from megedit.router.verifier import load_verifier
+from megedit.runtime.shipped import VERIFIER, shipped
 from megedit.settings import DEFAULTS
 from training.corpus import by_set, corpus, split
 from training.measure import held_out_sets
@@ -74,7 +74,7 @@ class Store:
             owners_of([len(texts) for texts in asked]).to(device),
             [Enrolled(texts, edit.target) for texts, edit in zip(asked, edits, strict=True)],
             self.calibration,
-            load_verifier(shipped(FILE), device),
+            load_verifier(shipped(VERIFIER), device),
         )
 
     def fired(self, queries: Sequence[str]) -> list[tuple[Edit | None, float, str]]:

@@ -21,13 +21,15 @@ from megedit.adapter.adapter import Adapter, load_adapter
 from megedit.adapter.ledger import reading
 from megedit.collect import Collected
 from megedit.edits import EditSet
+from megedit.encoder import shipped_encoder
 from megedit.errors import MegError
 from megedit.fitting import FitSettings
 from megedit.lm.loading import load_base
 from megedit.model import MegModel
 from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
 from megedit.pseudo.wordings import calibration_texts
-from megedit.settings import RouterSettings
+from megedit.runtime.shipped import ENCODER, shipped
+from megedit.settings import EncoderSettings, RouterSettings
 from tests.conftest import Fitted
 from tests.tiny import words_only
 
@@ -380,6 +382,18 @@ def test_the_rule_of_the_paper_has_no_verifier(fitted: Fitted, tmp_path: Path) -
     routes = adapter.router.route([edit.rephrases[0] for edit in fitted.edits] + ["It rained all day."])
     assert {routing.by for routing in routes} == {"entropy"}
     assert all((routing.fires is not None) == (routing.score >= routing.threshold) for routing in routes)
+
+
+def test_of_the_shipped_encoder_only_its_changes_are_kept(fitted: Fitted, tmp_path: Path) -> None:
+    settings = replace(quick(fitted), encoder=EncoderSettings())
+    adapter = fitted.fit(tmp_path / "adapter", settings=settings)
+    assert (tmp_path / "adapter" / "encoder.safetensors").read_bytes() == shipped(ENCODER).read_bytes()
+    assert not (tmp_path / "adapter" / "encoder").exists()
+    texts = ["Where was Ada Brook born?", "Good morning"]
+    assert torch.equal(adapter.encoder.encode(texts), shipped_encoder().encode(texts))
+    (tmp_path / "adapter" / "encoder.safetensors").unlink()
+    with pytest.raises(MegError, match=r"encoder\.safetensors is missing"):
+        load_adapter(tmp_path / "adapter")
 
 
 def test_wordings_and_aliases_fire_their_edit(fitted: Fitted, tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from megedit.encoder import TextEncoder, readings, shipped_encoder
 from megedit.evaluate.firing import cases_of, names_of
 from megedit.router import curve
 from megedit.router.router import CANDIDATES
-from megedit.router.verifier import FILE, Verifier, edit_text, load_verifier
+from megedit.router.verifier import Verifier, edit_text, load_verifier
 from megedit.runtime.files import replacing
-from megedit.runtime.shipped import shipped
+from megedit.runtime.shipped import VERIFIER, shipped
 from training.corpus import TEST_SHARE, ContrastFact, by_set, corpus, last_subjects, read_facts, split
 
 RATES = (0.01, 0.03, 0.05)  # of false fires
@@ -50,7 +50,9 @@ def main() -> None:
     """Measure the verifier and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the test sets")
-    parser.add_argument("--weights", type=Path, default=shipped(FILE), help="of another verifier than the shipped one")
+    parser.add_argument(
+        "--weights", type=Path, default=shipped(VERIFIER), help="of another verifier than the shipped one"
+    )
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     verifier = load_verifier(options.weights, options.device)
@@ -69,7 +71,7 @@ def main() -> None:
             of_settings += found
     result["settings"] = summary(of_settings)
     points = curve_of(of_settings)
-    if options.weights == shipped(FILE):
+    if options.weights == shipped(VERIFIER):
         write_curve(points)
     settings = {"candidates": CANDIDATES, "weights": options.weights.name}
     measured_sets = {"sets": result, "curve": points}

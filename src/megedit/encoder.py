@@ -33,7 +33,7 @@ from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, set_rate
 from megedit.runtime.device import default_dtype, mixed_precision
 from megedit.runtime.lowrank import apply_changes
 from megedit.runtime.processes import ALONE, Processes
-from megedit.runtime.shipped import shipped
+from megedit.runtime.shipped import ENCODER, shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
 from megedit.settings import MINILM
 from megedit.settings import EncoderSettings as EncoderSettings
@@ -267,10 +267,15 @@ def training_triples(pseudo: PseudoKnowledge, settings: EncoderSettings, seed: i
             yield rephrase, fact.prompt, negative
 
 
-def shipped_encoder(device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> TextEncoder:
-    """all-MiniLM-L6-v2 with the changes that the package ships. device, dtype: as for `TextEncoder`."""
+def shipped_encoder(
+    device: str | torch.device = "cpu", dtype: torch.dtype | None = None, changes: Path | None = None
+) -> TextEncoder:
+    """all-MiniLM-L6-v2 with the changes that the package ships, or those in a file.
+
+    device, dtype: as for `TextEncoder`.
+    """
     encoder = TextEncoder(resolve_folder(MINILM), device=device, dtype=dtype)
-    encoder.change(shipped("encoder.safetensors"))
+    encoder.change(changes or shipped(ENCODER))
     return encoder
 
 

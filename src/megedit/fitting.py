@@ -53,7 +53,7 @@ from megedit.runtime.files import sha256_of
 from megedit.runtime.processes import Processes, launched
 from megedit.runtime.progress import Stages, log_file, run_logger
 from megedit.runtime.resume import Workspace
-from megedit.runtime.shipped import shipped
+from megedit.runtime.shipped import ENCODER, VERIFIER, shipped
 from megedit.settings import DEFAULTS, MINILM
 from megedit.settings import FitSettings as FitSettings
 
@@ -165,7 +165,7 @@ class _Input:
             "settings": asdict(self.settings),
             "dtype": [str(self.model.dtype), str(self.dtype)],
             "version": version("megedit"),
-            "shipped": [sha256_of(shipped(name)) for name in ("encoder.safetensors", "verifier.safetensors", CURVE)],
+            "shipped": [sha256_of(shipped(name)) for name in (ENCODER, VERIFIER, CURVE)],
             "examples": hashlib.sha256(repr(self.examples).encode()).hexdigest(),
         }
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -243,6 +243,10 @@ class _Run:
     def encoder(self) -> TextEncoder:
         """The text encoder: the shipped one, or one that is tuned on pseudo-knowledge."""
         settings, device, folder = self.given.settings.encoder, self.processes.device, self.work.folder / "encoder"
+        if settings.shipped:
+            encoder = shipped_encoder(device, self.given.dtype)
+            encoder.model.requires_grad_(False)
+            return encoder
         if self.work.missing("encoder"):
             if settings.trained and settings.name == MINILM:
                 tuned = shipped_encoder(device, self.given.dtype)

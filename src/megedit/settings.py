@@ -76,6 +76,11 @@ class EncoderSettings:
     lr: Annotated[float, "AdamW learning rate, with warm-up and linear decay"] = 6e-5
     noise: Annotated[float, "share of rephrases that stand behind a noise sentence"] = 0.5
 
+    @property
+    def shipped(self) -> bool:
+        """True for the default encoder with the shipped changes, tuned no further."""
+        return self.trained and self.name == MINILM and self.steps == 0
+
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch_size < 2 or self.lr <= 0:
             raise ValueError("steps must be at least 0, batch_size at least 2, lr above 0")

@@ -404,7 +404,7 @@ def test_push_to_the_hub(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
     adapter: Adapter = load_adapter(fitted.adapter)
     assert adapter.push_to_hub("owner/name", private=True, token="key") == "https://huggingface.co/owner/name"
-    patterns = ["model-*.safetensors", "verifier.safetensors", "encoder/*"]
+    patterns = ["model-*.safetensors", "verifier.safetensors", "encoder.safetensors", "encoder/*"]
     assert FakeHub.calls == [
         ("HfApi", {"token": "key"}),
         ("create_repo", {"name": "owner/name", "exist_ok": True, "private": True}),

@@ -2,8 +2,8 @@
 
 import torch
 
-from megedit.router.verifier import EDIT_WINDOW, FILE, TARGET_WORDS, WINDOW, edit_text, load_verifier, padded
-from megedit.runtime.shipped import shipped
+from megedit.router.verifier import EDIT_WINDOW, TARGET_WORDS, WINDOW, edit_text, load_verifier, padded
+from megedit.runtime.shipped import VERIFIER, shipped
 
 PORT = edit_text("Which port does the billing service use?", "8443")
 ASKS = ("what port is the billing service on?", "billing service port number")
@@ -17,7 +17,7 @@ DO_NOT = (
 
 
 def test_the_verifier_reads_the_question() -> None:
-    verifier = load_verifier(shipped(FILE))
+    verifier = load_verifier(shipped(VERIFIER))
     queries = [*ASKS, *DO_NOT]
     scores = verifier.score(queries, [PORT] * len(queries))
     assert scores[: len(ASKS)].min() > 0 > scores[len(ASKS) :].max()
@@ -27,7 +27,7 @@ def test_the_verifier_reads_the_question() -> None:
 
 
 def test_long_texts_are_cut_where_they_matter_least() -> None:
-    verifier = load_verifier(shipped(FILE))
+    verifier = load_verifier(shipped(VERIFIER))
     (ids, segments), *_ = verifier.tokens(["word " * 500 + "end"], ["edit " * 500])
     assert len(ids) == len(segments) == WINDOW
     assert sum(segments) == EDIT_WINDOW + 1

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from megedit.router.verifier import FILE, Verifier
+from megedit.router.verifier import Verifier
 from megedit.runtime.checkpoint import Checkpoint, State
 from megedit.runtime.lowrank import apply_changes
-from megedit.runtime.shipped import shipped
+from megedit.runtime.shipped import VERIFIER, shipped
 from megedit.runtime.tensors import load_tensors
 from megedit.settings import MINILM
 from training import reading
@@ -55,7 +55,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(network: Network) -> None:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_what_is_trained_is_what_a_verifier_reads_and_a_run_goes_on_from() -> None:
     whole = trained("verifier", Checkpoint(), lambda steps: None)
-    assert whole.keys() == load_tensors(shipped(FILE)).keys()  # what nothing reads, the pooler, is not changed
+    assert whole.keys() == load_tensors(shipped(VERIFIER)).keys()  # what nothing reads, the pooler, is not changed
     verifier = Verifier()
     before = verifier.score(["Who?"], ["Who leads it? = Ines"])
     apply_changes(verifier.eval().model, {name: t for name, t in whole.items() if not name.startswith("head.")})

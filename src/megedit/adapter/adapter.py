@@ -22,7 +22,7 @@ from megedit.adapter.config import CONFIG, AdapterConfig
 from megedit.adapter.enrolment import Enrolment
 from megedit.adapter.folder import copy_adapter, find_adapter, read_config, unreadable
 from megedit.adapter.ledger import EditRecord, Records, reading
-from megedit.adapter.weights import from_bytes, load_model, verifier_of
+from megedit.adapter.weights import from_bytes, load_encoder, load_model, verifier_of
 from megedit.edits import Edit
 from megedit.encoder import TextEncoder
 from megedit.errors import MegError
@@ -32,6 +32,7 @@ from megedit.router.router import Router
 from megedit.router.verifier import load_verifier
 from megedit.runtime.device import first_device, hold_cast
 from megedit.runtime.files import sha256_of
+from megedit.runtime.shipped import ENCODER, VERIFIER
 
 
 @dataclass
@@ -137,9 +138,10 @@ class Adapter:
             copy_adapter(self.folder, Path(folder) / "adapter")
             old = [
                 "model-*.safetensors",
-                "verifier.safetensors",
+                VERIFIER,
+                ENCODER,
                 "encoder/*",
-            ]  # of these, what the folder has no more is deleted there
+            ]  # what the folder has no more is deleted there
             api.upload_folder(repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=old)
         return str(address)
 
@@ -190,8 +192,7 @@ def load_adapter(
     if same is not None:
         encoder, verifier = same.encoder, same.router.verifier
     else:
-        encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device, dtype)
-        encoder.model.requires_grad_(False)
+        encoder = load_encoder(folder, config, device, dtype)
         hold_cast(encoder.model, device, dtype)
         verified = config.calibration.rule == "verified"
         verifier = load_verifier(verifier_of(folder), device, dtype) if verified else None

@@ -12,7 +12,7 @@ from megedit.router.decision import Calibration
 from megedit.settings import FitSettings, Positions, RouterSettings, from_known, read_settings
 
 CONFIG = "meg_config.json"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 OLDEST_VERSION = 3  # that is still read
 
 

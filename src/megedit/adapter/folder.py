@@ -6,7 +6,8 @@
     fit.log               when each stage of the fit began and ended, and its warnings
     seen.safetensors      keys of the texts that encoder and router were tuned on, to refuse evaluating on them
     verifier.safetensors  low-rank changes to MiniLM (eight bits a number): what reads a query beside an edit
-    encoder/              the text encoder (eight bits a number), its configuration and tokenizer
+    encoder.safetensors   low-rank changes to MiniLM: the text encoder, where it is the shipped one
+    encoder/              else: the text encoder (eight bits a number), its configuration and tokenizer
     README.md             model card
 
 Nothing in it is code and nothing is unpickled. A folder is written under a temporary name and renamed; after that only
@@ -34,12 +35,13 @@ from megedit.adapter.sqlite import FILE as LEDGER_FILE
 from megedit.errors import MegError
 from megedit.runtime.cache import remembered_sha256
 from megedit.runtime.files import sha256_of
+from megedit.runtime.shipped import ENCODER, VERIFIER
 
 logger = logging.getLogger("megedit")
 
 LOG = "fit.log"
-_NEEDED = ("seen.safetensors", "encoder/config.json", "encoder/weights.safetensors")
-_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "seen.safetensors", CARD, "verifier.safetensors", "encoder/*")
+_ENCODER = ("encoder/config.json", "encoder/weights.safetensors")
+_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "seen.safetensors", CARD, VERIFIER, ENCODER, "encoder/*")
 
 
 def config_files(folder: Path) -> list[str]:
@@ -78,7 +80,8 @@ def read_config(folder: Path, *, verify: bool = True) -> AdapterConfig:
                 f"The adapter {folder} has format {version}, which this version of MegEdit no longer reads; "
                 "fit it again."
             )
-        if unlisted := [name for name in _NEEDED if name not in values["files"]]:
+        needed = ["seen.safetensors", *(() if ENCODER in values["files"] else _ENCODER)]
+        if unlisted := [name for name in needed if name not in values["files"]]:
             raise ValueError(f"{unlisted[0]} is not listed")
         for name, expected in values["files"].items() if verify else ():
             if remembered_sha256(inside(folder, name)) != expected:

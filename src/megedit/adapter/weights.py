@@ -14,14 +14,13 @@ from torch import Tensor
 from megedit.adapter.config import AdapterConfig
 from megedit.adapter.folder import damaged, inside, write_config
 from megedit.adapter.ledger import Ledger
-from megedit.encoder import TextEncoder
+from megedit.encoder import TextEncoder, shipped_encoder
 from megedit.generator import WeightGenerator
 from megedit.router.familiarity import FamiliarityNetwork
-from megedit.router.verifier import FILE as VERIFIER
 from megedit.runtime.cache import remembered_sha256
 from megedit.runtime.device import first_device
 from megedit.runtime.files import replacing, sha256_of
-from megedit.runtime.shipped import shipped
+from megedit.runtime.shipped import ENCODER, VERIFIER, shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
 
 _MODEL_NAME = re.compile(r"model-\d+\.safetensors")
@@ -30,16 +29,31 @@ _MODEL_NAME = re.compile(r"model-\d+\.safetensors")
 def write_unchanging(folder: Path, config: AdapterConfig, encoder: TextEncoder, seen: Tensor) -> None:
     """Write into a new folder what never changes again: all but ledger, model file and card.
 
-    The verifier is the shipped one.
+    The verifier is the shipped one. Of the encoder, where it is the shipped one, its changes are written alone.
 
     seen: int64 (texts,), sorted, `text_key` of every text that encoder and router were tuned on.
     """
     with replacing(folder / "seen.safetensors") as partial:
         save_file({"keys": seen}, partial)
-    encoder.save(folder / "encoder")
+    if config.settings.encoder.shipped:
+        shutil.copyfile(shipped(ENCODER), folder / ENCODER)
+    else:
+        encoder.save(folder / "encoder")
     if config.calibration.rule == "verified":
         shutil.copyfile(shipped(VERIFIER), folder / VERIFIER)
     write_config(folder, config)
+
+
+def load_encoder(
+    folder: Path, config: AdapterConfig, device: str | torch.device, dtype: torch.dtype | None = None
+) -> TextEncoder:
+    """An adapter's text encoder, for use only. Raises MegError where it is damaged."""
+    if (folder / ENCODER).is_file():
+        encoder = shipped_encoder(device, dtype, folder / ENCODER)
+    else:
+        encoder = TextEncoder(folder / "encoder", config.encoder_pooling, device, dtype)
+    encoder.model.requires_grad_(False)
+    return encoder
 
 
 def verifier_of(folder: Path) -> Path:

@@ -26,7 +26,6 @@ from megedit.runtime.lowrank import apply_changes
 from megedit.runtime.tensors import load_tensors
 from megedit.settings import MINILM
 
-FILE = "verifier.safetensors"  # in the package's data, and in an adapter
 WINDOW = 192  # tokens of a pair
 EDIT_WINDOW = 64  # of them, at most, of the edit
 TARGET_WORDS = 12  # of the target that are read

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+ENCODER = "encoder.safetensors"  # changes to all-MiniLM-L6-v2; adapters hold a copy
+VERIFIER = "verifier.safetensors"  # others, and a head
+
 
 def shipped(name: str) -> Path:
     """The path of a file in `data/`."""
