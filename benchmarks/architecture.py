@@ -41,6 +41,7 @@ ROOMS = {
     "explain": "why a question is answered as it is",
     "operations": "edits added, removed, undone",
     "evaluate": "protocols, metrics, reports",
+    "baselines": "the rival methods, side by side",
     "serve": "OpenAI's routes, edits beside them, a page",
     "cli": "the command meg",
 }

@@ -105,7 +105,7 @@ def test_settings_by_their_names() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("collection.margin", "give a name and a value, such as --set collection.margin=6"),
+        ("collection.margin", "give a value, --set collection.margin=VALUE"),
         ("margin=6", "there is no setting 'margin'; the nearest are collection.margin"),
         ("collection.margni=6", "the nearest are collection.margin"),
         ("generator.anchor=0", "there is no setting 'generator.anchor'"),

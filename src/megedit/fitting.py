@@ -74,13 +74,15 @@ def fit(
     device: str | torch.device = "cpu",
     overwrite: bool = False,
     stages: Stages | None = None,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
 ) -> Adapter:
     """Edit `edits` into the base model named `base` and write the adapter to the folder `out`.
 
     pseudo: facts that are not edited, for an encoder that is to be tuned (`settings.encoder.steps`) and a router that
     is calibrated for it, and without effect where none is; the shipped ones by default. Whatever belongs to an edited
     fact is taken out of them first. dtype: the number format of the base model and of the matrix products of encoder,
-    verifier, familiarity network and generator; by default the fast one of the device.
+    verifier, familiarity network and generator; by default the fast one of the device. loaded: the base model and its
+    tokenizer, where `load_base` has loaded them already.
 
     A run that was interrupted is continued when called again with the same input and settings. Started as several
     processes by `accelerate launch` or `torchrun`, they share the work; `out` must then be on a disk that all of them
@@ -91,7 +93,8 @@ def fit(
     stages = (stages or Stages()) if processes.main else Stages(Console(quiet=True))
     with stages.stage("Loading the base model"):
         spread = str(device) == SPREAD
-        model, tokenizer = load_base(base, dtype=dtype, device=device if spread else processes.device)
+        place = device if spread else processes.device
+        model, tokenizer = loaded or load_base(base, dtype=dtype, device=place)
     given = _Input.of(base, model, tokenizer, edits, settings, pseudo, dtype)
     with _begun(given, Path(out), stages, processes) as run:
         backbone = run.place()

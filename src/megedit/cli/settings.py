@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from megedit.errors import MegError
-from megedit.settings import DEFAULTS, FitSettings
+from megedit.settings import DEFAULTS
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -58,29 +60,35 @@ def settings_of(settings: Any = DEFAULTS, part: str = "") -> Iterator[Setting]:
             yield Setting(part + name, kind, value, text)
 
 
-def with_changes(settings: FitSettings, changes: Sequence[str]) -> FitSettings:
-    """Settings with changes, each `part.name=value`; the last one counts. Raises MegError for what cannot be."""
-    known = {setting.name: setting for setting in settings_of()}
+def with_changes(settings: Settings, changes: Sequence[str], owner: str = "") -> Settings:
+    """Settings with changes, each `part.name=value`; the last one counts. Raises MegError for what cannot be.
+
+    settings: a dataclass whose fields are annotated with their help texts, or hold such dataclasses. owner: stands
+    before the names in messages, such as `ft.`.
+    """
+    known = {setting.name: setting for setting in settings_of(settings)}
     values: dict[str, dict[str, Any]] = {}
     for change in changes:
         name, sign, text = (piece.strip() for piece in change.partition("="))
         if not sign:
-            raise MegError(f"--set {change}: give a name and a value, such as --set collection.margin=6.")
+            raise MegError(f"--set {owner}{change}: give a value, --set {owner}{change}=VALUE.")
         if name not in known:
-            raise MegError(f"--set {change}: there is no setting {name!r}{_close(name, list(known))}.")
+            raise MegError(f"--set {owner}{change}: there is no setting {owner + name!r}{_close(name, list(known))}.")
         try:
             value = known[name].parse(text)
         except (ValueError, KeyError):
-            raise MegError(f"--set {change}: {name} can be {known[name].choices}, not {text!r}.") from None
+            raise MegError(
+                f"--set {owner}{change}: {owner}{name} can be {known[name].choices}, not {text!r}."
+            ) from None
         part, _, field = name.rpartition(".")
         values.setdefault(part, {})[field] = value
     changed = values.pop("", {})
     try:
         for part, fields in values.items():
             changed[part] = replace(getattr(settings, part), **fields)
-        return replace(settings, **changed)
+        return replace(settings, **changed)  # type: ignore[type-var]  # a dataclass, which has no type of its own
     except ValueError as error:
-        raise MegError(f"--set {' '.join(changes)}: {error}.") from error
+        raise MegError(f"--set {owner}{' '.join(changes)}: {error}.") from error
 
 
 def _close(name: str, known: Sequence[str]) -> str:

@@ -60,7 +60,7 @@ class Split:
             ffn_input=self.ffn_input[rows],
             ffn_output=self.ffn_output[rows],
             inputs={name: tensor[rows] for name, tensor in self.inputs.items()},
-            cache=None if self.cache is None else _frozen(self.cache, rows=rows),
+            cache=None if self.cache is None else frozen(self.cache, rows=rows),
         )
 
 
@@ -115,7 +115,7 @@ class Backbone:
         """
         if not len(inputs["input_ids"]):
             return self._no_rows(inputs)
-        frozen = None if cache is None else _frozen(cache)
+        earlier = None if cache is None else frozen(cache)
         kept: dict[str, Any] = {"below": None, "layer_form": _plain}
 
         # 1. Hooks that keep what comes out of the layer below, what enters the FFN and what leaves it
@@ -138,7 +138,7 @@ class Backbone:
 
         # 2. The model's own forward pass, up to the end of that FFN
         try:
-            self.model(**inputs, **self._cached(frozen))
+            self.model(**inputs, **self._cached(earlier))
         except _PrefixDone:
             pass
         finally:
@@ -146,7 +146,7 @@ class Backbone:
                 hook.remove()
 
         # 3. What the suffix needs; layers below the chosen one will not run again, so their cache is left out
-        above = None if cache is None else _frozen(cache, drop_below=self.layer)
+        above = None if cache is None else frozen(cache, drop_below=self.layer)
         for name in ("ffn_input", "ffn_output"):
             kept[name] = kept[name].reshape(*inputs["input_ids"].shape, -1)  # (rows, positions, d)
         return Split(**kept, inputs=inputs, cache=above)
@@ -266,7 +266,7 @@ class _FrozenLayer(DynamicLayer):
         return self.length
 
 
-def _frozen(cache: Cache, rows: Tensor | None = None, drop_below: int = 0) -> Cache:
+def frozen(cache: Cache, rows: Tensor | None = None, drop_below: int = 0) -> Cache:
     """A read-only view of a cache, of some rows only, without the tensors of layers that will not run."""
     length = cache.get_seq_length()
 
