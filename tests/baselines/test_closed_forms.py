@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megedit.baselines.alphaedit import alphaedit_change, null_space
 from megedit.baselines.memit import memit_change
+from megedit.baselines.ultraedit import Normalisation, ultraedit_change
 
 EDITS, INPUTS, OUTPUTS = 5, 12, 4
 
@@ -54,3 +55,19 @@ def test_alphaedit_leaves_preserved_keys_alone(keys: Tensor, residuals: Tensor) 
     assert change.abs().max() > 0.01
     assert (preserved() @ change.T).abs().max() < 1e-6
     assert torch.allclose(projection @ projection, projection, atol=1e-9)
+
+
+def test_ultraedit_solves_its_normal_equations(keys: Tensor, residuals: Tensor) -> None:
+    change = ultraedit_change(keys, residuals, 0.1)
+    values = -0.1 * keys.double().square().sum(1, keepdim=True) * residuals.double()
+    left = (keys.double().T @ keys.double() + torch.eye(INPUTS).double()) @ change.T
+    assert torch.allclose(left, keys.double().T @ values, atol=1e-4)
+
+
+def test_normalisation_is_that_of_all_rows_so_far() -> None:
+    rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(3)) * 4 + 2
+    norm = Normalisation()
+    norm.add(rows[:20])
+    last = norm.add(rows[20:])
+    whole = (rows[20:] - rows.mean(0)) / rows.std(0)
+    assert torch.allclose(last, whole, atol=1e-4)

@@ -13,6 +13,8 @@ from megedit.baselines import METHODS, method_named
 from megedit.baselines.alphaedit import AlphaEditSettings
 from megedit.baselines.bench import digest
 from megedit.baselines.ft import FineTuning, FineTuningSettings
+from megedit.baselines.grace import GraceSettings
+from megedit.baselines.lora import LoraSettings
 from megedit.baselines.memit import MemitSettings
 from megedit.baselines.method import (
     Base,
@@ -27,6 +29,7 @@ from megedit.baselines.method import (
     outputs_of,
 )
 from megedit.baselines.pmet import PmetSettings
+from megedit.baselines.ultraedit import UltraEditSettings
 from megedit.errors import MegError
 from megedit.lm.batches import IGNORED
 from tests.conftest import Fitted
@@ -36,6 +39,9 @@ from tests.tiny import FAMILIES, tiny_model
 LOCATE: dict[str, Any] = {"first": 0.0, "last": 0.4, "tokens": 2000, "lr": 0.05, "clamp": 4.0, "decay": 0.0}
 QUICK: dict[str, Any] = {
     "ft": FineTuningSettings(epochs=150, lr=5e-3),
+    "lora": LoraSettings(epochs=60, lr=2e-2),
+    "ultraedit": UltraEditSettings(first=0.0, last=1.0, turn=4, eta=1e-3),
+    "grace": GraceSettings(lr=0.1, radius=1e-3),
     "memit": MemitSettings(**LOCATE, moment_weight=1.0),
     "pmet": PmetSettings(**LOCATE, moment_weight=1.0),
     "alphaedit": AlphaEditSettings(**LOCATE, threshold=1e9, ridge=1.0),
@@ -94,7 +100,7 @@ def test_it_answers_the_edits(name: str, tiny: Base, fitted: Fitted) -> None:
     assert all(right)
 
 
-@pytest.mark.parametrize("name", ["ft", "locft-bf", "memit", "pmet", "alphaedit"])
+@pytest.mark.parametrize("name", ["ft", "locft-bf", "lora", "ultraedit", "grace", "memit", "pmet", "alphaedit"])
 def test_it_makes_the_targets_more_likely(name: str, tiny: Base, fitted: Fitted) -> None:
     """Edits without a subject are written at the end of the prompt, on which a tiny model's answer hangs."""
     method = quick(name, tiny, fitted)
