@@ -33,6 +33,7 @@ ROOMS = {
     "encoder": "the text encoder",
     "router": "candidates, gate and verifier",
     "generator": "the weight generator",
+    "checks": "whether generated neurons answer",
     "adapter": "the folder of data that holds all edits",
     "fitting": "the parts in order, resumable",
     "routes": "the route and the neuron of a query",

@@ -30,11 +30,12 @@ from megedit.adapter.folder import LOG, check_replaceable, replacing_folder
 from megedit.adapter.ledger import EditRecord, NewEdit, Status, reading
 from megedit.adapter.sqlite import create
 from megedit.adapter.weights import save_model, to_bytes, write_unchanging
+from megedit.checks import ANSWERED_LEAD, answer_check, leads_worst_first
 from megedit.collect import Collected, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit, EditSet
 from megedit.encoder import TextEncoder, shipped_encoder
 from megedit.errors import MegError
-from megedit.generator import WeightGenerator, train_generator
+from megedit.generator import WeightGenerator, missed, train_generator
 from megedit.layers import choose_layer
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, Prepared, tokenize_all
@@ -60,7 +61,6 @@ from megedit.settings import FitSettings as FitSettings
 logger = logging.getLogger("megedit")
 
 CHECKED = 512  # edits on which the generator is checked while it is trained; all of them afterwards
-ANSWERED_LEAD = 1.0  # logits; a generated neuron counts when its answer leads by this, well above bfloat16 noise
 
 
 def fit(
@@ -362,7 +362,8 @@ class _Run:
 
         def train(advance: Advance) -> dict[str, Tensor]:
             chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:CHECKED]
-            answered = answer_check(backbone, self._batches(backbone, rows[chosen]), known[chosen.to(device)])
+            own, asked = neurons.weights[rows[chosen]].to(device), known[chosen.to(device)]
+            answered = answer_check(backbone, self._batches(backbone, rows[chosen]), own, asked)
             generator, history = train_generator(
                 neurons.weights[rows].to(device),
                 known,
@@ -387,15 +388,27 @@ class _Run:
     def generated(
         self, backbone: Backbone, generator: WeightGenerator, vectors: EditVectors, neurons: Collected
     ) -> Tensor:
-        """For each edit, true where the neuron generated for each text gives the answer: bool (edits,)."""
-        owners, active = self.owners(neurons), _active(neurons)
-        own = self.processes.own(torch.arange(len(owners)))  # vectors
+        """For each edit, true where the neuron generated for each text gives the answer: bool (edits,).
+
+        Those that are surely near enough to the collected one are not asked (checks.py).
+        """
+        owners, active, device = self.owners(neurons), _active(neurons), self.processes.device
+        known = vectors.unpack()  # (vectors, C)
 
         def compute(advance: Advance) -> dict[str, Tensor]:
-            leads = torch.zeros(len(owners))
-            sampled = generator.sample(vectors.unpack()[own.to(self.processes.device)])
-            leads[own] = answer_leads_of(backbone, self._batches(backbone, active[owners[own]]), sampled, advance)
-            return {"leads": self.processes.sum(leads)}
+            def leads_of(rows: Tensor) -> Tensor:
+                leads, own = torch.zeros(len(owners)), self.processes.own(rows)
+                batches = self._batches(backbone, active[owners[own]])
+                leads[own] = answer_leads_of(backbone, batches, generator.sample(known[own.to(device)]), advance)
+                return self.processes.sum(leads)[rows]
+
+            off = missed(generator, neurons.weights[active[owners]].to(device), known)
+            off = self.processes.sum(off)  # so that all have one order
+            leads = leads_worst_first(off, leads_of, self.given.settings.seed)
+            asked = int(leads.isfinite().sum())
+            run_logger.info("Of %d generated neurons, %d were asked for their answer", len(leads), asked)
+            advance(len(leads) - asked)
+            return {"leads": leads}
 
         leads = self._stage("generated", "Checking generated neurons", len(owners), compute)["leads"]
         lowest = torch.full((len(active),), torch.inf).scatter_reduce(0, owners, leads, "amin")
@@ -472,21 +485,3 @@ def new_edits(edits: Iterable[Edit], neurons: Collected, vectors: Iterable[bytes
         record = EditRecord(edit, status, lead, steps, bool(generated[i]))
         found.append(NewEdit(record, next(rows) if status == "active" else b"", weights))
     return found
-
-
-def answer_check(
-    backbone: Backbone, batches: Iterable[Prepared], vectors: Tensor
-) -> Callable[[WeightGenerator], float]:
-    """A function that gives the share of these edits that a generator answers, sampled for their vectors.
-
-    Where there are no edits, the share is 1.
-    """
-    prepared = list(batches)
-
-    def answered(generator: WeightGenerator) -> float:
-        if not prepared:
-            return 1.0
-        leads = answer_leads_of(backbone, prepared, generator.sample(vectors))
-        return float((leads >= ANSWERED_LEAD).float().mean())
-
-    return answered

@@ -1,7 +1,7 @@
 """The weight generator: a conditional diffusion model that turns a query's vector into the weights of its neuron."""
 
 from megedit.generator.diffusion import WeightGenerator, anchored
-from megedit.generator.training import far_off, train_generator
+from megedit.generator.training import far_off, missed, train_generator
 from megedit.settings import PRESETS, GeneratorSettings
 
 __all__ = [
@@ -10,5 +10,6 @@ __all__ = [
     "WeightGenerator",
     "anchored",
     "far_off",
+    "missed",
     "train_generator",
 ]

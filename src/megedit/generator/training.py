@@ -21,6 +21,7 @@ from megedit.settings import GeneratorSettings
 LAST_RATE = 1 / 20  # of the learning rate, to which it falls along a cosine
 SMALLEST_BATCH = 32  # however few the edits are; more rows of the same edits would teach nothing new
 CHECKS = 20  # at most, so that checking, which samples every edit, takes no more than a fixed part of the training
+MISSED_AT_ONCE = 4096  # edits; bounds the memory of comparing
 FAR_OFF = 0.5  # mean squared error of standardised weights, whose variance is 1
 
 
@@ -152,8 +153,16 @@ def far_off(generator: WeightGenerator, weights: Tensor, vectors: Tensor) -> Ten
 
     Nearly all such neurons, and hardly any others, fail to give the answer.
     """
-    missed = generator.standardise(generator.sample(vectors)) - generator.standardise(weights)  # (edits, L)
-    return (missed.square().mean(1) > FAR_OFF).cpu()
+    return missed(generator, weights, vectors) > FAR_OFF
+
+
+def missed(generator: WeightGenerator, weights: Tensor, vectors: Tensor) -> Tensor:
+    """The mean squared error of the weights sampled for a query, standardised: float32 (edits,), on the CPU."""
+    parts = [
+        (generator.standardise(generator.sample(query)) - generator.standardise(own)).square().mean(1)  # (part,)
+        for own, query in zip(weights.split(MISSED_AT_ONCE), vectors.split(MISSED_AT_ONCE), strict=True)
+    ]
+    return torch.cat(parts).cpu() if parts else torch.zeros(0)
 
 
 def neuron_frequencies(weights: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from megedit.adapter.change import changing
 from megedit.adapter.folder import describe
 from megedit.adapter.ledger import EditRecord
 from megedit.adapter.weights import load_model, save_model
+from megedit.checks import ANSWERED_LEAD, answer_check
 from megedit.collect import answer_leads_of, prepare_all
 from megedit.errors import MegError
-from megedit.fitting import ANSWERED_LEAD, answer_check
 from megedit.generator import WeightGenerator, far_off, train_generator
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Prepared, tokenize
@@ -151,7 +151,7 @@ class Consolidation:
         weights = torch.cat([weights, silent.expand(len(self.gone), -1)])[self.owners.to(silent.device)]
         rng, spans = random.Random(self._seed), (range(old), range(old, known))
         rows = [row for span in spans for row in rng.sample(span, min(len(span), CHECKED))]
-        answered = answer_check(self.backbone, self._batches(rows), self.vectors[rows])
+        answered = answer_check(self.backbone, self._batches(rows), weights[rows], self.vectors[rows])
         with self.stages.stage("Training the generator", settings.min_steps) as advance:
             generator, _ = train_generator(
                 weights,
