@@ -25,12 +25,12 @@ class Pair(NamedTuple):
 # How often a fact of a set is drawn; `contrast_` and `written_` are divided among the sets of that beginning, by their
 # facts.
 SET_WEIGHTS = {
-    "contrast_": 0.36,
-    "written_": 0.26,
-    "contrast_chat": 0.08,
-    "halluedit": 0.06,
-    "wikibigedit": 0.04,
-    "knowedit_counterfact": 0.10,
+    "contrast_": 0.30,
+    "written_": 0.40,
+    "contrast_chat": 0.06,
+    "halluedit": 0.05,
+    "wikibigedit": 0.03,
+    "knowedit_counterfact": 0.06,
     "counterfact": 0.04,
     "zsre_style": 0.03,
     "mquake": 0.03,
