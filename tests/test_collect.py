@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from megedit.collect import Collected, CollectionSettings, answer_leads_of, collect, prepare_all
+from megedit.collect import (
+    Collected,
+    CollectionSettings,
+    answer_leads_of,
+    collect,
+    prepare_all,
+    rows_at_once,
+    rows_in,
+)
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import IGNORED, Example, batch_units, common_prefix, prepare
 from megedit.neuron import DynamicNeuron, NeuronWeights
@@ -381,7 +389,7 @@ def test_the_model_is_left_alone(backbone: Backbone, facts: list[Example]) -> No
     [
         {"positions": "prompt"},
         {"steps": 0},
-        {"batch_size": 0},
+        {"batch_size": -1},
         {"rivals": -1},
         {"key_lr": 0.0},
         {"value_lr": -math.inf},
@@ -390,3 +398,12 @@ def test_the_model_is_left_alone(backbone: Backbone, facts: list[Example]) -> No
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         CollectionSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_rows_of_a_batch(backbone: Backbone) -> None:
+    """As set, or by the device; in more memory there are more of them, and never fewer than a few."""
+    assert rows_at_once(backbone, replace(SETTINGS, batch_size=7)) == 7
+    assert rows_at_once(backbone, replace(SETTINGS, batch_size=0)) == 256
+    found = [rows_in(memory, backbone) for memory in (0, 10**6, 10**8, 10**9, 10**12)]
+    assert found[0] == 32 and found[-1] == 2048
+    assert found == sorted(found) and all(rows.bit_count() == 1 for rows in found)

@@ -45,7 +45,7 @@ def test_settings_of_an_adapter_of_format_3() -> None:
     assert read_settings(values) == FitSettings(
         layer=values["layer"],
         held_out=0.4,
-        collection=CollectionSettings(steps=60, positions="all"),
+        collection=CollectionSettings(steps=60, positions="all", batch_size=256),
         encoder=EncoderSettings(name=values["encoder"]["name"], steps=2, batch_size=8),
         familiarity=FamiliaritySettings(blocks=2, steps=30),
         generator=GeneratorSettings(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from megedit.lm.backbone import Backbone
-from megedit.lm.batches import Example, Prepared, batch_units, prepare
+from megedit.lm.batches import SHORT_ANSWER, Example, Prepared, batch_units, prepare
 from megedit.neuron import NeuronWeights
 from megedit.optimise import Found, Rows, answer_leads, answer_logits, optimise, shared_start
 from megedit.runtime.callbacks import Advance, Keep, keep_nothing, no_progress
@@ -32,6 +32,9 @@ from megedit.runtime.processes import ALONE, Processes
 from megedit.settings import CollectionSettings as CollectionSettings
 
 START_SAMPLE = 64  # examples whose mean is the neuron that all start from
+ON_PROCESSOR, FEWEST, MOST = 256, 32, 2048  # rows of a batch
+KEPT_STATES, KEPT_INNER, KEPT_LOGITS = 20, 3, 3  # tensors of each width that a step keeps for its backward pass
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,32 @@ def prepare_all(
 ) -> Iterator[Prepared]:
     """All examples that have an answer in batches of similar length, one batch in memory at a time."""
     usable = _usable(examples)
-    for batch in batch_units(examples, [[i] for i in usable], settings.batch_size):
+    for batch in batch_units(examples, [[i] for i in usable], rows_at_once(backbone, settings)):
         yield prepare(backbone, examples, [usable[unit] for unit in batch], settings.positions, pad_id)
+
+
+def rows_at_once(backbone: Backbone, settings: CollectionSettings) -> int:
+    """The rows of a batch: as they are set or, on a GPU, as many as take a fifth of its memory.
+
+    A processor is as fast with few. It is the memory that the GPU has and not what is free, so that a run that goes on
+    has the batches that it began with.
+    """
+    if settings.batch_size:
+        return settings.batch_size
+    if backbone.device.type != "cuda":
+        return ON_PROCESSOR
+    memory: int = torch.cuda.get_device_properties(backbone.device).total_memory
+    return rows_in(memory // 5, backbone)
+
+
+def rows_in(memory: int, backbone: Backbone) -> int:
+    """The rows, a power of two, whose activations above the neuron fit into so many bytes."""
+    config = backbone.model.config.get_text_config()
+    wide = KEPT_STATES * config.hidden_size + KEPT_INNER * getattr(config, "intermediate_size", 4 * config.hidden_size)
+    layers = len(backbone.layers) - backbone.layer
+    numbers = SHORT_ANSWER * (layers * wide + KEPT_LOGITS * config.vocab_size)  # of a row
+    rows = memory // (FLOAT_BYTES * numbers)
+    return max(FEWEST, min(MOST, 2 ** int(math.log2(max(rows, 1)))))
 
 
 def _usable(examples: Sequence[Example]) -> list[int]:
@@ -184,7 +211,7 @@ class _Collection:
     def _batches(self, groups: Sequence[Sequence[int]]) -> list[list[int]]:
         """Groups of edits, in batches by the examples of each."""
         units = [[row for index in group for row in self.asked.of_edit[index]] for group in groups]
-        return batch_units(self.asked.examples, units, self.settings.batch_size)
+        return batch_units(self.asked.examples, units, rows_at_once(self.backbone, self.settings))
 
     def _prepared(self, groups: Sequence[Sequence[int]]) -> Rows:
         """All examples of groups of edits; each group has a neuron."""

@@ -51,16 +51,16 @@ class CollectionSettings:
     steps: Annotated[int, "optimisation steps at most"] = 40
     key_lr: Annotated[float, "Adam learning rate of k and b"] = 0.015
     value_lr: Annotated[float, "Adam learning rate of v"] = 1.0
-    batch_size: Annotated[int, "edits optimised at a time; fewer when answers are long"] = 256
+    batch_size: Annotated[int, "edits optimised at a time, fewer when answers are long; 0: as the device allows"] = 0
     rivals: Annotated[int, "most likely tokens of a position that compete in the loss; 0: all tokens"] = 32
     retries: Annotated[int, "further attempts, each with twice the steps"] = 2
 
     def __post_init__(self) -> None:
         _one_of(self, "positions", Positions)
-        for name in ("steps", "batch_size", "key_lr", "value_lr"):
+        for name in ("steps", "key_lr", "value_lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("retries", "rivals", "shared", "contexts"):
+        for name in ("batch_size", "retries", "rivals", "shared", "contexts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
