@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from benchmarks.comparison_tables import comparison, comparison_cost, comparison_quality
 from benchmarks.markdown import NONE, Sets, number, table
 from benchmarks.router_tables import (
     contrast,
@@ -382,6 +383,9 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
     "contrast-kinds": (partial(contrast_kinds, name="test contrast_science"), {"Router": "contrast"}),
     "contrast-examples": (partial(contrast_examples, name="test contrast_science"), {"Router": "contrast"}),
     "contrast-many": (contrast_many, {"Router, 10,000 edits": "contrast_10000"}),
+    "comparison": (comparison, {"1,000 edits": "comparison_1000"}),
+    "comparison-quality": (comparison_quality, {"1,000 edits": "comparison_1000"}),
+    "comparison-cost": (comparison_cost, {"1,000 edits": "comparison_1000"}),
     "recipe": (recipe, {"Recipes": "recipe"}),
     "recipe-gpu": (recipe, {"Recipes": "recipe_cuda"}),
     **{name: (partial(plain_rows, name=name), files) for name, files in PLAIN.items()},

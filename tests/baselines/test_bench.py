@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from benchmarks.comparison_tables import comparison, comparison_cost, comparison_quality
 from megedit.baselines import bench as module
 from megedit.baselines.bench import Bench, Job, Recorded, measure, run
 from megedit.baselines.ft import FineTuningSettings
@@ -68,16 +70,18 @@ def test_rows(plan: Bench, in_this_process: list[str], tmp_path: Path) -> None:
     assert "diverged" in diverged["error"] and "metrics" not in diverged
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(result))
     assert in_this_process == ["unedited", "ft", "locft-bf"]
-    # the same again: all is there
+    # the same again: only what failed is tried anew
     run(plan, tmp_path / "out", Console(quiet=True))
-    assert len(in_this_process) == 3
+    assert in_this_process[3:] == ["locft-bf"]
     # another setting of one method
     run(
         replace(plan, settings={**plan.settings, "ft": FineTuningSettings(epochs=3)}),
         tmp_path / "out",
         Console(quiet=True),
     )
-    assert in_this_process[3:] == ["ft"]
+    assert in_this_process[4:] == ["ft", "locft-bf"]
+    for made in (comparison, comparison_cost, comparison_quality):
+        assert "| ft |" in made({"ours": result})
     printed = table(result["rows"], 8)
     assert printed.row_count == 3 and texts(unedited)[4] == "100.0"
 
@@ -85,6 +89,25 @@ def test_rows(plan: Bench, in_this_process: list[str], tmp_path: Path) -> None:
 def test_a_row_is_made_in_a_process_of_its_own(plan: Bench, tmp_path: Path) -> None:
     result = run(replace(plan, methods=()), tmp_path / "out", Console(quiet=True))
     assert result["rows"][0]["metrics"]["locality_ag"]["value"] == 100.0
+
+
+def test_a_method_that_is_killed_is_a_row(plan: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        def __init__(self, *args: Any) -> None: ...
+        def __enter__(self) -> Killed:
+            return self
+
+        def __exit__(self, *args: Any) -> None: ...
+        def submit(self, *args: Any) -> Any:
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Killed)
+    result = run(plan, tmp_path / "out", Console(quiet=True))
+    assert [row["error"] for row in result["rows"]] == [
+        "its process was killed, most likely since there was no memory left"
+    ] * 3
+    assert comparison_cost({"ours": result}).count("was killed") == 3
+    assert "failed" in comparison({"ours": result})
 
 
 def test_too_few_edits(plan: Bench, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Editing methods side by side: the same edits, questions and protocols for all of them, on one base model.
 
 Each method edits in a process of its own, so that its memory can be told and one that fails takes none of the others
-with it. A row is kept as soon as it is there; the same bench started again makes only what is missing.
+with it. A row is kept as soon as it is there; the same bench started again makes only what is missing or has failed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import multiprocessing
 import random
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def run(bench: Bench, out: Path, console: Console) -> dict[str, Any]:
 def _row(job: Job, folder: Path, console: Console) -> dict[str, Any]:
     """The row of a job: as it was kept, or made now."""
     path = folder / f"{job.method}-{job.edits}.json"
-    if path.is_file() and (row := json.loads(path.read_text("utf-8")))["key"] == job.key:
+    if path.is_file() and (row := json.loads(path.read_text("utf-8")))["key"] == job.key and "error" not in row:
         return dict(row)
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
@@ -114,6 +114,8 @@ def _row(job: Job, folder: Path, console: Console) -> dict[str, Any]:
             found = pool.submit(measure, job, str(folder), console.is_terminal).result()
     except MegError as error:
         found = {"error": str(error)}
+    except BrokenExecutor:
+        found = {"error": "its process was killed, most likely since there was no memory left"}
     except Exception as error:  # of a method: whatever it is, the others go on
         found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     row = {"key": job.key, "method": job.method, "edits": job.edits, **found}

@@ -1,0 +1,76 @@
+"""All editing methods side by side on CounterFact, by `meg bench`.
+
+    python -m benchmarks.comparison --data DIR --edits 1000
+    python -m benchmarks.comparison --data DIR --edits 10000 --methods meg,retrieval-verified,grace
+
+The edits are the first ones of counterfact.jsonl, as in `benchmarks.edits`: a clean rephrase and a neighbour each,
+questions left out that the shipped networks were trained on. Beside them, the first facts of contrast_science.jsonl are
+edited, and asked with their contrast texts. Writes results/comparison_EDITS.json. Rows are kept in build/comparison
+until then, and only missing ones are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.common import BASE, base_name, on_device, suffix, write_result
+from benchmarks.edits import load_set
+from benchmarks.make_shipped_data import records
+from megedit.baselines import METHODS
+from megedit.baselines.bench import Bench, run
+from megedit.cli.bench import settings_of
+from megedit.runtime.files import write_whole
+
+FOLDER = Path(__file__).parent.parent / "build" / "comparison"
+ASKED, FACTS = 400, 40  # edits, and facts with contrast texts, that are asked
+METHODS_BY_DEFAULT = [name for name in METHODS if name != "malmen"]  # its hypernetwork takes long to train
+
+
+def main() -> None:
+    """Run the bench and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--methods", default=",".join(METHODS_BY_DEFAULT))
+    parser.add_argument("--asked", type=int, default=ASKED)
+    parser.add_argument("--set", action="append", default=[], metavar="METHOD.NAME=VALUE")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folder = FOLDER / f"{options.edits}{suffix(options.base)}{on_device(options.device)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    edits, contrast = folder / "counterfact.jsonl", folder / "contrast.jsonl"
+    _write(edits, [edit.to_json() for edit in load_set(options.data, "counterfact", options.edits).edits])
+    _write(contrast, records(options.data / "contrast_science.jsonl")[:FACTS])
+    names = tuple(options.methods.split(","))
+    plan = Bench(
+        base=options.base,
+        data=str(edits),
+        sizes=(options.edits,),
+        methods=names,
+        asked=options.asked,
+        contrast=str(contrast),
+        settings=settings_of(names, options.set),
+        seed=options.seed,
+        device=options.device,
+    )
+    result = run(plan, folder, Console(stderr=True))
+    settings = {"edits": options.edits, "asked": options.asked, "contrast_facts": FACTS, "seed": options.seed}
+    settings |= {"base": base_name(options.base), "set": {name: asdict(of) for name, of in plan.settings.items()}}
+    name = f"comparison_{options.edits}{suffix(options.base)}{on_device(options.device)}"
+    print(write_result(name, settings, {"rows": result["rows"]}))
+
+
+def _write(path: Path, objects: list[dict[str, object]]) -> None:
+    """A file of JSON lines; one that is there with the same content is left alone."""
+    write_whole(path, "".join(json.dumps(of, ensure_ascii=False) + "\n" for of in objects))
+
+
+if __name__ == "__main__":
+    main()
