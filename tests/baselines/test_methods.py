@@ -29,7 +29,9 @@ from megedit.baselines.method import (
     outputs_of,
 )
 from megedit.baselines.pmet import PmetSettings
+from megedit.baselines.scen import ScenSettings
 from megedit.baselines.ultraedit import UltraEditSettings
+from megedit.baselines.wise import WiseSettings
 from megedit.errors import MegError
 from megedit.lm.batches import IGNORED
 from tests.conftest import Fitted
@@ -42,6 +44,8 @@ QUICK: dict[str, Any] = {
     "lora": LoraSettings(epochs=60, lr=2e-2),
     "ultraedit": UltraEditSettings(first=0.0, last=1.0, turn=4, eta=1e-3),
     "grace": GraceSettings(lr=0.1, radius=1e-3),
+    "wise": WiseSettings(epochs=60, lr=2e-2, unrelated=16),
+    "scen": ScenSettings(unrelated=16, index_steps=800),
     "memit": MemitSettings(**LOCATE, moment_weight=1.0),
     "pmet": PmetSettings(**LOCATE, moment_weight=1.0),
     "alphaedit": AlphaEditSettings(**LOCATE, threshold=1e9, ridge=1.0),
@@ -100,7 +104,9 @@ def test_it_answers_the_edits(name: str, tiny: Base, fitted: Fitted) -> None:
     assert all(right)
 
 
-@pytest.mark.parametrize("name", ["ft", "locft-bf", "lora", "ultraedit", "grace", "memit", "pmet", "alphaedit"])
+@pytest.mark.parametrize(
+    "name", ["ft", "locft-bf", "lora", "ultraedit", "grace", "wise", "scen", "memit", "pmet", "alphaedit"]
+)
 def test_it_makes_the_targets_more_likely(name: str, tiny: Base, fitted: Fitted) -> None:
     """Edits without a subject are written at the end of the prompt, on which a tiny model's answer hangs."""
     method = quick(name, tiny, fitted)

@@ -21,6 +21,8 @@ METHODS = {
     "alphaedit": "alphaedit:AlphaEdit",
     "ultraedit": "ultraedit:UltraEdit",
     "grace": "grace:Grace",
+    "wise": "wise:Wise",
+    "scen": "scen:Scen",
     "retrieval": "retrieval:Retrieval",
     "retrieval-verified": "retrieval:VerifiedRetrieval",
     "semantic-cache": "retrieval:SemanticCache",

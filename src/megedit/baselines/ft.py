@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from megedit.baselines.method import Base, Method, Weights, answer_logits, answer_losses, batches, output_matrix
+from megedit.baselines.method import (
+    Base,
+    Batch,
+    Method,
+    Weights,
+    answer_logits,
+    answer_losses,
+    batches,
+    output_matrix,
+)
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.lm.batches import Example
@@ -80,15 +89,17 @@ def train(
     settings: FineTuningSettings,
     seed: int,
     advance: Advance,
+    further: Callable[[Batch], Tensor] | None = None,
 ) -> None:
-    """Train parameters of the base model on examples, in epochs of shuffled mini-batches.
+    """Train parameters of the base model, or of a hook in it, on examples, in epochs of shuffled mini-batches.
 
-    advance: called with numbers that add up to that of the examples. Raises MegError where the loss diverges.
+    advance: called with numbers that add up to that of the examples. further: a loss beside that of the answers, asked
+    for behind the forward pass of each batch. Raises MegError where the loss diverges.
     """
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        _train(base, examples, parameters, settings, random.Random(seed), advance)
+        _train(base, examples, parameters, settings, random.Random(seed), advance, further)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False).grad = None
@@ -101,12 +112,15 @@ def _train(
     settings: FineTuningSettings,
     rng: random.Random,
     advance: Advance,
+    further: Callable[[Batch], Tensor] | None,
 ) -> None:
     optimizer, done = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay), 0
     for epoch in range(1, settings.epochs + 1):
         losses = []
         for batch in batches(base, examples, settings.batch_size, rng):
             loss = answer_losses(answer_logits(base.model, batch), batch.labels).mean()
+            if further is not None:
+                loss = loss + further(batch)
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters)), strict=True):
                 parameter.grad = gradient
             optimizer.step()

@@ -12,17 +12,17 @@ the other, as in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from megedit.baselines.method import Base, Batch, Method, answer_logits, answer_losses, batches
+from megedit.baselines.method import Batch, Method, answer_logits, answer_losses, batches
+from megedit.baselines.prompts import Place, PromptSystem, hooked, with_states
 from megedit.edits import Edit
-from megedit.evaluate.systems import ModelSystem, System
+from megedit.evaluate.systems import System
 from megedit.runtime.callbacks import Advance, no_progress
 
 
@@ -74,12 +74,12 @@ class Grace(Method):
             kept["keys"], kept["values"] = entered.float(), output.float()
             return output
 
-        with torch.no_grad(), _hooked(layer, place.hook(keep)):
+        with torch.no_grad(), hooked(layer, place.hook(keep)):
             place.columns = ends
             answer_logits(model, batch)
         values = kept["values"].clone().requires_grad_(True)
         optimizer = torch.optim.Adam([values], lr=settings.lr)
-        with _hooked(layer, place.hook(lambda entered, output: values.to(output.dtype))):
+        with hooked(layer, place.hook(lambda entered, output: values.to(output.dtype))):
             for _ in range(settings.steps):
                 place.columns = ends
                 losses = answer_losses(answer_logits(model, batch), batch.labels)  # (rows,)
@@ -100,7 +100,7 @@ class Grace(Method):
         return self.codebook.bytes if self.codebook is not None else 0
 
     def system(self) -> System:
-        return PromptEndSystem(self.base, self.name, self._place if self._hook else None)
+        return PromptSystem(self.base, self.name, self._place if self._hook else None)
 
 
 class Codebook:
@@ -161,13 +161,19 @@ class Codebook:
         return torch.where(inside[:, None], values[index].to(output.dtype), output)
 
 
-class PromptEnd:
+class PromptEnd(Place):
     """The place at which a layer's output is changed: the last token of a prompt, in the next forward pass alone.
 
     columns: int64 (rows,), or None where nothing is changed.
     """
 
     columns: Tensor | None = None
+
+    def begin(self, mask: Tensor) -> None:
+        self.columns = torch.full((len(mask),), mask.shape[1] - 1, device=mask.device)
+
+    def end(self) -> None:
+        self.columns = None
 
     def hook(self, change: Any) -> Any:
         """A forward hook by which `change` makes of the input and output there, (rows, d) each, the new output."""
@@ -176,43 +182,12 @@ class PromptEnd:
             columns, self.columns = self.columns, None
             if columns is None:
                 return None
-            states = output[0] if isinstance(output, tuple) else output  # (rows, columns, d)
-            rows = torch.arange(len(states), device=states.device)
-            changed = change(args[0][rows, columns], states[rows, columns])  # (rows, d)
-            states = states.index_put((rows, columns), changed)
-            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+            def changed(states: Tensor) -> Tensor:
+                rows = torch.arange(len(states), device=states.device)
+                new = change(args[0][rows, columns], states[rows, columns])  # (rows, d)
+                return states.index_put((rows, columns), new)  # (rows, columns, d)
+
+            return with_states(output, changed)
 
         return run
-
-
-class PromptEndSystem(ModelSystem):
-    """A model with a layer that is changed at the end of each prompt. place: None where it is not."""
-
-    def __init__(self, base: Base, name: str, place: PromptEnd | None) -> None:
-        super().__init__(base.model, base.tokenizer, base.template, name)
-        self._place = place
-
-    @property
-    def identity(self) -> None:
-        return None
-
-    def _generate(self, queries: Sequence[str], **options: Any) -> Any:
-        self._at(options["input_ids"].shape)
-        return super()._generate(queries, **options)
-
-    def _logits(self, inputs: dict[str, Any], queries: Sequence[str], width: int, keep: int) -> Tensor:
-        self._at((len(inputs["input_ids"]), width))
-        return super()._logits(inputs, queries, width, keep)
-
-    def _at(self, shape: Any) -> None:
-        if self._place is not None:
-            self._place.columns = torch.full((shape[0],), shape[1] - 1, device=self.model.device)
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Any) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
