@@ -15,6 +15,7 @@ from megedit.baselines.bench import digest
 from megedit.baselines.ft import FineTuning, FineTuningSettings
 from megedit.baselines.grace import GraceSettings
 from megedit.baselines.lora import LoraSettings
+from megedit.baselines.malmen import MalmenSettings
 from megedit.baselines.memit import MemitSettings
 from megedit.baselines.method import (
     Base,
@@ -43,6 +44,7 @@ QUICK: dict[str, Any] = {
     "ft": FineTuningSettings(epochs=150, lr=5e-3),
     "lora": LoraSettings(epochs=60, lr=2e-2),
     "ultraedit": UltraEditSettings(first=0.0, last=1.0, turn=4, eta=1e-3),
+    "malmen": MalmenSettings(first=0.0, rank=16, eta=1e-3, meta_steps=20, meta_edits=8, meta_lr=1e-3),
     "grace": GraceSettings(lr=0.1, radius=1e-3),
     "wise": WiseSettings(epochs=60, lr=2e-2, unrelated=16),
     "scen": ScenSettings(unrelated=16, index_steps=800),
@@ -105,7 +107,7 @@ def test_it_answers_the_edits(name: str, tiny: Base, fitted: Fitted) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ft", "locft-bf", "lora", "ultraedit", "grace", "wise", "scen", "memit", "pmet", "alphaedit"]
+    "name", ["ft", "locft-bf", "lora", "ultraedit", "malmen", "grace", "wise", "scen", "memit", "pmet", "alphaedit"]
 )
 def test_it_makes_the_targets_more_likely(name: str, tiny: Base, fitted: Fitted) -> None:
     """Edits without a subject are written at the end of the prompt, on which a tiny model's answer hangs."""

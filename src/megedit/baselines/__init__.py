@@ -20,6 +20,7 @@ METHODS = {
     "pmet": "pmet:Pmet",
     "alphaedit": "alphaedit:AlphaEdit",
     "ultraedit": "ultraedit:UltraEdit",
+    "malmen": "malmen:Malmen",
     "grace": "grace:Grace",
     "wise": "wise:Wise",
     "scen": "scen:Scen",

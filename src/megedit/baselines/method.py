@@ -218,7 +218,12 @@ def outputs_of(module: Any) -> int:
 @torch.no_grad()
 def add_to(module: Any, change: Tensor) -> None:
     """Add a change (outputs, inputs) to the matrix of a linear map."""
-    module.weight.add_((change.T if _transposed(module) else change).to(module.weight))
+    module.weight.add_(oriented(module, change).to(module.weight))
+
+
+def oriented(module: Any, matrix: Tensor) -> Tensor:
+    """A matrix (outputs, inputs) in the layout of a linear map's own, or one in that layout as (outputs, inputs)."""
+    return matrix.T if _transposed(module) else matrix
 
 
 def _transposed(module: nn.Module) -> bool:

@@ -18,7 +18,17 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from megedit.baselines.method import Method, Weights, add_to, answer_logits, answer_losses, batch_of, output_matrix
+from megedit.baselines.method import (
+    Base,
+    Batch,
+    Method,
+    Weights,
+    add_to,
+    answer_logits,
+    answer_losses,
+    batch_of,
+    output_matrix,
+)
 from megedit.edits import Edit
 from megedit.lm.batches import IGNORED
 from megedit.runtime.callbacks import Advance, no_progress
@@ -58,15 +68,8 @@ class UltraEdit(Method):
             parts: list[list[Tensor]] = [[] for _ in matrices]
             for start in range(0, len(turn), settings.batch_size):
                 batch = batch_of(base, examples, turn[start : start + settings.batch_size])
-                with features(base.model, matrices) as found:
-                    loss = answer_losses(answer_logits(base.model, batch), batch.labels).sum()
-                    gradients = torch.autograd.grad(loss, [output for _, output in found])
-                # the columns from which the answers' tokens are predicted
-                width, wanted = batch.ids.shape[1], batch.labels.shape[1]
-                chosen = torch.zeros_like(batch.mask, dtype=torch.bool)  # (rows, columns)
-                chosen[:, width - wanted - 1 : width - 1] = batch.labels != IGNORED
-                for part, (entered, _), gradient in zip(parts, found, gradients, strict=True):
-                    part.append(torch.cat([entered[chosen], gradient[chosen]], 1).float())
+                for part, rows in zip(parts, answer_features(base, batch, matrices), strict=True):
+                    part.append(rows)
             for matrix, norm, part in zip(matrices, norms, parts, strict=True):
                 rows = norm.add(torch.cat(part))  # (tokens, inputs + outputs)
                 keys, gradients_ = rows.split([rows.shape[1] - base.hidden_size, base.hidden_size], 1)
@@ -96,7 +99,11 @@ class Normalisation:
         total, step = self._count + count, mean - self._mean
         self._squares = self._squares + (rows - mean).square().sum(0) + step.square() * self._count * count / total
         self._mean, self._count = self._mean + step * count / total, total
-        deviation = (self._squares / max(total - 1, 1)).sqrt()
+        return self.normalised(rows)
+
+    def normalised(self, rows: Tensor) -> Tensor:
+        """Rows, float32 (rows, size), by the mean and deviation so far, in the same shape."""
+        deviation = (self._squares / max(self._count - 1, 1)).sqrt()
         return (rows - self._mean) / (deviation + 1e-6)
 
 
@@ -110,6 +117,25 @@ def ultraedit_change(keys: Tensor, gradients: Tensor, eta: float) -> Tensor:
     left = keys.T @ keys + torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
     change: Tensor = torch.linalg.solve(left, keys.T @ values).T
     return change
+
+
+def answer_features(base: Base, batch: Batch, matrices: Sequence[nn.Module]) -> list[Tensor]:
+    """The features of linear maps at the columns from which the answers' tokens are predicted.
+
+    Returns float32 (tokens, inputs + outputs) for each: the input, and the gradient at the output of the sum of the
+    rows' losses.
+    """
+    with features(base.model, matrices) as found:
+        loss = answer_losses(answer_logits(base.model, batch), batch.labels).sum()
+        gradients = torch.autograd.grad(loss, [output for _, output in found])
+    width, wanted = batch.ids.shape[1], batch.labels.shape[1]
+    chosen = torch.zeros_like(batch.mask, dtype=torch.bool)  # (rows, columns)
+    chosen[:, width - wanted - 1 : width - 1] = batch.labels != IGNORED
+    at = chosen.flatten()  # (rows * columns,), as some models flatten their states, too
+    return [
+        torch.cat([entered.flatten(0, -2)[at], gradient.flatten(0, -2)[at]], 1).float()
+        for (entered, _), gradient in zip(found, gradients, strict=True)
+    ]
 
 
 @contextmanager
