@@ -29,6 +29,7 @@ from benchmarks.edits import load_set
 from benchmarks.make_shipped_data import records
 from megedit.edits import Edit
 from megedit.edits.contrast import ContrastFact
+from megedit.edits.subjects import SubjectIndex
 from megedit.encoder import TextEncoder, shipped_encoder
 from megedit.evaluate.firing import ContrastCase, Fired, cases_of, names_of, rates, run_contrast
 from megedit.pseudo.knowledge import load_held_out, shipped_seen, text_key
@@ -45,6 +46,7 @@ from training.measure import held_out_sets
 
 EXAMPLES = 8  # failures that are kept, of each side
 ASKED = 1000  # questions of each kind among many edits
+OF_OTHERS = ("neighbour", "same_form_neighbours")  # rows of questions about subjects that are not edited
 
 
 @cache
@@ -126,6 +128,7 @@ def among(options: argparse.Namespace) -> dict[str, Any]:
     print(results["contrast_science"]["recognised"], results["contrast_science"]["false"], flush=True)
     rng = random.Random(options.seed)
     unseen = [edit.prompt for edit in store.edits]
+    edited = SubjectIndex(edit.subject for edit in store.edits if edit.subject)
     for name, chosen in sets.items():
         asked = rng.sample(chosen.edits.edits, min(ASKED, len(chosen.edits)))
         rows = {"rephrase": {edit.id: edit.rephrases[0] for edit in asked if edit.rephrases}, **chosen.more_rephrases}
@@ -133,6 +136,8 @@ def among(options: argparse.Namespace) -> dict[str, Any]:
         rows |= chosen.more_neighbours
         for row, texts in rows.items():
             kept = {edit.id: texts[edit.id] for edit in asked if edit.id in texts}
+            if row in OF_OTHERS:  # each set leaves out its own edited subjects, and here there are two of them
+                kept = {key: text for key, text in kept.items() if not edited.named_in(text)}
             results[f"{name} {row}"] = of_row(store, name, kept, unseen)
             print(name, row, results[f"{name} {row}"], flush=True)
     for name, queries in strangers(options.data).items():
