@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from benchmarks.common import BASE, write_result
 from benchmarks.edits import load_set
 from megedit.adapter.adapter import Adapter, load_adapter
+from megedit.checks import ANSWERED_LEAD
 from megedit.collect import CollectionSettings, answer_leads_of, collect, prepare_all
 from megedit.edits import Edit
-from megedit.fitting import ANSWERED_LEAD
 from megedit.generator import (
     PRESETS,
     GeneratorSettings,

@@ -85,7 +85,7 @@ def rows_in(memory: int, backbone: Backbone) -> int:
     layers = len(backbone.layers) - backbone.layer
     numbers = SHORT_ANSWER * (layers * wide + KEPT_LOGITS * config.vocab_size)  # of a row
     rows = memory // (FLOAT_BYTES * numbers)
-    return max(FEWEST, min(MOST, 2 ** int(math.log2(max(rows, 1)))))
+    return max(FEWEST, min(MOST, 1 << int(math.log2(max(rows, 1)))))
 
 
 def _usable(examples: Sequence[Example]) -> list[int]:

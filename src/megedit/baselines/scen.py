@@ -150,12 +150,12 @@ class Experts:
         return torch.where(most > self.threshold, which, -1)
 
     def output(self, states: Tensor, which: Tensor) -> Tensor:
-        """What each row's expert adds: float32 (rows, columns, d). states: the same shape. which: int64 (rows,)."""
+        """The sum that each row's expert adds: float32 (rows, columns, d). states: the same shape. which: int64 (rows,)."""
         return expert_output(states, self.keys[which], self.values[which], self.function)
 
 
 def expert_output(states: Tensor, keys: Tensor, values: Tensor, function: Activation) -> Tensor:
-    """What the expert of each row adds: float32 (rows, columns, d).
+    """The sum that the expert of each row adds: float32 (rows, columns, d).
 
     states: the FFN's input (rows, columns, d). keys, values: float32 (rows, hidden, d).
     """
