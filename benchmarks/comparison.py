@@ -15,6 +15,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -47,7 +48,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     edits, contrast = folder / "counterfact.jsonl", folder / "contrast.jsonl"
     _write(edits, [edit.to_json() for edit in load_set(options.data, "counterfact", options.edits).edits])
-    _write(contrast, records(options.data / "contrast_science.jsonl")[:FACTS])
+    _write(contrast, first_facts(options.data / "contrast_science.jsonl"))
     names = tuple(options.methods.split(","))
     plan = Bench(
         base=options.base,
@@ -67,7 +68,17 @@ def main() -> None:
     print(write_result(name, settings, {"rows": result["rows"]}))
 
 
-def _write(path: Path, objects: list[dict[str, object]]) -> None:
+def first_facts(path: Path) -> list[dict[str, Any]]:
+    """The first facts of a file, and what their texts ask for where that is one of them."""
+    facts = records(path)[:FACTS]
+    prompts = {fact["prompt"] for fact in facts}
+    return [
+        {**fact, "asks": {text: prompt for text, prompt in fact.get("asks", {}).items() if prompt in prompts}}
+        for fact in facts
+    ]
+
+
+def _write(path: Path, objects: list[dict[str, Any]]) -> None:
     """A file of JSON lines; one that is there with the same content is left alone."""
     write_whole(path, "".join(json.dumps(of, ensure_ascii=False) + "\n" for of in objects))
 

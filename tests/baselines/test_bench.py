@@ -110,6 +110,15 @@ def test_a_method_that_is_killed_is_a_row(plan: Bench, tmp_path: Path, monkeypat
     assert "failed" in comparison({"ours": result})
 
 
+def test_input_that_cannot_be_used_is_told_at_once(plan: Bench, tmp_path: Path) -> None:
+    with pytest.raises(MegError, match="9 were asked for"):
+        run(replace(plan, sizes=(8, 9)), tmp_path / "out", Console(quiet=True))
+    (tmp_path / "contrast.jsonl").write_text(json.dumps({**CONTRAST, "fire": "none"}), "utf-8")
+    with pytest.raises(MegError, match=r"contrast\.jsonl"):
+        run(plan, tmp_path / "out", Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_few_edits(plan: Bench, tmp_path: Path) -> None:
     with pytest.raises(MegError, match="has 8 edits that can be used; 9 were asked for"):
         measure(Job(plan, "unedited", 9), str(tmp_path), False)

@@ -89,6 +89,8 @@ def run(bench: Bench, out: Path, console: Console) -> dict[str, Any]:
     """
     for name in bench.methods:
         method_named(name)
+    for edits in bench.sizes:
+        _questions(bench, edits)
     jobs = [Job(bench, name, edits) for edits in bench.sizes for name in (UNEDITED, *bench.methods)]
     rows = [_row(job, out / "rows", console) for job in jobs]
     document = {

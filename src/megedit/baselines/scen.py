@@ -150,7 +150,7 @@ class Experts:
         return torch.where(most > self.threshold, which, -1)
 
     def output(self, states: Tensor, which: Tensor) -> Tensor:
-        """The sum that each row's expert adds: float32 (rows, columns, d). states: the same shape. which: int64 (rows,)."""
+        """The sum that each row's expert adds: float32 (rows, columns, d). states: as long. which: int64 (rows,)."""
         return expert_output(states, self.keys[which], self.values[which], self.function)
 
 
