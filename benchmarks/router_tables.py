@@ -47,10 +47,16 @@ def contrast_examples(sets: Sets, name: str) -> str:
 
 def contrast_many(sets: Sets) -> str:
     """Among many edits: other questions, the share that fires and that is read by the verifier."""
-    found = [item for values in sets.values() for item in values.items() if "fires_own" in item[1]]
+    rows = ((name, row) for values in sets.values() for name, row in values.items() if isinstance(row, dict))
+    found = [(name, row) for name, row in rows if "fires_own" in row]
     columns = {"asked": 0, "fires_own": 1, "fires": 2, "read_by_verifier": 1}
-    rows = [[name, *(number(row[column], digits) for column, digits in columns.items())] for name, row in found]
-    return table(["question", "asked", "fires its own edit, %", "fires any edit, %", "read by the verifier, %"], rows)
+    cells = [[name, *(number(row[column], digits) for column, digits in columns.items())] for name, row in found]
+    return table(["question", "asked", "fires its own edit, %", "fires any edit, %", "read by the verifier, %"], cells)
+
+
+def contrast_many_facts(sets: Sets) -> str:
+    """The facts with contrast texts among them, as in `contrast`."""
+    return contrast({title: {"contrast_science": values["contrast_science"]} for title, values in sets.items()})
 
 
 def interval(estimate: Mapping[str, float] | None) -> str:
