@@ -10,7 +10,9 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import random
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -113,7 +115,7 @@ def _row(job: Job, folder: Path, console: Console) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, context) as pool:
-            found = pool.submit(measure, job, str(folder), console.is_terminal).result()
+            found = pool.submit(_measured, job, str(folder), console.is_terminal, os.getpid()).result()
     except MegError as error:
         found = {"error": str(error)}
     except BrokenExecutor:
@@ -127,8 +129,21 @@ def _row(job: Job, folder: Path, console: Console) -> dict[str, Any]:
     return row
 
 
+def _measured(job: Job, folder: str, show: bool, parent: int) -> dict[str, Any]:
+    """Measure in a process of its own, which ends when the one that began it has ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.getpid() != parent:
+        threading.Thread(target=watch, daemon=True).start()
+    return measure(job, folder, show)
+
+
 def measure(job: Job, folder: str, show: bool) -> dict[str, Any]:
-    """Edit by one method and measure it. Runs in a process of its own.
+    """Edit by one method and measure it.
 
     folder: of the rows, where the unedited model's answers are kept for all methods. show: draw progress bars.
     """
