@@ -24,14 +24,13 @@ import torch
 from rich.console import Console
 
 from megedit.baselines import method_named
-from megedit.baselines.method import Base
+from megedit.baselines.method import Base, EditedSystem
 from megedit.edits import Edit, EditSet, load_edits, normalise_query
 from megedit.edits.contrast import ContrastFact, read_contrast
 from megedit.errors import MegError
 from megedit.evaluate.api import contrast, evaluate
 from megedit.evaluate.protocols import EvaluationSettings
-from megedit.evaluate.systems import Answer, ModelSystem, System
-from megedit.routes import Route
+from megedit.evaluate.systems import Answer, FunctionSystem, System
 from megedit.runtime.files import sha256_of, write_json
 from megedit.runtime.progress import Stages, peak_memory
 from megedit.runtime.provenance import machine, versions
@@ -152,11 +151,10 @@ def measure(job: Job, folder: str, show: bool) -> dict[str, Any]:
     edits, asked, facts = _questions(bench, job.edits)
     memory = Path(folder) / f"answers-{job.edits}.json"
     if job.method == UNEDITED:
-        plain = ModelSystem(base.model, base.tokenizer, base.template, UNEDITED)
-        recording = Recording(plain)
+        recording = Recording(base)
         found = _scores(recording, recording, asked, facts, bench.seed, stages)
         recording.save(memory)
-        return found | {"answers_per_second": speed(plain, asked)}
+        return found | {"answers_per_second": speed(recording, asked)}
     kind = method_named(job.method)
     method = kind(base, bench.settings.get(job.method), bench.seed)
     weights = digest(base)
@@ -229,11 +227,11 @@ def digest(base: Base) -> str:
     return found.hexdigest()
 
 
-class Recording(ModelSystem):
+class Recording(EditedSystem):
     """The base model, whose greedy answers are kept for the methods that are compared with it."""
 
-    def __init__(self, system: ModelSystem) -> None:
-        super().__init__(system.model, system.tokenizer, system.template, system.name)
+    def __init__(self, base: Base) -> None:
+        super().__init__(base, UNEDITED)
         self._said: dict[str, Answer] = {}
 
     def answers(self, queries: Sequence[str], limits: Sequence[int], top_k: int = 1, seed: int = 0) -> list[Answer]:
@@ -246,12 +244,11 @@ class Recording(ModelSystem):
         write_json(path, {query: asdict(answer) for query, answer in self._said.items()})
 
 
-class Recorded:
-    """The unedited model's answers, as a system that is not asked again."""
-
-    name, identity = UNEDITED, None
+class Recorded(FunctionSystem):
+    """The unedited model's answers, as a system that is not asked again and knows nothing else."""
 
     def __init__(self, said: Mapping[str, Answer]) -> None:
+        super().__init__(lambda queries: [said[query].text for query in queries], UNEDITED)
         self._said = said
 
     @classmethod
@@ -260,19 +257,5 @@ class Recorded:
         found = json.loads(path.read_text("utf-8"))
         return cls({query: Answer(of["text"], tuple(of["tokens"]), of["cut"]) for query, of in found.items()})
 
-    def token_counts(self, answers: Sequence[str]) -> None:
-        return None
-
     def answers(self, queries: Sequence[str], limits: Sequence[int], top_k: int = 1, seed: int = 0) -> list[Answer]:
         return [self._said[query] for query in queries]
-
-    def agreement(
-        self, queries: Sequence[str], wanted: Sequence[str | Answer], said: Sequence[Answer] | None = None
-    ) -> None:
-        return None
-
-    def log_probs(self, queries: Sequence[str], wanted: Sequence[str | Answer]) -> None:
-        return None
-
-    def routes(self, queries: Sequence[str]) -> list[Route] | None:
-        return None

@@ -19,12 +19,10 @@ from torch import Tensor
 from megedit.baselines.method import (
     Base,
     Batch,
-    Method,
-    Weights,
+    MatrixMethod,
     answer_logits,
     answer_losses,
     batches,
-    output_matrix,
 )
 from megedit.edits import Edit
 from megedit.errors import MegError
@@ -44,34 +42,17 @@ class FineTuningSettings:
     stop: Annotated[float, "mean loss of a pass, in nats a token, that is small enough to stop"] = 1e-2
 
 
-class FineTuning(Method):
+class FineTuning(MatrixMethod):
     """Adam on one matrix."""
 
     name: ClassVar[str] = "ft"
     source: ClassVar[str] = "arXiv 2512.14395, appendix"
     settings_type: ClassVar[type[FineTuningSettings]] = FineTuningSettings
     settings: FineTuningSettings
-    _weights: Weights | None = None
 
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:
-        layers = self.base.layers
-        _, matrix = output_matrix(layers[round(self.settings.depth * (len(layers) - 1))])
-        self._weights = Weights({"matrix": matrix.weight})
+        (matrix,) = self.matrices([self.base.layer_at(self.settings.depth)])
         train(self.base, self.base.examples(edits), [matrix.weight], self.settings, self.seed, advance)
-
-    def restore(self) -> None:
-        if self._weights is not None:
-            self._weights.restore()
-            self._weights = None
-
-    @property
-    def stored_bytes(self) -> int:
-        return self._weights.bytes if self._weights is not None else 0
-
-
-@dataclass(frozen=True)
-class LocalFineTuningSettings(FineTuningSettings):
-    """As for `FineTuning`."""
 
 
 class LocalFineTuning(FineTuning):
@@ -79,7 +60,6 @@ class LocalFineTuning(FineTuning):
 
     name: ClassVar[str] = "locft-bf"
     source: ClassVar[str] = "arXiv 2509.22072"
-    settings_type: ClassVar[type[FineTuningSettings]] = LocalFineTuningSettings
 
 
 def train(

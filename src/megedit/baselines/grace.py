@@ -50,7 +50,7 @@ class Grace(Method):
 
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:
         base, settings = self.base, self.settings
-        layer = base.layers[round(settings.depth * (len(base.layers) - 1))]
+        layer = base.layers[base.layer_at(settings.depth)]
         examples = base.examples(edits)
         found: dict[int, tuple[Tensor, Tensor]] = {}
         for batch in batches(base, examples, settings.batch_size):

@@ -9,7 +9,7 @@ a range; the hidden state h of the last of them should become z = h + delta, wit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -51,8 +51,7 @@ class LocateSettings:
 
     def layers(self, base: Base) -> list[int]:
         """The layers that are changed."""
-        most = len(base.layers) - 1
-        return list(range(round(self.first * most), round(self.last * most) + 1))
+        return list(range(base.layer_at(self.first), base.layer_at(self.last) + 1))
 
 
 @dataclass(frozen=True)
@@ -101,29 +100,39 @@ def at_subject(base: Base, found: Places, module: nn.Module, batch_size: int, *,
         batch = pad(prompts, base.tokenizer.pad_token_id).to(base.device)
         shifts = [batch.width - len(prompt) for prompt in prompts]
         columns = torch.tensor([s + e for s, e in zip(shifts, found.ends[first : first + batch_size], strict=True)])
-        with seen(module, inputs=inputs) as states:
-            base.model.base_model(**batch.inputs(0, batch.width), use_cache=False)
-        state = states[0].view(len(prompts), batch.width, -1)
+        state = states_at(base, module, batch.inputs(0, batch.width), inputs=inputs)  # (rows, columns, size)
         rows.append(state[torch.arange(len(prompts)), columns.to(state.device)].float())
     return torch.cat(rows) if rows else torch.zeros(0, 0)
 
 
-@contextmanager
-def seen(module: nn.Module, *, inputs: bool) -> Iterator[list[Tensor]]:
-    """Within the context, keep what enters a module, or what leaves it."""
+class _Reached(Exception):
+    """Ends a forward pass at a module."""
+
+
+@torch.no_grad()
+def states_at(base: Base, module: nn.Module, batch: Mapping[str, Tensor], *, inputs: bool) -> Tensor:
+    """The states that enter a module, or leave it, in a batch; the model is run up to there: (rows, columns, size).
+
+    batch: the arguments of a forward pass over whole rows. inputs: those that enter.
+    """
     found: list[Tensor] = []
 
     def before(of: nn.Module, args: tuple[Any, ...]) -> None:
-        found.append(args[0].detach())
+        found.append(args[0])
+        raise _Reached
 
     def after(of: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output).detach())
+        found.append(output[0] if isinstance(output, tuple) else output)
+        raise _Reached
 
     hook = module.register_forward_pre_hook(before) if inputs else module.register_forward_hook(after)
     try:
-        yield found
+        base.model.base_model(**batch, use_cache=False)
+    except _Reached:
+        pass
     finally:
         hook.remove()
+    return found[0].view(*batch["input_ids"].shape, -1)
 
 
 @torch.no_grad()
@@ -143,9 +152,8 @@ def second_moment(base: Base, layer: int, settings: LocateSettings) -> Tensor:
         ids = base.tokenizer(text, return_tensors="pt").input_ids[:, : min(MOMENT_WINDOW, settings.tokens - count)]
         if not ids.shape[1]:
             break
-        with seen(matrix, inputs=True) as keys, _ends_at(base.layers[layer]):
-            base.model.base_model(input_ids=ids.to(base.device), use_cache=False)
-        flat = keys[0].float().flatten(0, -2)  # (tokens, inputs)
+        keys = states_at(base, matrix, {"input_ids": ids.to(base.device)}, inputs=True)  # (1, tokens, inputs)
+        flat = keys[0].float()  # (tokens, inputs)
         total, count = total + flat.T @ flat, count + len(flat)
     moment = total / max(count, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,26 +178,6 @@ def _texts(path: str) -> list[str]:
     if not found:
         raise MegError(f"{path} has no text in it; give a file with a text on each line.")
     return found
-
-
-class _Done(Exception):
-    """Ends a forward pass once a layer has run."""
-
-
-@contextmanager
-def _ends_at(layer: nn.Module) -> Iterator[None]:
-    """Within the context, a forward pass ends behind this layer, and nothing is raised out of it."""
-
-    def stop(*args: Any) -> None:
-        raise _Done
-
-    hook = layer.register_forward_hook(stop)
-    try:
-        yield
-    except _Done:
-        pass
-    finally:
-        hook.remove()
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from megedit.baselines.method import (
     Base,
     Batch,
-    Method,
+    MatrixMethod,
     Weights,
     add_to,
     answer_logits,
@@ -59,7 +59,6 @@ from megedit.baselines.method import (
     batches,
     inputs_of,
     oriented,
-    output_matrix,
     outputs_of,
 )
 from megedit.baselines.ultraedit import Normalisation, answer_features
@@ -91,21 +90,17 @@ class MalmenSettings:
     batch_size: Annotated[int, "queries that the model is given at a time"] = 32
 
 
-class Malmen(Method):
+class Malmen(MatrixMethod):
     """Least squares on the output of a trained hypernetwork."""
 
     name: ClassVar[str] = "malmen"
     source: ClassVar[str] = "arXiv 2311.04661"
     settings_type: ClassVar[type[Any]] = MalmenSettings
     settings: MalmenSettings
-    _weights: Weights | None = None
 
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:
         base, settings = self.base, self.settings
-        most = len(base.layers) - 1
-        layers = range(round(settings.first * most), round(settings.last * most) + 1)
-        matrices = [output_matrix(base.layers[layer])[1] for layer in layers]
-        self._weights = Weights({str(layer): matrix.weight for layer, matrix in zip(layers, matrices, strict=True)})
+        matrices = self.matrices(range(base.layer_at(settings.first), base.layer_at(settings.last) + 1))
         examples = base.examples(edits)
         usable = [edit for edit, example in zip(edits, examples, strict=True) if example.refused is None]
         done = 0
@@ -122,15 +117,6 @@ class Malmen(Method):
             for matrix, shift in zip(matrices, shifts, strict=True):
                 add_to(matrix, shift)
         advance(len(edits) - done)
-
-    def restore(self) -> None:
-        if self._weights is not None:
-            self._weights.restore()
-            self._weights = None
-
-    @property
-    def stored_bytes(self) -> int:
-        return self._weights.bytes if self._weights is not None else 0
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -323,7 +309,7 @@ def gradients_at(
     (outputs, inputs) for each matrix, which is then as it was before.
     """
     parameters = [matrix.weight for matrix in matrices]
-    weights = Weights({str(i): parameter for i, parameter in enumerate(parameters)})
+    weights = Weights(parameters)
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     total = 0.0
     required = [parameter.requires_grad for parameter in parameters]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megedit.baselines.locate import LocateSettings, Places, at_subject, places, second_moment, target_changes
-from megedit.baselines.method import Method, Weights, add_to, output_matrix
+from megedit.baselines.method import MatrixMethod, add_to
 from megedit.edits import Edit
 from megedit.runtime.callbacks import Advance, no_progress
 
@@ -30,34 +30,23 @@ class MemitSettings(LocateSettings):
     moment_weight: Annotated[float, "lambda: how much what the matrices do already counts against the edits"] = 15_000.0
 
 
-class LocateAndEdit(Method):
+class LocateAndEdit(MatrixMethod):
     """A method that finds target values at the last of some layers, and solves for a change of each layer's matrix."""
 
     settings: Any
-    _weights: Weights | None = None
 
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:
         base, settings = self.base, self.settings
         layers = settings.layers(base)
-        matrices = {layer: output_matrix(base.layers[layer])[1] for layer in layers}
-        self._weights = Weights({str(layer): matrix.weight for layer, matrix in matrices.items()})
+        matrices = self.matrices(layers)
         found = places(base, edits)
         targets = self._targets(found, layers[-1], advance)  # (edits, d)
-        for number, layer in enumerate(layers):
-            keys = at_subject(base, found, matrices[layer], settings.batch_size, inputs=True)  # (edits, inputs)
+        for number, (layer, matrix) in enumerate(zip(layers, matrices, strict=True)):
+            keys = at_subject(base, found, matrix, settings.batch_size, inputs=True)  # (edits, inputs)
             left = targets - self._state(found, layers[-1])  # (edits, d)
             residuals = left / self._divisor(len(layers) - number)
-            add_to(matrices[layer], self._change(layer, keys, residuals))
+            add_to(matrix, self._change(layer, keys, residuals))
         advance(len(edits) - len(found.edits))
-
-    def restore(self) -> None:
-        if self._weights is not None:
-            self._weights.restore()
-            self._weights = None
-
-    @property
-    def stored_bytes(self) -> int:
-        return self._weights.bytes if self._weights is not None else 0
 
     def _targets(self, found: Places, layer: int, advance: Advance) -> Tensor:
         """The states that the edits should have at the subject's end behind a layer: float32 (edits, d)."""

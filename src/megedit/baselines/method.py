@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.evaluate.systems import ModelSystem, System
-from megedit.lm.batches import IGNORED, Example, pad, tokenize_all
+from megedit.lm.batches import IGNORED, Example, pad, position_ids, tokenize_all
 from megedit.lm.loading import load_base
 from megedit.lm.structure import find_decoder_layers, find_feed_forward
 from megedit.lm.template import Template
@@ -55,6 +55,10 @@ class Base:
     def hidden_size(self) -> int:
         size: int = self.model.config.get_text_config().hidden_size
         return size
+
+    def layer_at(self, depth: float) -> int:
+        """The number of the decoder layer at a depth, 0 for the first and 1 for the last."""
+        return round(depth * (len(self.layers) - 1))
 
     def examples(self, edits: Sequence[Edit]) -> list[Example]:
         """Prompt and answer of each edit as tokens. Raises MegError when the model can answer with no target."""
@@ -94,31 +98,59 @@ class Method(ABC):
 
     def system(self) -> System:
         """The edited model, to be asked."""
-        return ModelSystem(self.base.model, self.base.tokenizer, self.base.template, self.name)
+        return EditedSystem(self.base, self.name)
+
+
+class EditedSystem(ModelSystem):
+    """A base model as a method has edited it. A sample of its weights would not tell by which edits."""
+
+    def __init__(self, base: Base, name: str) -> None:
+        super().__init__(base.model, base.tokenizer, base.template, name)
+
+    @property
+    def identity(self) -> None:
+        return None
 
 
 class Weights:
     """Parameters of a model that a method changes, with their values before."""
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        """parameters: by name; each is copied."""
-        self.parameters = dict(parameters)
-        self._before = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        """parameters: each is copied."""
+        self._parameters = list(parameters)
+        self._before = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the old values back."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self._before[name])
-
-    def change(self, name: str) -> Tensor:
-        """The difference to the old values of a parameter, in its shape."""
-        return self.parameters[name].detach() - self._before[name]
+        for parameter, before in zip(self._parameters, self._before, strict=True):
+            parameter.copy_(before)
 
     @property
     def bytes(self) -> int:
         """The size of the parameters, which is that of their change."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._before.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._before)
+
+
+class MatrixMethod(Method):
+    """A method that changes the output matrices of some FFNs."""
+
+    _weights: Weights | None = None
+
+    def matrices(self, layers: Sequence[int]) -> list[nn.Linear]:
+        """The output matrices of these layers, whose values are kept until `restore`."""
+        found = [output_matrix(self.base.layers[layer])[1] for layer in layers]
+        self._weights = Weights([matrix.weight for matrix in found])
+        return found
+
+    def restore(self) -> None:
+        if self._weights is not None:
+            self._weights.restore()
+            self._weights = None
+
+    @property
+    def stored_bytes(self) -> int:
+        return self._weights.bytes if self._weights is not None else 0
 
 
 @dataclass(frozen=True)
@@ -162,11 +194,10 @@ def batches(base: Base, examples: Sequence[Example], size: int, rng: random.Rand
 def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits from which each label would be chosen: (rows, longest answer, vocabulary)."""
     width = batch.labels.shape[1]
-    positions = (batch.mask.cumsum(1) - 1).clamp(min=0)  # (rows, columns)
     output = model(
         input_ids=batch.ids,
         attention_mask=batch.mask,
-        position_ids=positions,
+        position_ids=position_ids(batch.mask),
         logits_to_keep=width + 1,
         use_cache=False,
     )

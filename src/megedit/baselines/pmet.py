@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 
-from megedit.baselines.locate import LocateSettings, Places, at_subject, second_moment, target_changes
-from megedit.baselines.memit import LocateAndEdit, memit_change
+from megedit.baselines.locate import Places, at_subject, target_changes
+from megedit.baselines.memit import Memit, MemitSettings
 from megedit.baselines.method import Base
 from megedit.errors import MegError
 from megedit.lm.structure import find_feed_forward
@@ -22,13 +22,13 @@ from megedit.runtime.callbacks import Advance
 
 
 @dataclass(frozen=True)
-class PmetSettings(LocateSettings):
+class PmetSettings(MemitSettings):
     """PMET's, with those of its target values."""
 
     moment_weight: Annotated[float, "lambda: how much what the matrices do already counts against the edits"] = 6_000.0
 
 
-class Pmet(LocateAndEdit):
+class Pmet(Memit):
     """Weighted least squares towards the FFN's own target."""
 
     name: ClassVar[str] = "pmet"
@@ -46,11 +46,6 @@ class Pmet(LocateAndEdit):
 
     def _divisor(self, layers_left: int) -> float:
         return math.sqrt(layers_left)
-
-    def _change(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
-        return memit_change(
-            keys, residuals, second_moment(self.base, layer, self.settings), self.settings.moment_weight
-        )
 
 
 def find_attention(base: Base, layer: int) -> nn.Module:

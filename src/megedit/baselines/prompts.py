@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from megedit.baselines.method import Base
+from megedit.baselines.method import Base, EditedSystem
 from megedit.edits import Edit
-from megedit.evaluate.systems import ModelSystem
 from megedit.lm.batches import encode_answer
 from megedit.pseudo.knowledge import load_pseudo_knowledge
 
@@ -36,16 +35,12 @@ class Place:
         self.prompts = self.chosen = None
 
 
-class PromptSystem(ModelSystem):
+class PromptSystem(EditedSystem):
     """A model that hooks change which need to know where the prompts are. place: None where it is not changed."""
 
     def __init__(self, base: Base, name: str, place: Place | None) -> None:
-        super().__init__(base.model, base.tokenizer, base.template, name)
+        super().__init__(base, name)
         self._place = place
-
-    @property
-    def identity(self) -> None:
-        return None
 
     def _generate(self, queries: Sequence[str], **options: Any) -> Any:
         with self._asked(options["attention_mask"]):

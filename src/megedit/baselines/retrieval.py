@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from megedit.baselines.method import Base, Method
+from megedit.baselines.method import Base, EditedSystem, Method
 from megedit.edits import Edit
 from megedit.encoder import TextEncoder, shipped_encoder
 from megedit.evaluate.metrics import token_agreement
-from megedit.evaluate.systems import Answer, ModelSystem, System
+from megedit.evaluate.systems import Answer, System
 from megedit.router.curve import threshold_for
 from megedit.router.index import EditVectors
 from megedit.router.verifier import Verifier, edit_text, load_verifier
@@ -144,16 +144,12 @@ class Store:
         return similarities[:, 0].tolist(), rows[:, 0].tolist()
 
 
-class _Told(ModelSystem):
+class _Told(EditedSystem):
     """The base model, with a fact in front of the query where one was found."""
 
     def __init__(self, base: Base, name: str, store: Store | None, wording: str) -> None:
-        super().__init__(base.model, base.tokenizer, base.template, name)
+        super().__init__(base, name)
         self._store, self._wording = store, wording
-
-    @property
-    def identity(self) -> None:
-        return None
 
     def _prompts(self, queries: Sequence[str]) -> dict[str, Any]:
         return super()._prompts(self._with_facts(queries))
@@ -169,16 +165,12 @@ class _Told(ModelSystem):
         ]
 
 
-class _Cached(ModelSystem):
+class _Cached(EditedSystem):
     """The stored answer where one was found, else the base model's."""
 
     def __init__(self, base: Base, name: str, store: Store | None) -> None:
-        super().__init__(base.model, base.tokenizer, base.template, name)
+        super().__init__(base, name)
         self._store = store
-
-    @property
-    def identity(self) -> None:
-        return None
 
     def answers(self, queries: Sequence[str], limits: Sequence[int], top_k: int = 1, seed: int = 0) -> list[Answer]:
         stored = self._stored(queries)

@@ -77,7 +77,7 @@ class Scen(Method):
 
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:
         base, settings = self.base, self.settings
-        backbone = Backbone(base.model, round(settings.depth * (len(base.layers) - 1)))
+        backbone = Backbone(base.model, base.layer_at(settings.depth))
         examples = base.examples(edits)
         usable = [example for example in examples if example.refused is None]
         advance(len(examples) - len(usable))

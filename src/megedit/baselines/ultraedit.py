@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from megedit.baselines.method import (
     Base,
     Batch,
-    Method,
-    Weights,
+    MatrixMethod,
     add_to,
     answer_logits,
     answer_losses,
     batch_of,
-    output_matrix,
 )
 from megedit.edits import Edit
 from megedit.lm.batches import IGNORED
@@ -45,21 +43,17 @@ class UltraEditSettings:
     batch_size: Annotated[int, "edits whose gradients are computed at a time"] = 32
 
 
-class UltraEdit(Method):
+class UltraEdit(MatrixMethod):
     """Ridge regression on normalised features, turn by turn."""
 
     name: ClassVar[str] = "ultraedit"
     source: ClassVar[str] = "arXiv 2505.14679"
     settings_type: ClassVar[type[Any]] = UltraEditSettings
     settings: UltraEditSettings
-    _weights: Weights | None = None
 
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:
         base, settings = self.base, self.settings
-        most = len(base.layers) - 1
-        layers = range(round(settings.first * most), round(settings.last * most) + 1)
-        matrices = [output_matrix(base.layers[layer])[1] for layer in layers]
-        self._weights = Weights({str(layer): matrix.weight for layer, matrix in zip(layers, matrices, strict=True)})
+        matrices = self.matrices(range(base.layer_at(settings.first), base.layer_at(settings.last) + 1))
         norms = [Normalisation() for _ in matrices]
         examples = base.examples(edits)
         usable = [i for i, example in enumerate(examples) if example.refused is None]
@@ -76,15 +70,6 @@ class UltraEdit(Method):
                 add_to(matrix, ultraedit_change(keys, gradients_, settings.eta))
             advance(len(turn))
         advance(len(edits) - len(usable))
-
-    def restore(self) -> None:
-        if self._weights is not None:
-            self._weights.restore()
-            self._weights = None
-
-    @property
-    def stored_bytes(self) -> int:
-        return self._weights.bytes if self._weights is not None else 0
 
 
 class Normalisation:

@@ -34,12 +34,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megedit.baselines.ft import FineTuningSettings, train
-from megedit.baselines.locate import seen
+from megedit.baselines.locate import states_at
 from megedit.baselines.method import Base, Batch, Method, inputs_of, output_matrix, outputs_of
 from megedit.baselines.prompts import Place, PromptSystem, hooked, unrelated_prompts
 from megedit.edits import Edit
 from megedit.evaluate.systems import System
-from megedit.lm.backbone import Backbone
 from megedit.lm.batches import Example, common_prefix, pad
 from megedit.runtime.callbacks import Advance, no_progress
 
@@ -73,8 +72,7 @@ class Wise(Method):
 
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:
         base, settings = self.base, self.settings
-        layer = round(settings.depth * (len(base.layers) - 1))
-        _, matrix = output_matrix(base.layers[layer])
+        _, matrix = output_matrix(base.layers[base.layer_at(settings.depth)])
         examples = base.examples(edits)
         usable = [example for example in examples if example.refused is None]
         advance(len(examples) - len(usable))
@@ -82,7 +80,7 @@ class Wise(Method):
             return
         others = unrelated_prompts(base, edits, settings.unrelated, self.seed)
         shared = common_prefix([*(example.prompt for example in usable), *others])
-        visit = Visit(base, layer, matrix, shared, settings.batch_size)
+        visit = Visit(base, matrix, shared, settings.batch_size)
         router = Router(settings, list(visit.keys(others)), visit.unit(others), shared, random.Random(self.seed))
         changes = [
             self._trained(matrix, shard, number, router, advance)
@@ -178,7 +176,6 @@ class Visit:
     """Reads what enters a matrix. shared: the tokens with which every prompt begins."""
 
     base: Base
-    layer: int
     matrix: Any
     shared: int
     batch_size: int
@@ -186,13 +183,11 @@ class Visit:
     @torch.no_grad()
     def keys(self, prompts: Sequence[Sequence[int]]) -> Iterator[Keys]:
         """The matrix's input in prompts, batch by batch; the model is run up to there."""
-        backbone = Backbone(self.base.model, self.layer)
         for first in range(0, len(prompts), self.batch_size):
             rows = prompts[first : first + self.batch_size]
             batch = pad(rows, self.base.tokenizer.pad_token_id).to(self.base.device)
-            with seen(self.matrix, inputs=True) as found:
-                backbone.prefix(batch.inputs(0, batch.width))
-            yield Keys(found[0].view(*batch.ids.shape, -1), own_tokens(batch.mask, self.shared))
+            entered = states_at(self.base, self.matrix, batch.inputs(0, batch.width), inputs=True)
+            yield Keys(entered, own_tokens(batch.mask, self.shared))
 
     @torch.no_grad()
     def unit(self, prompts: Sequence[Sequence[int]]) -> float:

@@ -15,22 +15,21 @@ from megedit.cli.settings import with_changes
 from megedit.edits.public import PUBLIC
 from megedit.errors import MegError
 
-Cell = tuple[str, ...]  # the way from a row to a number
-COLUMNS: dict[str, tuple[Cell, str]] = {
-    "Reliability AG": (("metrics", "reliability_ag", "value"), ".1f"),
-    "TF": (("metrics", "reliability_tf", "value"), ".1f"),
-    "Generality AG": (("metrics", "generality_ag", "value"), ".1f"),
-    "TF ": (("metrics", "generality_tf", "value"), ".1f"),
-    "Locality AG": (("metrics", "locality_ag", "value"), ".1f"),
-    "TF  ": (("metrics", "locality_tf", "value"), ".1f"),
-    "Score": (("metrics", "score", "value"), ".1f"),
-    "recognised": (("contrast", "recognised", "value"), ".1f"),
-    "false fires": (("contrast", "false", "value"), ".1f"),
-    "s an edit": (("seconds_per_edit",), ".3f"),
-    "peak MB": (("peak_memory_mb",), ".0f"),
-    "stored bytes": (("stored_bytes",), ",d"),
-    "answers a s": (("answers_per_second",), ".1f"),
-}
+COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (  # the title, the way from a row to the number, its form
+    ("Reliability AG", ("metrics", "reliability_ag", "value"), ".1f"),
+    ("TF", ("metrics", "reliability_tf", "value"), ".1f"),
+    ("Generality AG", ("metrics", "generality_ag", "value"), ".1f"),
+    ("TF", ("metrics", "generality_tf", "value"), ".1f"),
+    ("Locality AG", ("metrics", "locality_ag", "value"), ".1f"),
+    ("TF", ("metrics", "locality_tf", "value"), ".1f"),
+    ("Score", ("metrics", "score", "value"), ".1f"),
+    ("recognised", ("contrast", "recognised", "value"), ".1f"),
+    ("false fires", ("contrast", "false", "value"), ".1f"),
+    ("s an edit", ("seconds_per_edit",), ".3f"),
+    ("peak MB", ("peak_memory_mb",), ".0f"),
+    ("stored bytes", ("stored_bytes",), ",d"),
+    ("answers a s", ("answers_per_second",), ".1f"),
+)
 
 
 def bench(
@@ -113,8 +112,8 @@ def table(rows: Sequence[Mapping[str, Any]], size: int) -> Table:
     """One line for each method with so many edits."""
     drawn = Table(title=f"{size:,} edits", title_justify="left")
     drawn.add_column("")
-    for name in COLUMNS:
-        drawn.add_column(name.strip(), justify="right")
+    for title, _, _ in COLUMNS:
+        drawn.add_column(title, justify="right")
     for row in rows:
         if row["edits"] == size:
             cells = ["failed", *[""] * (len(COLUMNS) - 1)] if "error" in row else texts(row)
@@ -125,7 +124,7 @@ def table(rows: Sequence[Mapping[str, Any]], size: int) -> Table:
 def texts(row: Mapping[str, Any]) -> list[str]:
     """The numbers of a row as texts; empty where one was not measured."""
     found = []
-    for way, form in COLUMNS.values():
+    for _, way, form in COLUMNS:
         value: Any = row
         for step in way:
             value = value.get(step) if value is not None else None
