@@ -32,7 +32,7 @@ from megedit.edits.contrast import ContrastFact
 from megedit.edits.subjects import SubjectIndex
 from megedit.encoder import TextEncoder, shipped_encoder
 from megedit.evaluate.firing import ContrastCase, Fired, cases_of, names_of, rates, run_contrast
-from megedit.pseudo.knowledge import load_held_out, shipped_seen, text_key
+from megedit.pseudo.knowledge import load_held_out, seen_in_training
 from megedit.pseudo.wordings import calibration_texts
 from megedit.router.calibration import calibrate
 from megedit.router.familiarity import train_familiarity
@@ -165,8 +165,8 @@ def strangers(data: Path) -> dict[str, list[str]]:
 
 def measured(store: Store, facts: Sequence[ContrastFact], seed: int) -> dict[str, Any]:
     """Recognised and false, over all and by kind, and some failures."""
-    names, seen = names_of((edit.prompt, edit.id) for edit in store.edits), shipped_seen()
-    cases, left_out = cases_of(facts, names, lambda text: text_key(text) in seen)
+    names = names_of((edit.prompt, edit.id) for edit in store.edits)
+    cases, left_out = cases_of(facts, names, seen_in_training)
     verdicts = run_contrast(cases, store.cases)
     recognised, false, kinds = rates(verdicts, len(facts), seed)
     failures = {
@@ -193,8 +193,8 @@ def of_row(store: Store, name: str, texts: dict[Any, str], own_prompts: Sequence
 
     Questions that the networks were trained on, or that are an edit's own, are left out.
     """
-    seen, prompts = shipped_seen(), set(own_prompts)
-    kept = {key: text for key, text in texts.items() if text_key(text) not in seen and text not in prompts}
+    prompts = set(own_prompts)
+    kept = {key: text for key, text in texts.items() if not seen_in_training(text) and text not in prompts}
     found = store.fired(list(kept.values()))
     own = [edit is not None and edit.id == f"{name}-{key}" for key, (edit, _, _) in zip(kept, found, strict=True)]
     count = max(len(kept), 1)

@@ -45,7 +45,7 @@ from megedit.edits import Edit, EditSet, normalise_query
 from megedit.edits.subjects import SubjectIndex
 from megedit.evaluate import Evaluation, EvaluationSettings, Measured, Verdict, cases_of, evaluate, find_protocol
 from megedit.evaluate.result import summarise
-from megedit.pseudo.knowledge import PseudoFact, load_pseudo_knowledge, shipped_seen, text_key
+from megedit.pseudo.knowledge import PseudoFact, load_pseudo_knowledge, seen_in_training
 from megedit.pseudo.wordings import OtherQuestions
 from megedit.runtime.device import default_dtype
 from megedit.runtime.progress import Stages, peak_memory
@@ -128,8 +128,7 @@ def load_set(data: Path, name: str, count: int) -> BenchmarkSet:
 
 def unseen(texts: Sequence[str]) -> tuple[str, ...]:
     """Those of the texts that the shipped networks were not trained on, in their order."""
-    seen = shipped_seen()
-    return tuple(text for text in texts if text_key(text) not in seen)
+    return tuple(text for text in texts if not seen_in_training(text))
 
 
 def first_targets(edits: Sequence[Edit]) -> list[Edit]:

@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from megedit.encoder import TextEncoder
 from megedit.lm.loading import resolve_folder
-from megedit.pseudo import load_pseudo_knowledge, text_key
+from megedit.pseudo import load_pseudo_knowledge
+from megedit.pseudo.knowledge import short_key
 from megedit.router.verifier import Verifier, edit_text, padded
 from megedit.runtime.callbacks import Advance
 from megedit.runtime.checkpoint import Checkpoint, Run, set_rate
@@ -187,10 +188,10 @@ def main() -> None:
 def write_seen(path: Path, facts: list[ContrastFact], keep: bool) -> None:
     """Keys of all texts that are trained on, by which evaluations leave them out. keep: those in the file stay."""
     of_facts = ((fact.prompt, *(text for side in (fact.fire, fact.other) for _, text in texts(side))) for fact in facts)
-    keys = {text_key(text) for found in of_facts for text in found}
+    keys = {short_key(text) for found in of_facts for text in found}
     if keep and path.is_file():
         keys |= set(np.load(path, allow_pickle=False).tolist())
-    np.save(path, np.array(sorted(keys), dtype=np.int64))
+    np.save(path, np.array(sorted(keys), dtype="V5"))
 
 
 def fingerprint(recipe: Recipe, start: Path | None) -> str:

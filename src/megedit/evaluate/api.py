@@ -23,7 +23,7 @@ from megedit.evaluate.run import ENDING, run
 from megedit.evaluate.systems import FunctionSystem, MegSystem, System
 from megedit.lm.template import Template
 from megedit.model import MegModel
-from megedit.pseudo.knowledge import shipped_seen, text_key
+from megedit.pseudo.knowledge import seen_in_training, text_key
 from megedit.runtime.cache import cache_folder
 from megedit.runtime.callbacks import Advance, no_progress
 
@@ -111,9 +111,9 @@ def contrast(
     if isinstance(edited, MegModel):
         names = _names_in(edited, asked, source)
         prompts = {edit.id: edit.prompt for edit in edited.edits}
-        shipped, own = shipped_seen(), set(edited.adapter.seen.tolist())
+        own = set(edited.adapter.seen.tolist())
         cases, left_out = contrast_cases(
-            facts, names, lambda text: (key := text_key(text)) in shipped or key in own, limit
+            facts, names, lambda text: seen_in_training(text) or text_key(text) in own, limit
         )
         fired, name = partial(_by_route, edited), name or "adapter"
         router = edited.adapter.config.settings.router
@@ -156,15 +156,14 @@ def unseen(adapter: Adapter, cases: Sequence[Case]) -> list[Case]:
     Raises MegError when a question was among the texts that this adapter's encoder was tuned or its router calibrated
     on.
     """
-    own, shipped = set(adapter.seen.tolist()), shipped_seen()
-    keys = [text_key(case.query) for case in cases]
-    if known := [case.query for case, key in zip(cases, keys, strict=True) if key in own]:
+    own = set(adapter.seen.tolist())
+    if known := [case.query for case in cases if text_key(case.query) in own]:
         raise MegError(
             f"{len(known)} of the {len(cases)} questions were seen when this adapter's encoder was tuned or its router "
             f"calibrated (first: {known[0]!r}); evaluate on other questions, or fit again with pseudo-knowledge "
             "(--pseudo) that does not hold them."
         )
-    left = [c for c, key in zip(cases, keys, strict=True) if c.kind == OWN_QUERIES or key not in shipped]
+    left = [case for case in cases if case.kind == OWN_QUERIES or not seen_in_training(case.query)]
     if len(left) < len(cases):
         logger.warning(
             "%d of the %d questions are among the texts that the shipped networks were trained on, and are left out",
