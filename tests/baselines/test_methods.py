@@ -20,6 +20,7 @@ from megedit.baselines.memit import MemitSettings
 from megedit.baselines.method import (
     Base,
     Method,
+    Upper,
     Weights,
     answer_logits,
     answer_losses,
@@ -165,6 +166,17 @@ def test_losses_are_those_of_each_row_alone(tiny: Base, fitted: Fitted) -> None:
         assert answer_losses(answer_logits(tiny.model, alone), alone.labels).item() == pytest.approx(
             losses[i].item(), abs=1e-4
         )
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_upper_layers_alone_give_what_the_model_does(layer: int, tiny: Base, fitted: Fitted) -> None:
+    """In other batches than those in which what is below was computed."""
+    examples = tiny.examples(list(fitted.edits))
+    upper = Upper(tiny, examples, layer, 3)
+    for indices in ([7, 0, 4], range(8)):
+        batch = batch_of(tiny, examples, indices)
+        found, expected = upper.answer_logits(batch), answer_logits(tiny.model, batch)
+        assert torch.allclose(answer_losses(found, batch.labels), answer_losses(expected, batch.labels), atol=1e-4)
 
 
 def test_weights_are_given_back(tiny: Base) -> None:

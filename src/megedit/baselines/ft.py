@@ -20,7 +20,7 @@ from megedit.baselines.method import (
     Base,
     Batch,
     MatrixMethod,
-    answer_logits,
+    Upper,
     answer_losses,
     batches,
 )
@@ -51,8 +51,9 @@ class FineTuning(MatrixMethod):
     settings: FineTuningSettings
 
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:
-        (matrix,) = self.matrices([self.base.layer_at(self.settings.depth)])
-        train(self.base, self.base.examples(edits), [matrix.weight], self.settings, self.seed, advance)
+        layer = self.base.layer_at(self.settings.depth)
+        (matrix,) = self.matrices([layer])
+        train(self.base, self.base.examples(edits), [matrix.weight], layer, self.settings, self.seed, advance)
 
 
 class LocalFineTuning(FineTuning):
@@ -66,6 +67,7 @@ def train(
     base: Base,
     examples: Sequence[Example],
     parameters: Sequence[Tensor],
+    layer: int,
     settings: FineTuningSettings,
     seed: int,
     advance: Advance,
@@ -73,13 +75,15 @@ def train(
 ) -> None:
     """Train parameters of the base model, or of a hook in it, on examples, in epochs of shuffled mini-batches.
 
-    advance: called with numbers that add up to that of the examples. further: a loss beside that of the answers, asked
+    layer: the lowest one with such parameters; those below it run once. advance: called with numbers that add up to
+    that of the examples. further: a loss beside that of the answers, asked
     for behind the forward pass of each batch. Raises MegError where the loss diverges.
     """
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        _train(base, examples, parameters, settings, random.Random(seed), advance, further)
+        upper = Upper(base, examples, layer, settings.batch_size)
+        _train(base, examples, parameters, upper, settings, random.Random(seed), advance, further)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False).grad = None
@@ -89,6 +93,7 @@ def _train(
     base: Base,
     examples: Sequence[Example],
     parameters: Sequence[Tensor],
+    upper: Upper,
     settings: FineTuningSettings,
     rng: random.Random,
     advance: Advance,
@@ -98,7 +103,7 @@ def _train(
     for epoch in range(1, settings.epochs + 1):
         losses = []
         for batch in batches(base, examples, settings.batch_size, rng):
-            loss = answer_losses(answer_logits(base.model, batch), batch.labels).mean()
+            loss = answer_losses(upper.answer_logits(batch), batch.labels).mean()
             if further is not None:
                 loss = loss + further(batch)
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters)), strict=True):

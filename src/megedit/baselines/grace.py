@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from megedit.baselines.method import Batch, Method, answer_logits, answer_losses, batches
+from megedit.baselines.method import Batch, Method, Upper, answer_losses, batches
 from megedit.baselines.prompts import Place, PromptSystem, hooked, with_states
 from megedit.edits import Edit
 from megedit.evaluate.systems import System
@@ -50,11 +50,12 @@ class Grace(Method):
 
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:
         base, settings = self.base, self.settings
-        layer = base.layers[base.layer_at(settings.depth)]
         examples = base.examples(edits)
+        number = base.layer_at(settings.depth)
+        layer, upper = base.layers[number], Upper(base, examples, number, settings.batch_size)
         found: dict[int, tuple[Tensor, Tensor]] = {}
         for batch in batches(base, examples, settings.batch_size):
-            keys, values = self._optimised(layer, batch)
+            keys, values = self._optimised(layer, upper, batch)
             found.update(zip(batch.indices, zip(keys, values, strict=True), strict=True))
             advance(len(batch.indices))
         codebook = Codebook(settings.radius)
@@ -64,9 +65,9 @@ class Grace(Method):
         self._hook = layer.register_forward_hook(self._place.hook(codebook.replaced))
         advance(len(edits) - len(found))
 
-    def _optimised(self, layer: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _optimised(self, layer: nn.Module, upper: Upper, batch: Batch) -> tuple[Tensor, Tensor]:
         """The keys of a batch, and values with which the model gives their targets: float32 (rows, d) each."""
-        model, settings, place = self.base.model, self.settings, PromptEnd()
+        settings, place = self.settings, PromptEnd()
         ends = batch.answer_start - 1  # (rows,)
         kept: dict[str, Tensor] = {}
 
@@ -76,13 +77,13 @@ class Grace(Method):
 
         with torch.no_grad(), hooked(layer, place.hook(keep)):
             place.columns = ends
-            answer_logits(model, batch)
+            upper.answer_logits(batch)
         values = kept["values"].clone().requires_grad_(True)
         optimizer = torch.optim.Adam([values], lr=settings.lr)
         with hooked(layer, place.hook(lambda entered, output: values.to(output.dtype))):
             for _ in range(settings.steps):
                 place.columns = ends
-                losses = answer_losses(answer_logits(model, batch), batch.labels)  # (rows,)
+                losses = answer_losses(upper.answer_logits(batch), batch.labels)  # (rows,)
                 if bool((losses < settings.stop).all()):
                     break
                 # a value that is good enough rests

@@ -3,7 +3,8 @@
 Sources: ROME (Meng et al. 2022, arXiv 2202.05262) and MEMIT (Meng et al. 2023, arXiv 2210.07229). An FFN's output
 matrix W is read as a memory, W k = m: k is its input at the last token of the subject. The layers that are changed are
 a range; the hidden state h of the last of them should become z = h + delta, with delta found by gradients (MEMIT, eq.
-16). MEMIT averages over prompts behind five generated openings; here there is the prompt alone.
+16). MEMIT averages over prompts behind five generated openings; here there is the prompt alone. As in its public
+implementation, the search for delta ends where the answer is likely enough.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from megedit.baselines.method import Base, answer_losses, output_matrix
 from megedit.edits import Edit
 from megedit.errors import MegError
-from megedit.lm.backbone import Backbone, frozen
-from megedit.lm.batches import IGNORED, Example, Padded, encode_answer, pad
+from megedit.lm.backbone import Backbone, Lower
+from megedit.lm.batches import IGNORED, Example, encode_answer, pad
 from megedit.lm.loading import fingerprint
 from megedit.pseudo.knowledge import load_pseudo_knowledge
 from megedit.runtime.cache import cache_folder
@@ -45,6 +46,7 @@ class LocateSettings:
     kl: Annotated[float, "weight of the KL divergence on '{subject} is a'"] = 0.0625
     decay: Annotated[float, "weight of the squared length of delta, as a share of the hidden state's"] = 0.5
     clamp: Annotated[float, "length of delta at most, as a share of the hidden state's"] = 0.75
+    stop: Annotated[float, "loss of the answer, in nats a token, at which the search for delta ends"] = 0.05
     batch_size: Annotated[int, "edits optimised at a time"] = 32
     text: Annotated[str, "file of texts, one a line, for the second moments of keys; shipped ones where empty"] = ""
     tokens: Annotated[int, "tokens of these texts that are read at most"] = 100_000
@@ -189,6 +191,7 @@ Added = Callable[[Tensor], Tensor]  # of a module's output
 def target_changes(
     base: Base,
     found: Places,
+    layer: int,
     modules: Sequence[nn.Module],
     lengths: Sequence[Tensor],
     settings: LocateSettings,
@@ -196,108 +199,130 @@ def target_changes(
 ) -> list[Tensor]:
     """Changes to the outputs of modules at the subject's last token, with which the model gives the target.
 
-    lengths: float32 (edits,) for each module, the lengths by which the changes are clamped and decayed. Returns float32
-    (edits, d) for each module. Minimised are -log p(target), MEMIT's KL term and the length, by Adam, each edit alone.
+    layer: the one that the modules are in, or are; those below it are run once. lengths: float32 (edits,) for each
+    module, the lengths by which the changes are clamped and decayed. Returns float32 (edits, d) for each module.
+    Minimised are -log p(target), MEMIT's KL term and the length, by Adam, each edit alone.
     """
     deltas = [torch.zeros(len(found.edits), base.hidden_size, device=base.device) for _ in modules]
     order = sorted(range(len(found.edits)), key=lambda i: len(found.examples[i].prompt) - found.ends[i])
+    backbone = Backbone(base.model, layer)
     for first in range(0, len(order), settings.batch_size):
         rows = order[first : first + settings.batch_size]
-        for whole, part in zip(deltas, _optimised(base, found, rows, modules, lengths, settings), strict=True):
+        asked = _Part.of(base, backbone, found, rows)
+        essence = _Part.essence(base, backbone, [found.edits[i] for i in rows])
+        sizes = [length[rows] for length in lengths]  # each (rows,)
+        for whole, part in zip(deltas, _optimised(asked, essence, modules, sizes, settings), strict=True):
             whole[rows] = part
         advance(len(rows))
     return deltas
 
 
 def _optimised(
-    base: Base,
-    found: Places,
-    rows: Sequence[int],
-    modules: Sequence[nn.Module],
-    lengths: Sequence[Tensor],
-    settings: LocateSettings,
+    asked: _Part, essence: _Part, modules: Sequence[nn.Module], sizes: Sequence[Tensor], settings: LocateSettings
 ) -> list[Tensor]:
-    """The changes of one batch of edits: float32 (rows, d) for each module."""
-    asked = _Part.of(base, found, rows)
-    essence = _Part.essence(base, [found.edits[i] for i in rows])
-    sizes = [length[list(rows)] for length in lengths]  # each (rows,)
-    deltas = [torch.zeros(len(rows), base.hidden_size, device=base.device, requires_grad=True) for _ in modules]
+    """The changes of one batch of edits: float32 (rows, d) for each module. sizes: float32 (rows,) for each.
+
+    An edit whose answer is likely enough rests, and is not run any more.
+    """
+    deltas = [torch.zeros(len(size), asked.hidden_size, device=size.device, requires_grad=True) for size in sizes]
     optimizer = torch.optim.Adam(deltas, lr=settings.lr)
-    before: Tensor | None = None
+    with torch.no_grad():
+        before = essence.log_probs(modules, deltas) if settings.kl else None  # (rows, vocabulary)
+    left = torch.arange(len(sizes[0]), device=sizes[0].device)  # (left,)
     for _ in range(settings.steps):
-        losses = answer_losses(asked.logits(base, modules, deltas), asked.labels)  # (rows,)
-        if settings.kl:
-            now = essence.logits(base, modules, deltas)[:, -1].float().log_softmax(-1)  # (rows, vocabulary)
-            before = now.detach() if before is None else before
-            losses = losses + settings.kl * F.kl_div(now, before, log_target=True, reduction="none").sum(-1)
-        for delta, size in zip(deltas, sizes, strict=True):
-            losses = losses + settings.decay * (delta.norm(dim=1) / size).square()
-        for delta, gradient in zip(deltas, torch.autograd.grad(losses.sum(), deltas), strict=True):
+        now = [delta[left] for delta in deltas]  # each (left, d)
+        answers = answer_losses(asked[left].logits(modules, now), asked.labels[left])  # (left,)
+        going = answers.detach() >= settings.stop
+        if not going.any():
+            break
+        losses = answers
+        if before is not None:
+            said = essence[left].log_probs(modules, now)  # (left, vocabulary)
+            losses = losses + settings.kl * F.kl_div(said, before[left], log_target=True, reduction="none").sum(-1)
+        for delta, size in zip(now, sizes, strict=True):
+            losses = losses + settings.decay * (delta.norm(dim=1) / size[left]).square()
+        for delta, gradient in zip(deltas, torch.autograd.grad(losses[going].sum(), deltas), strict=True):
             delta.grad = gradient
+        kept = [delta.detach().clone() for delta in deltas]
         optimizer.step()
+        left = left[going]
         with torch.no_grad():
-            for delta, size in zip(deltas, sizes, strict=True):
-                longest = settings.clamp * size  # (rows,)
-                delta.mul_((longest / delta.norm(dim=1).clamp(min=1e-12)).clamp(max=1)[:, None])
+            for delta, old, size in zip(deltas, kept, sizes, strict=True):
+                longest = settings.clamp * size[left]  # (left,)
+                old[left] = delta[left] * (longest / delta[left].norm(dim=1).clamp(min=1e-12)).clamp(max=1)[:, None]
+                delta.copy_(old)  # those that rest are as they were
     return [delta.detach() for delta in deltas]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A batch from the first column on that a change can touch, what is before it kept as keys and values."""
+    """A batch from the first column and layer on that a change can touch.
 
-    batch: Padded
-    start: int
-    cache: Any
-    columns: Tensor  # int64 (rows,): where the subject ends, counted from `start`
-    labels: Tensor  # int64 (rows, longest answer), in the last columns
+    columns: int64 (rows,), where the subject ends, counted from that column. labels: int64 (rows, longest answer), in
+    the last columns.
+    """
+
+    backbone: Backbone
+    lower: Lower
+    columns: Tensor
+    labels: Tensor
+
+    @property
+    def hidden_size(self) -> int:
+        return self.backbone.hidden_size
 
     @classmethod
-    def of(cls, base: Base, found: Places, rows: Sequence[int]) -> _Part:
+    def of(cls, base: Base, backbone: Backbone, found: Places, rows: Sequence[int]) -> _Part:
         """Prompts and targets."""
         chosen = [found.examples[i] for i in rows]
-        return cls._made(
-            base, [(*e.prompt, *e.answer) for e in chosen], [found.ends[i] for i in rows], [e.answer for e in chosen]
-        )
+        ends = [found.ends[i] for i in rows]
+        return cls._made(base, backbone, [(*e.prompt, *e.answer) for e in chosen], ends, [e.answer for e in chosen])
 
     @classmethod
-    def essence(cls, base: Base, edits: Sequence[Edit]) -> _Part:
+    def essence(cls, base: Base, backbone: Backbone, edits: Sequence[Edit]) -> _Part:
         """`ESSENCE` for each subject, without a template."""
         texts = [encode_answer(base.tokenizer, edit.subject or edit.prompt, ESSENCE.format("")) for edit in edits]
-        return cls._made(base, [(*a, *b) for a, b in texts], [len(a) - 1 for a, _ in texts], [() for _ in texts])
+        ends = [len(subject) - 1 for subject, _ in texts]
+        return cls._made(base, backbone, [(*a, *b) for a, b in texts], ends, [() for _ in texts])
 
     @classmethod
     def _made(
-        cls, base: Base, rows: Sequence[Sequence[int]], ends: Sequence[int], answers: Sequence[Sequence[int]]
+        cls,
+        base: Base,
+        backbone: Backbone,
+        rows: Sequence[Sequence[int]],
+        ends: Sequence[int],
+        answers: Sequence[Sequence[int]],
     ) -> _Part:
         batch = pad(rows, base.tokenizer.pad_token_id).to(base.device)
         columns = torch.tensor([batch.width - len(row) + end for row, end in zip(rows, ends, strict=True)])
         start = int(columns.min())
-        cache = Backbone(base.model, 0).context(batch.inputs(0, start)) if start else None
+        cache = backbone.context(batch.inputs(0, start)) if start else None
+        lower = backbone.lower(batch.inputs(start, batch.width), cache)
         longest = max(map(len, answers))
         labels = torch.full((len(rows), longest), IGNORED)
         for i, answer in enumerate(answers):
             labels[i, longest - len(answer) :] = torch.tensor(answer, dtype=torch.long)
-        return cls(batch, start, cache, (columns - start).to(base.device), labels.to(base.device))
+        return cls(backbone, lower, (columns - start).to(base.device), labels.to(base.device))
 
-    def logits(self, base: Base, modules: Sequence[nn.Module], deltas: Sequence[Tensor]) -> Tensor:
+    def __getitem__(self, rows: Tensor) -> _Part:
+        return _Part(self.backbone, self.lower[rows], self.columns[rows], self.labels[rows])
+
+    def logits(self, modules: Sequence[nn.Module], deltas: Sequence[Tensor]) -> Tensor:
         """Logits from which each label would be chosen, or those behind the last token where there are none.
 
         deltas: float32 (rows, d) for each module. Returns (rows, longest answer or 1, vocabulary).
         """
         wanted = self.labels.shape[1]
-        cache = None if self.cache is None else frozen(self.cache)
         with ExitStack() as context:
             for module, delta in zip(modules, deltas, strict=True):
                 context.enter_context(added(module, self.columns, delta))
-            output = base.model(
-                **self.batch.inputs(self.start, self.batch.width),
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=wanted + 1,
-            )
-        logits: Tensor = output.logits
+            logits = self.backbone.upper(self.lower, wanted + 1)
         return logits[:, :-1] if wanted else logits
+
+    def log_probs(self, modules: Sequence[nn.Module], deltas: Sequence[Tensor]) -> Tensor:
+        """Log-probabilities of what follows the last token: float32 (rows, vocabulary). deltas: as in `logits`."""
+        return self.logits(modules, deltas)[:, -1].float().log_softmax(-1)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Lora(Method):
             self._wrapped = get_peft_model(self.base.model, config)
         parameters = [parameter for parameter in self.base.model.parameters() if parameter.requires_grad]
         self._bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-        train(self.base, self.base.examples(edits), parameters, settings, self.seed, advance)
+        train(self.base, self.base.examples(edits), parameters, 0, settings, self.seed, advance)
 
     def restore(self) -> None:
         if self._wrapped is not None:

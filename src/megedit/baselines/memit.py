@@ -51,9 +51,8 @@ class LocateAndEdit(MatrixMethod):
     def _targets(self, found: Places, layer: int, advance: Advance) -> Tensor:
         """The states that the edits should have at the subject's end behind a layer: float32 (edits, d)."""
         state = self._state(found, layer)
-        (delta,) = target_changes(
-            self.base, found, [self.base.layers[layer]], [state.norm(dim=1)], self.settings, advance
-        )
+        module, length = self.base.layers[layer], state.norm(dim=1)
+        (delta,) = target_changes(self.base, found, layer, [module], [length], self.settings, advance)
         return state + delta
 
     def _state(self, found: Places, layer: int) -> Tensor:

@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.evaluate.systems import ModelSystem, System
+from megedit.lm.backbone import Backbone, Lower
 from megedit.lm.batches import IGNORED, Example, pad, position_ids, tokenize_all
 from megedit.lm.loading import load_base
 from megedit.lm.structure import find_decoder_layers, find_feed_forward
@@ -194,15 +196,41 @@ def batches(base: Base, examples: Sequence[Example], size: int, rng: random.Rand
 def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits from which each label would be chosen: (rows, longest answer, vocabulary)."""
     width = batch.labels.shape[1]
-    output = model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=position_ids(batch.mask),
-        logits_to_keep=width + 1,
-        use_cache=False,
-    )
+    output = model(**inputs_to(batch), logits_to_keep=width + 1, use_cache=False)
     logits: Tensor = output.logits[:, -width - 1 : -1]
     return logits
+
+
+class Upper:
+    """The layers of a base model from one on; what comes from those below is computed once for each example.
+
+    For methods that run the same examples again and again and change nothing below the layer.
+    """
+
+    def __init__(self, base: Base, examples: Sequence[Example], layer: int, batch_size: int) -> None:
+        self._backbone = Backbone(base.model, layer)
+        self._form: Any = None
+        self._below: dict[int, Tensor] = {}  # (tokens, d), by example
+        for batch in batches(base, examples, batch_size) if layer else ():
+            lower = self._backbone.lower(inputs_to(batch))
+            assert lower.below is not None, "there is a layer below"
+            self._form = lower.layer_form
+            for index, states, mask in zip(batch.indices, lower.below, batch.mask, strict=True):
+                self._below[index] = states[mask == 1]
+
+    def answer_logits(self, batch: Batch) -> Tensor:
+        """As the function of this name: (rows, longest answer, vocabulary)."""
+        below = None
+        if self._below:
+            states = [self._below[index] for index in batch.indices]  # each (tokens, d)
+            below = pad_sequence(states, batch_first=True, padding_side="left")  # (rows, columns, d)
+        width = batch.labels.shape[1]
+        return self._backbone.upper(Lower(below, inputs_to(batch), None, self._form), width + 1)[:, :-1]
+
+
+def inputs_to(batch: Batch) -> dict[str, Tensor]:
+    """The arguments of a forward pass over a batch."""
+    return {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": position_ids(batch.mask)}
 
 
 def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Pmet(Memit):
             at_subject(self.base, found, module, self.settings.batch_size, inputs=False).norm(dim=1)
             for module in modules
         ]
-        _, delta = target_changes(self.base, found, modules, states, self.settings, advance)
+        _, delta = target_changes(self.base, found, layer, modules, states, self.settings, advance)
         return self._state(found, layer) + delta
 
     def _divisor(self, layers_left: int) -> float:

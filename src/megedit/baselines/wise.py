@@ -113,6 +113,7 @@ class Wise(Method):
                 self.base,
                 examples,
                 [free],
+                self.base.layer_at(self.settings.depth),
                 self.settings,
                 self.seed,
                 advance,

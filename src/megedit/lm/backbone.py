@@ -12,15 +12,16 @@ never written again here, and whatever a family does with the FFN's output is do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -36,32 +37,43 @@ from megedit.lm.structure import (
 
 
 @dataclass(frozen=True)
-class Split:
-    """A batch frozen at the FFN of the chosen layer: everything the suffix needs.
+class Lower:
+    """A batch frozen below the chosen layer: what the layers from there on need.
 
-    below: (rows, positions, d), what the chosen layer gets from the one below; None in layer 0. ffn_input: (rows,
-    positions, d), what the neuron reads. ffn_output: the same shape, to which its output is added. inputs: the
-    arguments of the model's forward pass for these positions. cache: keys and values of earlier positions, or None.
-    layer_form, ffn_form: make of hidden states what a layer, and an FFN, of this model returns.
+    below: (rows, positions, d), what the chosen layer gets from the one below; None in layer 0. inputs: the arguments
+    of the model's forward pass for these positions. cache: keys and values of earlier positions, or None. layer_form:
+    makes of hidden states what a layer of this model returns.
     """
 
     below: Tensor | None
-    ffn_input: Tensor
-    ffn_output: Tensor
     inputs: dict[str, Tensor]
     cache: Cache | None
     layer_form: Callable[[Tensor], Any]
-    ffn_form: Callable[[Tensor], Any]
 
-    def __getitem__(self, rows: Tensor) -> Split:
+    def __getitem__(self, rows: Tensor) -> Self:
         return replace(
             self,
             below=None if self.below is None else self.below[rows],
-            ffn_input=self.ffn_input[rows],
-            ffn_output=self.ffn_output[rows],
             inputs={name: tensor[rows] for name, tensor in self.inputs.items()},
             cache=None if self.cache is None else frozen(self.cache, rows=rows),
         )
+
+
+@dataclass(frozen=True)
+class Split(Lower):
+    """A batch frozen at the FFN of the chosen layer: everything the suffix needs.
+
+    ffn_input: (rows, positions, d), what the neuron reads. ffn_output: the same shape, to which its output is added.
+    ffn_form: makes of hidden states what an FFN of this model returns.
+    """
+
+    ffn_input: Tensor
+    ffn_output: Tensor
+    ffn_form: Callable[[Tensor], Any]
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        frozen_below = super().__getitem__(rows)
+        return replace(frozen_below, ffn_input=self.ffn_input[rows], ffn_output=self.ffn_output[rows])
 
 
 class Backbone:
@@ -137,19 +149,27 @@ class Backbone:
             hooks.append(self.layers[self.layer - 1].register_forward_hook(keep_below))
 
         # 2. The model's own forward pass, up to the end of that FFN
-        try:
-            self.model(**inputs, **self._cached(earlier))
-        except _PrefixDone:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
+        self._run(inputs, earlier, hooks)
 
-        # 3. What the suffix needs; layers below the chosen one will not run again, so their cache is left out
-        above = None if cache is None else frozen(cache, drop_below=self.layer)
+        # 3. What the suffix needs
         for name in ("ffn_input", "ffn_output"):
             kept[name] = kept[name].reshape(*inputs["input_ids"].shape, -1)  # (rows, positions, d)
-        return Split(**kept, inputs=inputs, cache=above)
+        return Split(**kept, inputs=inputs, cache=self._above(cache))
+
+    @torch.no_grad()
+    def lower(self, inputs: dict[str, Tensor], cache: Cache | None = None) -> Lower:
+        """Run the layers below the chosen one; arguments as in `prefix`."""
+        kept: list[tuple[Tensor | None, Callable[[Tensor], Any]]] = [(None, _plain)]
+
+        def stop_behind(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            kept[0] = _parts(output)
+            raise _PrefixDone
+
+        if self.layer and len(inputs["input_ids"]):
+            hook = self.layers[self.layer - 1].register_forward_hook(stop_behind)
+            self._run(inputs, None if cache is None else frozen(cache), [hook])
+        below, layer_form = kept[0]
+        return Lower(below, inputs, self._above(cache), layer_form)
 
     def suffix(
         self, split: Split, added: Tensor | None, last_positions: int, vocabulary: Tensor | None = None
@@ -167,10 +187,6 @@ class Backbone:
         head = [] if vocabulary is None else [output_head]
         entry = [] if self.place.entry is self.place.exit else [self.place.entry]
 
-        def below(*args: Any, **kwargs: Any) -> Any:
-            assert split.below is not None, "layer 0 has none below it"
-            return split.layer_form(split.below)
-
         def ffn(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = split.ffn_output  # (rows, positions, d)
             output = output.clone() if added is None else (output.float() + added).to(output.dtype)
@@ -181,7 +197,7 @@ class Backbone:
             return F.linear(hidden_states, head[0].weight[vocabulary], None if bias is None else bias[vocabulary])
 
         with (
-            _forward_replaced(self.layers[: self.layer], below),
+            self._skipped(split),
             _forward_replaced(entry, lambda hidden_states: hidden_states),
             _forward_replaced([self.place.exit], ffn),
             _forward_replaced(head, some_logits),
@@ -190,6 +206,36 @@ class Backbone:
         logits: Tensor = output.logits  # (rows, last positions, vocabulary)
         return logits
 
+    def upper(self, lower: Lower, last_positions: int) -> Tensor:
+        """Run the model's own layers from the chosen one on; logits of the last positions, as `suffix` returns them."""
+        with self._skipped(lower):
+            output = self.model(**lower.inputs, **self._cached(lower.cache), logits_to_keep=last_positions)
+        logits: Tensor = output.logits  # (rows, last positions, vocabulary)
+        return logits
+
+    def _run(self, inputs: dict[str, Tensor], cache: Cache | None, hooks: Sequence[RemovableHandle]) -> None:
+        """The model's own forward pass until one of these hooks stops it; the hooks are removed."""
+        try:
+            self.model(**inputs, **self._cached(cache))
+        except _PrefixDone:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _above(self, cache: Cache | None) -> Cache | None:
+        """The keys and values without those of the layers below the chosen one, which will not run again."""
+        return None if cache is None else frozen(cache, drop_below=self.layer)
+
+    def _skipped(self, lower: Lower) -> AbstractContextManager[None]:
+        """Within the context, the layers below the chosen one are not run: each gives what the last of them gave."""
+
+        def below(*args: Any, **kwargs: Any) -> Any:
+            assert lower.below is not None, "layer 0 has none below it"
+            return lower.layer_form(lower.below)
+
+        return _forward_replaced(self.layers[: self.layer], below)
+
     def _cached(self, cache: Cache | None) -> dict[str, Any]:
         """The arguments of a forward pass with these keys and values, or with none."""
         return {cache_argument(self.model): cache, "use_cache": cache is not None}
@@ -197,7 +243,7 @@ class Backbone:
     def _no_rows(self, inputs: dict[str, Tensor]) -> Split:
         """A split of no rows, for which a model's own forward pass is not made."""
         empty = torch.zeros(*inputs["input_ids"].shape, self.hidden_size, dtype=self.model.dtype, device=self.device)
-        return Split(empty, empty, empty, inputs, None, _plain, _plain)
+        return Split(empty, inputs, None, _plain, empty, empty, _plain)
 
     @contextmanager
     def plain_attention(self) -> Iterator[None]:
