@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from megedit.baselines import METHODS, method_named
+from megedit.baselines import ABLATIONS, METHODS, method_named
 from megedit.baselines.alphaedit import AlphaEditSettings
 from megedit.baselines.bench import digest
 from megedit.baselines.ft import FineTuning, FineTuningSettings
 from megedit.baselines.grace import GraceSettings
 from megedit.baselines.lora import LoraSettings
 from megedit.baselines.malmen import MalmenSettings
+from megedit.baselines.meg import Meg
 from megedit.baselines.memit import MemitSettings
 from megedit.baselines.method import (
     Base,
@@ -59,7 +60,7 @@ LIMITS = [8] * 8
 def quick(name: str, base: Base, fitted: Fitted) -> Method:
     """A method with settings for a tiny model."""
     kind = method_named(name)
-    settings = fitted.settings if name == "meg" else QUICK.get(name)
+    settings = kind.changed(fitted.settings) if issubclass(kind, Meg) else QUICK.get(name)
     return kind(base, settings, seed=0)
 
 
@@ -74,7 +75,7 @@ def likely(method: Method, fitted: Fitted) -> list[list[float]] | None:
     return method.system().log_probs([edit.prompt for edit in edits], [edit.target for edit in edits])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *ABLATIONS])
 def test_it_edits_and_gives_the_model_back(name: str, tiny: Base, fitted: Fitted) -> None:
     method = quick(name, tiny, fitted)
     before, weights = likely(method, fitted), digest(tiny)
@@ -94,7 +95,7 @@ def test_it_edits_and_gives_the_model_back(name: str, tiny: Base, fitted: Fitted
     method.restore()  # twice does no harm
 
 
-@pytest.mark.parametrize("name", ["meg", "semantic-cache"])
+@pytest.mark.parametrize("name", ["meg", "meg-collected", "semantic-cache"])
 def test_it_answers_the_edits(name: str, tiny: Base, fitted: Fitted) -> None:
     method = quick(name, tiny, fitted)
     method.edit(list(fitted.edits))

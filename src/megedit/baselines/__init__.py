@@ -28,12 +28,23 @@ METHODS = {
     "retrieval-verified": "retrieval:VerifiedRetrieval",
     "semantic-cache": "retrieval:SemanticCache",
 }
+# Ours without one of its parts each
+ABLATIONS = {
+    "meg-collected": "meg:Collected",
+    "meg-query-alone": "meg:QueryAlone",
+    "meg-edit-alone": "meg:EditAlone",
+    "meg-untrained-encoder": "meg:Untrained",
+    "meg-combined": "meg:Unverified",
+    "meg-similarity": "meg:Similar",
+    "meg-entropy": "meg:Familiar",
+}
 
 
 def method_named(name: str) -> type[Method]:
     """The class of a method. Raises MegError when there is none of that name."""
-    if name not in METHODS:
-        raise MegError(f"There is no method {name!r}; choose from {', '.join(METHODS)}.")
-    module, _, member = METHODS[name].partition(":")
+    known = METHODS | ABLATIONS
+    if name not in known:
+        raise MegError(f"There is no method {name!r}; choose from {', '.join(known)}.")
+    module, _, member = known[name].partition(":")
     found: type[Method] = getattr(import_module(f"megedit.baselines.{module}"), member)
     return found

@@ -80,7 +80,12 @@ class Method(ABC):
 
     def __init__(self, base: Base, settings: Any = None, seed: int = 0) -> None:
         self.base, self.seed = base, seed
-        self.settings = self.settings_type() if settings is None else settings
+        self.settings = self.default_settings() if settings is None else settings
+
+    @classmethod
+    def default_settings(cls) -> Any:
+        """The settings where none are given."""
+        return cls.settings_type()
 
     @abstractmethod
     def edit(self, edits: Sequence[Edit], advance: Advance = no_progress) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from megedit.baselines import METHODS, method_named
+from megedit.baselines import ABLATIONS, METHODS, method_named
 from megedit.cli.options import BaseOption, DeviceOption, DtypeOption, err, out, plain, torch_dtype
 from megedit.cli.settings import with_changes
 from megedit.edits.public import PUBLIC
@@ -30,6 +30,10 @@ COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (  # the title, the way 
     ("stored bytes", ("stored_bytes",), ",d"),
     ("answers a s", ("answers_per_second",), ".1f"),
 )
+METHODS_HELP = (
+    f"With commas between them, of {', '.join(METHODS)}; or all of these; and MegEdit without one part each: "
+    f"{', '.join(ABLATIONS)}"
+)
 
 
 def bench(
@@ -38,7 +42,7 @@ def bench(
         str, typer.Option(help=f"Edits: a file, or a public set ({', '.join(PUBLIC)})", show_default=False)
     ],
     edits: Annotated[str, typer.Option(help="Numbers of edits, with commas between them")] = "1000",
-    methods: Annotated[str, typer.Option(help=f"With commas between them, or all: {', '.join(METHODS)}")] = "all",
+    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "all",
     asked: Annotated[int, typer.Option(min=1, help="Edits that are asked about, drawn by the seed")] = 1000,
     contrast: Annotated[
         Path | None, typer.Option(help="Facts with contrast texts, edited beside the others (docs/contrast.md)")
@@ -93,7 +97,7 @@ def settings_of(names: Sequence[str], changes: Sequence[str]) -> dict[str, Any]:
         name, _, rest = change.partition(".")
         if name not in kinds:
             raise MegError(f"--set {change}: {name!r} is none of the methods that are measured, {', '.join(names)}.")
-        found[name] = with_changes(found.get(name, kinds[name].settings_type()), [rest], f"{name}.")
+        found[name] = with_changes(found.get(name, kinds[name].default_settings()), [rest], f"{name}.")
     return found
 
 
