@@ -50,6 +50,17 @@ def comparison_cost(sets: Sets) -> str:
     return table(header, rows)
 
 
+def comparison_settings(sets: Sets) -> str:
+    """What was tried for each method, the default first."""
+    header = ["method", "changed", *QUALITY, "s an edit"]
+    rows = []
+    for row in _rows(sets):
+        changes = ", ".join(row["changes"]) or "nothing"
+        metrics = [number((_metric(row, name) or {}).get("value")) for name in QUALITY.values()]
+        rows.append([row["method"], changes, *metrics, number(row.get("seconds_per_edit"), 2)])
+    return table(header, rows)
+
+
 def _rows(sets: Sets) -> list[Mapping[str, Any]]:
     return [row for values in sets.values() for row in values["rows"]]
 
@@ -66,5 +77,5 @@ def _brief(row: Mapping[str, Any]) -> list[str]:
 
 
 def _metric(row: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    found: Mapping[str, Any] | None = row["metrics"].get(name)
+    found: Mapping[str, Any] | None = row.get("metrics", {}).get(name)
     return found

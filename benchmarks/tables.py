@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from benchmarks.comparison_tables import comparison, comparison_cost, comparison_quality
+from benchmarks.comparison_tables import comparison, comparison_cost, comparison_quality, comparison_settings
 from benchmarks.markdown import NONE, Sets, number, table
 from benchmarks.router_tables import (
     contrast,
@@ -388,6 +388,8 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
     "comparison": (comparison, {"1,000 edits": "comparison_1000"}),
     "comparison-quality": (comparison_quality, {"1,000 edits": "comparison_1000"}),
     "comparison-cost": (comparison_cost, {"1,000 edits": "comparison_1000"}),
+    "comparison-settings": (comparison_settings, {"100 other edits": "comparison_settings"}),
+    "comparison-ablations": (comparison, {"320 edits": "ablations_320"}),
     "recipe": (recipe, {"Recipes": "recipe"}),
     "recipe-gpu": (recipe, {"Recipes": "recipe_cuda"}),
     **{name: (partial(plain_rows, name=name), files) for name, files in PLAIN.items()},
