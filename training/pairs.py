@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from megedit.edits import normalise_query, user_turns
 from training.corpus import ContrastFact, texts
+from training.near import Near
 
 
 class Pair(NamedTuple):
@@ -41,7 +42,8 @@ OTHER_WEIGHTS = {"other_relation": 2.0, "other_entity": 2.0, "part_unit": 1.5, "
 ASKING = 0.45  # of the pairs
 REPEATED = 0.12  # of the pairs that ask: the edit's own prompt, perturbed
 REWORDED = 0.25  # of the edits are stated in another wording of theirs
-SIBLING, STRANGER, SWAPPED, RENAMED = 0.12, 0.10, 0.08, 0.12  # of the pairs that do not ask
+# Of the pairs that do not ask:
+SIBLING, STRANGER, SWAPPED, RENAMED, UNRELATED = 0.12, 0.14, 0.08, 0.12, 0.06
 AS_PROMPT = ("paraphrase", "statement", "keywords")
 SETS_PER_BATCH = 4  # from which the facts of a batch of triples are
 AS_EDIT = ("other_relation", "other_entity", "part_unit", "time_shift")
@@ -51,14 +53,15 @@ class Pairs:
     """Draws pairs from facts, by kinds and sets.
 
     Of the pairs that do not ask, most are a text that looks like the edit; the others are what asks for another fact
-    about its subject (SIBLING), what asks for any other fact of its set (STRANGER), the edit's own text beside an edit
-    made from one that looks like it (SWAPPED), and its text with another fact's subject in it (RENAMED).
+    about its subject (SIBLING), what asks for a fact near to it about another subject (STRANGER), the edit's own text
+    beside an edit made from one that looks like it (SWAPPED), its text with another fact's subject in it (RENAMED), and
+    a question about no fact at all that is near to it (UNRELATED).
     """
 
-    def __init__(self, facts: Sequence[ContrastFact], noise: Sequence[str]) -> None:
-        self._rng = random.Random()
+    def __init__(self, facts: Sequence[ContrastFact], noise: Sequence[str], near: Near | None = None) -> None:
+        self._rng, self._near = random.Random(), near or Near()
         self._perturb = Perturbation(noise, self._rng)
-        self._facts = [Known.of(fact) for fact in facts]
+        self._facts = [Known.of(fact, number) for number, fact in enumerate(facts)]
         self._of_set: dict[str, list[Known]] = {}
         self._of_subject: dict[tuple[str, str], list[Known]] = {}
         for known in self._facts:
@@ -123,14 +126,16 @@ class Pairs:
         """(kind, query) or (kind, query, prompt, target) of what does not ask; None where there is none."""
         rng, fact = self._rng, known.fact
         drawn = rng.random()
-        if drawn < SIBLING + STRANGER:
-            key = (fact.set, fact.subject)
-            pool = self._of_subject[key] if drawn < SIBLING else self._of_set[fact.set]
-            other = rng.choice(pool)
-            if other.fact.prompt != fact.prompt and (other.fact.subject == fact.subject) == (drawn < SIBLING):
-                kind, query = rng.choice([("prompt", other.fact.prompt), *other.fire])
-                if normalise_query(query) not in fact.asking and other.names(fact.subject) == (drawn < SIBLING):
-                    return f"sibling {kind}" if drawn < SIBLING else "stranger", query
+        if drawn < SIBLING:
+            other = rng.choice(self._of_subject[fact.set, fact.subject])
+            kind, query = rng.choice([("prompt", other.fact.prompt), *other.fire])
+            if other.fact.prompt != fact.prompt and normalise_query(query) not in fact.asking:
+                return f"sibling {kind}", query
+        elif drawn < SIBLING + STRANGER and known.number in self._near.facts:
+            other = self._facts[rng.choice(self._near.facts[known.number])]
+            _, query = rng.choice([("prompt", other.fact.prompt), *other.fire])
+            if normalise_query(query) not in fact.asking:
+                return "stranger", query
         elif drawn < SIBLING + STRANGER + SWAPPED and known.swappable:
             _, prompt = rng.choice(known.swappable)
             _, query = rng.choice([("prompt", fact.prompt), *known.fire])
@@ -141,6 +146,10 @@ class Pairs:
             _, query = rng.choice([("prompt", fact.prompt), *known.fire])
             if fact.subject and fact.subject in query and not other.names(fact.subject):
                 return "renamed", query.replace(fact.subject, other.fact.subject)
+        elif drawn < SIBLING + STRANGER + SWAPPED + RENAMED + UNRELATED and self._near.questions:
+            query, numbers = rng.choice(self._near.questions)
+            other = self._facts[rng.choice(numbers)]
+            return "unrelated", query, self._stated(other), other.fact.target
         if not known.other:
             return None
         kind, query = rng.choices(known.other, known.other_weights)[0]
@@ -155,9 +164,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Known:
-    """A fact with its texts in lists."""
+    """A fact with its texts in lists. number: its place among the facts."""
 
     fact: ContrastFact
+    number: int
     fire: list[tuple[str, str]]
     other: list[tuple[str, str]]
     fire_weights: list[float]
@@ -166,12 +176,13 @@ class Known:
     swappable: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, fact: ContrastFact) -> Known:
+    def of(cls, fact: ContrastFact, number: int) -> Known:
         """From the fact."""
         fire, other = list(texts(fact.fire)), list(texts(fact.other))
         other = [(kind, text) for kind, text in other if normalise_query(text) not in fact.asking]
         return cls(
             fact,
+            number,
             fire,
             other,
             [FIRE_WEIGHTS.get(kind, 1.0) for kind, _ in fire],

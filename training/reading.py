@@ -28,7 +28,7 @@ from torch.nn import ParameterDict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from megedit.encoder import TextEncoder
+from megedit.encoder import TextEncoder, shipped_encoder
 from megedit.lm.loading import resolve_folder
 from megedit.pseudo import load_pseudo_knowledge
 from megedit.pseudo.knowledge import short_key
@@ -43,6 +43,7 @@ from megedit.runtime.shipped import shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
 from megedit.settings import MINILM
 from training.corpus import DATA, FILES, ContrastFact, corpus, split, texts, written_files
+from training.near import nearest
 from training.pairs import Pairs
 
 Network = Literal["encoder", "verifier"]
@@ -100,7 +101,8 @@ class Verifying:
     def __init__(self, name: str, facts: list[ContrastFact], recipe: Recipe, device: str) -> None:
         self.networks = Verifier(name)
         self._tokens, self._size = self.networks.tokens, recipe.batch_size
-        self._pairs = Pairs(facts, load_pseudo_knowledge().noise)
+        pseudo = load_pseudo_knowledge()
+        self._pairs = Pairs(facts, pseudo.noise, nearest(facts, pseudo.unrelated, shipped_encoder(device)))
         self._device, self._dtype = torch.device(device), default_dtype(device)
 
     def pool(self, seed: str) -> list[tuple[Tensor, ...]]:
@@ -188,7 +190,7 @@ def main() -> None:
 def write_seen(path: Path, facts: list[ContrastFact], keep: bool) -> None:
     """Keys of all texts that are trained on, by which evaluations leave them out. keep: those in the file stay."""
     of_facts = ((fact.prompt, *(text for side in (fact.fire, fact.other) for _, text in texts(side))) for fact in facts)
-    keys = {short_key(text) for found in of_facts for text in found}
+    keys = {short_key(text) for found in (*of_facts, load_pseudo_knowledge().unrelated) for text in found}
     if keep and path.is_file():
         keys |= set(np.load(path, allow_pickle=False).tolist())
     np.save(path, np.array(sorted(keys), dtype="V5"))

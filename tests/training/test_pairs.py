@@ -3,7 +3,9 @@
 import random
 
 from megedit.edits.text import normalise_query
+from megedit.encoder import shipped_encoder
 from training.corpus import ContrastFact, corpus, texts
+from training.near import nearest
 from training.pairs import Pairs, Perturbation
 
 
@@ -44,3 +46,24 @@ def test_triples_hold_each_prompt_once_and_a_negative_that_asks_for_something_el
     assert len({prompt for _, prompt, _ in found}) == len(found) <= 32
     assert not any(normalise_query(negative) in asking[prompt] for _, prompt, negative in found)
     assert found == Pairs(facts, ["Noise."]).triples(32, "0")
+
+
+def test_near_facts_and_questions_are_about_another_subject() -> None:
+    facts = [
+        ContrastFact("Where was Ada Lovelace born?", "Rome", "Ada Lovelace", {}, {}, "counterfact"),
+        ContrastFact("Where was Alan Turing born?", "Oslo", "Alan Turing", {}, {}, "mquake"),
+        ContrastFact("In which town was Turing born?", "Oslo", "Turing", {}, {}, "mquake"),
+        ContrastFact("Which port does the gateway use?", "8443", "gateway", {}, {}, "halluedit"),
+    ]
+    near = nearest(facts, ["Where was Alan Turing born?", "Where was Grace Hopper born?"], shipped_encoder())
+    assert near.facts[0][-1] == 3 and set(near.facts[0]) == {1, 2, 3}
+    assert near.facts[1] == [0, 3] and near.facts[2] == [0, 3]  # not the other one about Turing
+    assert [(text, numbers[-1]) for text, numbers in near.questions] == [
+        ("Where was Alan Turing born?", 3),
+        ("Where was Grace Hopper born?", 3),
+    ]
+    assert set(near.questions[0][1]) == {0, 3}
+    pairs = Pairs(facts, ["Noise."], near).draw(200, "0")
+    asked = [pair for pair in pairs if pair.kind in ("-stranger", "-unrelated")]
+    assert asked and not any(pair.asks for pair in asked)
+    assert not any("Turing" in pair.query and "Turing" in pair.prompt for pair in asked)
