@@ -52,12 +52,12 @@ def comparison_cost(sets: Sets) -> str:
 
 def comparison_settings(sets: Sets) -> str:
     """What was tried for each method, the default first."""
-    header = ["method", "changed", *QUALITY, "s an edit"]
+    header = ["method", "changed", *QUALITY]
     rows = []
     for row in _rows(sets):
         changes = ", ".join(row["changes"]) or "nothing"
         metrics = [number((_metric(row, name) or {}).get("value")) for name in QUALITY.values()]
-        rows.append([row["method"], changes, *metrics, number(row.get("seconds_per_edit"), 2)])
+        rows.append([row["method"], changes, *metrics])
     return table(header, rows)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import make_many
+from benchmarks import comparison, make_many
 from megedit.edits import Edit
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -85,3 +87,20 @@ def test_real_facts_come_first() -> None:
     edits = list(make_many.many(DATA, 200, 0))
     assert len({e.id for e in edits}) == 200 and all(e.id.startswith("counterfact-") for e in edits)
     assert all(e.rephrases and e.subject for e in edits)
+
+
+def test_the_settings_with_the_highest_score_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(method: str, changes: list[str], score: float) -> dict[str, Any]:
+        return {"method": method, "changes": changes, "metrics": {"score": {"value": score}}}
+
+    monkeypatch.setattr(comparison, "RESULTS", tmp_path)
+    assert comparison.best(["ft"]) == []  # none were tried
+    rows = [
+        row("ft", [], 20.0),
+        row("ft", ["lr=1e-3", "epochs=3"], 30.0),
+        {"method": "ft", "changes": ["lr=1"], "error": "diverged"},
+        row("grace", [], 50.0),
+    ]
+    document = {"results": {"rows": rows}}
+    (tmp_path / "comparison_settings.json").write_text(json.dumps(document), "utf-8")
+    assert comparison.best(["grace", "ft", "lora"]) == ["ft.lr=1e-3", "ft.epochs=3"]
