@@ -10,7 +10,9 @@ by Score. Writes results/comparison_settings.json. Rows are kept in build/compar
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 from rich.console import Console
 
@@ -50,14 +52,16 @@ def main() -> None:
     data = FOLDER / "counterfact.jsonl"
     later = load_set(options.data, "counterfact", BEHIND + options.edits).edits.edits[BEHIND:]
     write_lines(data, [edit.to_json() for edit in later])
+    plan = Bench(options.base, str(data), (options.edits,), (), options.edits, seed=options.seed)
+    run(plan, FOLDER / "unedited", Console(stderr=True))  # the row that all are compared with
     rows = []
     for name in options.methods.split(","):
         for number, changes in enumerate(TRIED[name]):
             settings = settings_of([name], [f"{name}.{change}" for change in changes])
-            plan = Bench(
-                options.base, str(data), (options.edits,), (name,), options.edits, settings=settings, seed=options.seed
-            )
-            row = run(plan, FOLDER / f"{name}-{number}", Console(stderr=True))["rows"][-1]
+            folder = FOLDER / f"{name}-{number}"
+            copytree(FOLDER / "unedited" / "rows", folder / "rows", dirs_exist_ok=True)
+            tried = replace(plan, methods=(name,), settings=settings)
+            row = run(tried, folder, Console(stderr=True))["rows"][-1]
             rows.append({"changes": list(changes), **row})
             print(name, *changes, (row.get("metrics") or {}).get("score"), flush=True)
     settings = {"edits": options.edits, "behind": BEHIND, "base": base_name(options.base), "seed": options.seed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from megedit.baselines.alphaedit import AlphaEditSettings
 from megedit.baselines.bench import digest
 from megedit.baselines.ft import FineTuning, FineTuningSettings
 from megedit.baselines.grace import GraceSettings
+from megedit.baselines.locate import second_moment, states_at
 from megedit.baselines.lora import LoraSettings
 from megedit.baselines.malmen import MalmenSettings
 from megedit.baselines.meg import Meg
@@ -167,6 +169,24 @@ def test_losses_are_those_of_each_row_alone(tiny: Base, fitted: Fitted) -> None:
         assert answer_losses(answer_logits(tiny.model, alone), alone.labels).item() == pytest.approx(
             losses[i].item(), abs=1e-4
         )
+
+
+def test_second_moments_are_those_of_each_text_alone(
+    tiny: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches of texts of unequal length, and of no more tokens than were asked for."""
+    monkeypatch.setenv("MEGEDIT_CACHE", str(tmp_path / "cache"))
+    texts = ["Ada led it.", "The gateway uses port 8443 since May.", "It rained on Monday, and nobody came."]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), "utf-8")
+    counts = [len(tiny.tokenizer(text).input_ids) for text in texts]
+    settings = MemitSettings(text=str(tmp_path / "texts.txt"), tokens=sum(counts) - 2, batch_size=2)
+    _, matrix = output_matrix(tiny.layers[1])
+    keys = []
+    for text, cut in zip(texts, (0, 0, 2), strict=True):
+        ids = tiny.tokenizer(text, return_tensors="pt").input_ids
+        keys.append(states_at(tiny, matrix, {"input_ids": ids[:, : ids.shape[1] - cut]}, inputs=True)[0])
+    expected = torch.cat(keys).float()  # (tokens, inputs)
+    assert torch.allclose(second_moment(tiny, 1, settings), expected.T @ expected / len(expected), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -150,18 +150,28 @@ def second_moment(base: Base, layer: int, settings: LocateSettings) -> Tensor:
     if path.is_file():
         return load_file(path)["moment"].to(base.device)
     total, count = torch.zeros((), device=base.device), 0
-    for text in texts:
-        ids = base.tokenizer(text, return_tensors="pt").input_ids[:, : min(MOMENT_WINDOW, settings.tokens - count)]
-        if not ids.shape[1]:
-            break
-        keys = states_at(base, matrix, {"input_ids": ids.to(base.device)}, inputs=True)  # (1, tokens, inputs)
-        flat = keys[0].float()  # (tokens, inputs)
+    rows = sorted(_token_rows(base, texts, settings.tokens), key=len)  # of like length, so that there is little padding
+    for first in range(0, len(rows), settings.batch_size):
+        batch = pad(rows[first : first + settings.batch_size], base.tokenizer.pad_token_id).to(base.device)
+        keys = states_at(base, matrix, batch.inputs(0, batch.width), inputs=True)  # (rows, columns, inputs)
+        flat = keys[batch.mask == 1].float()  # (tokens, inputs)
         total, count = total + flat.T @ flat, count + len(flat)
     moment = total / max(count, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         save_file({"moment": moment.cpu().contiguous()}, partial)
     return moment
+
+
+def _token_rows(base: Base, texts: Sequence[str], tokens: int) -> Iterator[list[int]]:
+    """The tokens of texts, cut to `MOMENT_WINDOW` each, and so many in all at most."""
+    for text in texts:
+        row = base.tokenizer(text).input_ids[: min(MOMENT_WINDOW, tokens)]
+        if row:
+            yield row
+        tokens -= len(row)
+        if tokens <= 0:
+            break
 
 
 def _texts(path: str) -> list[str]:
