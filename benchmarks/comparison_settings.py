@@ -35,7 +35,7 @@ TRIED: dict[str, tuple[tuple[str, ...], ...]] = {
     "wise": ((), ("lr=1e-3",)),
     "scen": ((), ("threshold=0.8",)),
     "retrieval": ((), ("similarity=0.7",), ("similarity=0.8",)),
-    "semantic-cache": ((), ("similarity=0.7",), ("similarity=0.8",)),
+    "semantic-cache": ((), ("similarity=0.7",), ("similarity=0.6",)),
 }
 
 
