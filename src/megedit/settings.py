@@ -96,7 +96,7 @@ class RouterSettings:
         "nearest edit; combined: both",
     ] = "verified"
     false_fires: Annotated[float, "share of near misses that may fire (rule verified)"] = 0.05
-    gate_loss: Annotated[float, "share of held-out rephrases that the gate may end (rule verified)"] = 0.005
+    gate_loss: Annotated[float, "share of held-out rephrases that the gate may end (rule verified)"] = 0.01
     false_positives: Annotated[float, "share of held-out other queries let through (all other rules)"] = 0.01
 
     def __post_init__(self) -> None:
