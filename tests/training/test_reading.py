@@ -1,12 +1,14 @@
 """Training of encoder and verifier: a short run is written, and one that was stopped goes on as if it had not been."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from megedit.pseudo import load_pseudo_knowledge
 from megedit.router.verifier import Verifier
 from megedit.runtime.checkpoint import Checkpoint, State
 from megedit.runtime.lowrank import apply_changes
@@ -22,7 +24,10 @@ RECIPE = Recipe(steps=4, batch_size=8, lr=7e-4, average=0.999, rank=2)
 
 @pytest.fixture(autouse=True)
 def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches a pool, a checkpoint after each."""
+    """Two batches a pool, a checkpoint after each, and few unrelated questions."""
+    knowledge = load_pseudo_knowledge()
+    few = replace(knowledge, unrelated=knowledge.unrelated[:20])
+    monkeypatch.setattr(reading, "load_pseudo_knowledge", lambda: few)
     monkeypatch.setattr(reading, "POOL", 2)
     monkeypatch.setattr(reading, "CHECKPOINT_EVERY", 1)
     monkeypatch.setattr(reading, "WORKERS", 0)
