@@ -15,8 +15,9 @@ READY := $(VENV)/.ready
 demo: setup
 	$(VENV)/bin/meg demo --out adapters/demo
 
+# A process a core, and a thread for each: the tests' models are too small for more.
 test: setup
-	$(VENV)/bin/pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal
 
 # vLLM pins other versions than constraints.txt, so it has an environment of its own.
 test-vllm: adapters/demo
