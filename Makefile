@@ -16,8 +16,10 @@ demo: setup
 	$(VENV)/bin/meg demo --out adapters/demo
 
 # A process a core, and a thread for each: the tests' models are too small for more.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST)
 
 # vLLM pins other versions than constraints.txt, so it has an environment of its own.
 test-vllm: adapters/demo
@@ -54,19 +56,19 @@ LOWEST := $(VENV)/lowest
 NEWEST := $(VENV)/newest
 
 bounds: $(LOWEST)/.ready $(NEWEST)/.ready
-	$(LOWEST)/bin/python -m pytest -q -m "not slow" $(CALLS)
-	$(NEWEST)/bin/python -m pytest -q -m "not slow" $(CALLS)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -q -m "not slow" $(CALLS)
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) -q -m "not slow" $(CALLS)
 
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --constraint constraints.txt torch
-	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt pytest hypothesis httpx2 openai --editable '.[serve]'
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt pytest pytest-xdist hypothesis httpx2 openai --editable '.[serve]'
 	touch $@
 
 $(NEWEST)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet --constraint constraints.txt torch
-	$(NEWEST)/bin/pip install --quiet pytest hypothesis httpx2 openai --editable '.[serve]'
+	$(NEWEST)/bin/pip install --quiet pytest pytest-xdist hypothesis httpx2 openai --editable '.[serve]'
 	touch $@
 
 setup: $(READY)
