@@ -6,10 +6,9 @@
 
 The edits are the first ones of counterfact.jsonl, as in `benchmarks.edits`: a clean rephrase and a neighbour each,
 questions left out that the shipped networks were trained on. Beside them, the first facts of contrast_science.jsonl are
-edited, and asked with their contrast texts. Writes results/comparison_EDITS.json, or
-ablations_EDITS.json. Rows are kept in build/comparison
-until then, and only missing ones are made. Of the settings that benchmarks.comparison_settings tried, each method has
-the best.
+edited, and asked with their contrast texts. Of the settings that benchmarks.comparison_settings tried, each method has
+the best. Writes results/comparison_EDITS.json, or ablations_EDITS.json. Rows are kept in build/comparison until then,
+and only missing ones are made.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def train(
     """Train parameters of the base model, or of a hook in it, on examples, in epochs of shuffled mini-batches.
 
     layer: the lowest one with such parameters; those below it run once. advance: called with numbers that add up to
-    that of the examples. further: a loss beside that of the answers, asked
-    for behind the forward pass of each batch. Raises MegError where the loss diverges.
+    that of the examples. further: a loss beside that of the answers, asked for behind the forward pass of each batch.
+    Raises MegError where the loss diverges.
     """
     for parameter in parameters:
         parameter.requires_grad_(True)

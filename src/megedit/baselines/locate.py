@@ -10,7 +10,7 @@ implementation, the search for delta ends where the answer is likely enough.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -195,8 +195,6 @@ def _texts(path: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------
 # Target values
 
-Added = Callable[[Tensor], Tensor]  # of a module's output
-
 
 def target_changes(
     base: Base,
@@ -238,27 +236,28 @@ def _optimised(
     optimizer = torch.optim.Adam(deltas, lr=settings.lr)
     with torch.no_grad():
         before = essence.log_probs(modules, deltas) if settings.kl else None  # (rows, vocabulary)
-    left = torch.arange(len(sizes[0]), device=sizes[0].device)  # (left,)
+    left = torch.arange(len(sizes[0]), device=sizes[0].device)  # (left,), the rows that are still run
     for _ in range(settings.steps):
         now = [delta[left] for delta in deltas]  # each (left, d)
-        answers = answer_losses(asked[left].logits(modules, now), asked.labels[left])  # (left,)
-        going = answers.detach() >= settings.stop
+        answers = answer_losses(asked.logits(modules, now), asked.labels)  # (left,)
+        losses, going = answers, answers.detach() >= settings.stop
         if not going.any():
             break
-        losses = answers
         if before is not None:
-            said = essence[left].log_probs(modules, now)  # (left, vocabulary)
-            losses = losses + settings.kl * F.kl_div(said, before[left], log_target=True, reduction="none").sum(-1)
+            said = essence.log_probs(modules, now)  # (left, vocabulary)
+            losses = losses + settings.kl * F.kl_div(said, before, log_target=True, reduction="none").sum(-1)
         for delta, size in zip(now, sizes, strict=True):
-            losses = losses + settings.decay * (delta.norm(dim=1) / size[left]).square()
+            losses = losses + settings.decay * (delta.norm(dim=1) / size).square()
         for delta, gradient in zip(deltas, torch.autograd.grad(losses[going].sum(), deltas), strict=True):
             delta.grad = gradient
         kept = [delta.detach().clone() for delta in deltas]
         optimizer.step()
-        left = left[going]
+        if not going.all():
+            left, asked, essence = left[going], asked[going], essence[going]
+            sizes, before = [size[going] for size in sizes], None if before is None else before[going]
         with torch.no_grad():
             for delta, old, size in zip(deltas, kept, sizes, strict=True):
-                longest = settings.clamp * size[left]  # (left,)
+                longest = settings.clamp * size  # (left,)
                 old[left] = delta[left] * (longest / delta[left].norm(dim=1).clamp(min=1e-12)).clamp(max=1)[:, None]
                 delta.copy_(old)  # those that rest are as they were
     return [delta.detach() for delta in deltas]

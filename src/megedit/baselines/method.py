@@ -22,7 +22,7 @@ from megedit.edits import Edit
 from megedit.errors import MegError
 from megedit.evaluate.systems import ModelSystem, System
 from megedit.lm.backbone import Backbone, Lower
-from megedit.lm.batches import IGNORED, Example, pad, position_ids, tokenize_all
+from megedit.lm.batches import IGNORED, Example, Padded, pad, tokenize_all
 from megedit.lm.loading import load_base
 from megedit.lm.structure import find_decoder_layers, find_feed_forward
 from megedit.lm.template import Template
@@ -235,7 +235,7 @@ class Upper:
 
 def inputs_to(batch: Batch) -> dict[str, Tensor]:
     """The arguments of a forward pass over a batch."""
-    return {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": position_ids(batch.mask)}
+    return Padded(batch.ids, batch.mask).inputs(0, batch.ids.shape[1])
 
 
 def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:
