@@ -39,7 +39,7 @@ from megedit.runtime.device import default_dtype, mixed_precision
 from megedit.runtime.lowrank import DOWN, UP
 from megedit.runtime.progress import Stages
 from megedit.runtime.resume import Workspace
-from megedit.runtime.shipped import shipped
+from megedit.runtime.shipped import ENCODER, shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
 from megedit.settings import MINILM
 from training.corpus import DATA, FILES, ContrastFact, corpus, split, texts, written_files
@@ -197,9 +197,10 @@ def write_seen(path: Path, facts: list[ContrastFact], keep: bool) -> None:
 
 
 def fingerprint(recipe: Recipe, start: Path | None) -> str:
-    """A digest of the corpus, the recipe and the changes that a run goes on from."""
+    """A digest of what a run reads: corpus, noise, questions, encoder, recipe, and the changes that it goes on from."""
     digest = hashlib.sha256(json.dumps(asdict(recipe)).encode())
-    for path in [*(DATA / name for name in FILES), *written_files(), *([start] if start else [])]:
+    read = [shipped(name) for name in ("noise.txt", "unrelated.txt", ENCODER)]
+    for path in [*(DATA / name for name in FILES), *written_files(), *read, *([start] if start else [])]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
