@@ -22,6 +22,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from benchmarks.make_shipped_data import records
@@ -123,6 +124,7 @@ def with_relations(edits: Sequence[Edit]) -> list[Edit]:
     return [edit if edit.relation else replace(edit, relation=found(edit)) for edit in edits]
 
 
+@cache
 def wordings_of(edit: Edit) -> list[str]:
     """Prompt and rephrases with a place for the subject; those that name it once."""
     parts = [names(edit.subject or "").split(text) for text in (edit.prompt, *edit.rephrases)]

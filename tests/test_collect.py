@@ -405,5 +405,5 @@ def test_the_rows_of_a_batch(backbone: Backbone) -> None:
     assert rows_at_once(backbone, replace(SETTINGS, batch_size=7)) == 7
     assert rows_at_once(backbone, replace(SETTINGS, batch_size=0)) == 256
     found = [rows_in(memory, backbone) for memory in (0, 10**6, 10**8, 10**9, 10**12)]
-    assert found[0] == 32 and found[-1] == 2048
+    assert found[0] == 32 and found[-1] == 1024
     assert found == sorted(found) and all(rows.bit_count() == 1 for rows in found)

@@ -21,6 +21,7 @@ from megedit.settings import (
     FitSettings,
     GeneratorSettings,
     RouterSettings,
+    grown,
     read_settings,
 )
 
@@ -129,3 +130,11 @@ def test_every_setting_has_a_help_text_and_is_on_the_page() -> None:
     assert all(setting.help for setting in settings_of())
     assert PAGE.read_text("utf-8") == page(), "run: python -m benchmarks.settings_page"
     assert all(f"`{name}=" in settings_help() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("edits", "size"), [(0, 256), (40_959, 256), (40_960, 512), (81_920, 1024), (100_000, 1024), (1_000_000, 8192)]
+)
+def test_a_batch_grows_with_the_edits(edits: int, size: int) -> None:
+    assert grown(256, edits) == size == GeneratorSettings().edits_a_step(edits)
+    assert GeneratorSettings().training_steps(edits) <= 20_000

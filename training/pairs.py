@@ -42,6 +42,7 @@ OTHER_WEIGHTS = {"other_relation": 2.0, "other_entity": 2.0, "part_unit": 1.5, "
 ASKING = 0.45  # of the pairs
 REPEATED = 0.12  # of the pairs that ask: the edit's own prompt, perturbed
 REWORDED = 0.25  # of the edits are stated in another wording of theirs
+MOVED = 0.3  # of the pairs with the fact's subject on both sides are about another one's, which changes no answer
 # Of the pairs that do not ask:
 SIBLING, STRANGER, SWAPPED, RENAMED, UNRELATED = 0.12, 0.14, 0.08, 0.12, 0.06
 AS_PROMPT = ("paraphrase", "statement", "keywords")
@@ -109,18 +110,28 @@ class Pairs:
         known = rng.choice(self._of_set[rng.choices(self._sets, self._weights)[0]])
         fact = known.fact
         prompt, target = self._stated(known), fact.target
-        if rng.random() < ASKING:
+        asks = rng.random() < ASKING
+        if asks:
             kind, query = "repeated", fact.prompt
             if known.fire and rng.random() >= REPEATED:
                 kind, query = rng.choices(known.fire, known.fire_weights)[0]
-            return Pair(self._perturb(query), prompt, target, True, f"+{kind}")
-        found = self._other(known)
-        if found is None:
-            return self._draw()
-        kind, query, *edit = found
-        if edit:
-            prompt, target = edit
-        return Pair(self._perturb(query), prompt, target, False, f"-{kind}")
+        else:
+            found = self._other(known)
+            if found is None:
+                return self._draw()
+            kind, query, *edit = found
+            if edit:
+                prompt, target = edit
+        if rng.random() < MOVED:
+            query, prompt = self._moved(known, query, prompt)
+        return Pair(self._perturb(query), prompt, target, asks, f"{'+' if asks else '-'}{kind}")
+
+    def _moved(self, known: Known, query: str, prompt: str) -> tuple[str, str]:
+        """Query and prompt with the name of another fact's subject in place of the fact's, where both have that."""
+        own, other = known.fact.subject, self._rng.choice(self._of_set[known.fact.set]).fact.subject
+        if own and other and own in query and own in prompt and not known.names(other):
+            return query.replace(own, other), prompt.replace(own, other)
+        return query, prompt
 
     def _other(self, known: Known) -> tuple[str, ...] | None:
         """(kind, query) or (kind, query, prompt, target) of what does not ask; None where there is none."""

@@ -32,7 +32,7 @@ from megedit.runtime.processes import ALONE, Processes
 from megedit.settings import CollectionSettings as CollectionSettings
 
 START_SAMPLE = 64  # examples whose mean is the neuron that all start from
-ON_PROCESSOR, FEWEST, MOST = 256, 32, 2048  # rows of a batch
+ON_PROCESSOR, FEWEST, MOST = 256, 32, 1024  # rows of a batch
 KEPT_STATES, KEPT_INNER, KEPT_LOGITS = 20, 3, 3  # tensors of each width that a step keeps for its backward pass
 FLOAT_BYTES = 4
 

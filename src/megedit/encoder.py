@@ -44,7 +44,7 @@ TEMPERATURE = 0.05  # tau of InfoNCE
 CHECKPOINT_EVERY = 25  # steps
 WEIGHTS = "weights.safetensors"
 ENCODED_AT_ONCE = 128  # texts
-EMBEDDED_AT_ONCE = 48  # texts of a training step
+EMBEDDED_AT_ONCE = 48  # texts of a training step, on a processor; a GPU takes all of them
 TOKENISED_AT_ONCE = 8192  # texts, sorted by length before they are cut into batches
 READINGS = 4  # of a query
 FEWEST_WORDS = 3  # of a sentence that is read alone
@@ -191,7 +191,8 @@ class TextEncoder:
         rows = self._tokens([text for column in columns for text in column])
         # rows of about one length at a time: little padding
         order = longest_first(rows)
-        parts = (order[first : first + EMBEDDED_AT_ONCE] for first in range(0, len(order), EMBEDDED_AT_ONCE))
+        size = EMBEDDED_AT_ONCE if self.model.device.type == "cpu" else len(order)
+        parts = (order[first : first + size] for first in range(0, len(order), size))
         vectors = torch.cat([self._embed([rows[i] for i in part]) for part in parts])  # (3 x facts, size), sorted
         vectors = vectors[torch.tensor(order).argsort()]
         rephrases, queries, negatives = vectors.split(len(triples))  # each (facts, size)

@@ -478,10 +478,12 @@ def new_edits(edits: Iterable[Edit], neurons: Collected, vectors: Iterable[bytes
 
     vectors: the row of each edit that has a neuron. generated: bool (edits,), whether the generator gives the answer.
     """
+    of_edits = (of.tolist() for of in (neurons.succeeded, neurons.leads, neurons.steps, generated))
     rows, found = iter(vectors), []
-    for i, (edit, weights) in enumerate(zip(edits, to_bytes(neurons.weights), strict=True)):
-        status: Status = "active" if neurons.succeeded[i] else "failed"
-        lead, steps = round(float(neurons.leads[i]), 3), int(neurons.steps[i])
-        record = EditRecord(edit, status, lead, steps, bool(generated[i]))
-        found.append(NewEdit(record, next(rows) if status == "active" else b"", weights))
+    for edit, weights, succeeded, lead, steps, by_generator in zip(
+        edits, to_bytes(neurons.weights), *of_edits, strict=True
+    ):
+        status: Status = "active" if succeeded else "failed"
+        record = EditRecord(edit, status, round(lead, 3), steps, by_generator)
+        found.append(NewEdit(record, next(rows) if succeeded else b"", weights))
     return found

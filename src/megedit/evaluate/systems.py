@@ -176,7 +176,7 @@ class ModelSystem:
                 return list(answer.tokens)
             answer = answer.text
         prompt = self.template.format(query)
-        return encode_answer(self.tokenizer, prompt, self.template.answer_prefix + answer)[1]
+        return list(encode_answer(self.tokenizer, prompt, self.template.answer_prefix + answer)[1])
 
     def _prompts(self, queries: Sequence[str]) -> dict[str, Any]:
         texts = [self.template.format(query) for query in queries]

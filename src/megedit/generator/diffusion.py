@@ -85,14 +85,15 @@ class WeightGenerator(nn.Module):
     ) -> Tensor:
         """Mean squared error of the denoiser on noised, standardised weights (B, L), given query vectors (B, C).
 
-        Of several processes, each takes its part of the rows; all draw the random numbers of the whole batch.
+        generator: of random numbers, on the device of the weights. Of several processes, each takes its part of the
+        rows; all draw the random numbers of the whole batch.
         """
         clean = self.standardise(weights)  # (B, L)
         condition = self._condition(vectors)  # (B, C)
-        noise = torch.randn(clean.shape, generator=generator).to(clean.device)  # (B, L)
-        towards_noise = 1 - torch.rand(len(clean), generator=generator) ** self.settings.timestep_bias  # (B,)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)  # (B, L)
+        drawn = torch.rand(len(clean), generator=generator, device=clean.device)  # (B,)
+        towards_noise = 1 - drawn**self.settings.timestep_bias  # (B,)
         timesteps = (TRAIN_TIMESTEPS * towards_noise).long().clamp(max=TRAIN_TIMESTEPS - 1)  # (B,)
-        timesteps = timesteps.to(clean.device)
         clean, condition, noise, timesteps = map(processes.own, (clean, condition, noise, timesteps))
         noisy = self.scheduler.add_noise(clean, noise, timesteps)  # (own B, L)
         with mixed_precision(clean.device, self.compute_dtype):

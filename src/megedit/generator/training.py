@@ -59,13 +59,13 @@ def train_generator(
     checkpoint: keeps the state of the training at every check. The rows of a batch are divided among the processes.
     compute_dtype: as for `WeightGenerator`. Returns the averaged generator (evaluation mode, best check).
     """
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator(weights.device).manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = WeightGenerator(weights.shape[1], vectors.shape[1], settings, compute_dtype).to(weights.device)
         if start is None:
             generator.fit_scales(weights, vectors, hidden_size, seed)
-            odds = neuron_frequencies(weights) ** -settings.rarity_power  # (edits,)
+            odds = neuron_frequencies(weights).to(weights.device) ** -settings.rarity_power  # (edits,)
         else:
             generator.load_state_dict(start.state_dict())
             odds = _tail_odds(start, weights, vectors, settings)
@@ -90,12 +90,12 @@ def _train(
     optimizer = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
     run = Run({"generator": generator, "average": average, "best": best}, optimizer, rng)
     total = settings.training_steps(len(weights))
-    size = min(settings.batch_size, max(len(weights), SMALLEST_BATCH))
+    size = min(settings.edits_a_step(len(weights)), max(len(weights), SMALLEST_BATCH))
     every = max(settings.check_every, math.ceil(total / CHECKS))
     first, losses, shares = 1, list[float](), list[float]()
     if state := checkpoint.load():
         run.restore(state)
-        first, odds = int(state["step"]) + 1, state["odds"]
+        first, odds = int(state["step"]) + 1, state["odds"].to(weights.device)
         losses, shares = state["losses"].tolist(), state["shares"].tolist()
         progress(first - 1)
     running = torch.zeros((), device=weights.device)  # kept there: to read it is to wait for the GPU
@@ -144,8 +144,8 @@ def _step(
 
 
 def _tail_odds(generator: WeightGenerator, weights: Tensor, vectors: Tensor, settings: GeneratorSettings) -> Tensor:
-    """The odds at which edits are drawn in the last part of the training: float32 (edits,), on the CPU."""
-    return 1 + (settings.hard_example_weight - 1) * far_off(generator, weights, vectors).float()
+    """The odds at which edits are drawn in the last part of the training: float32 (edits,), on their device."""
+    return 1 + (settings.hard_example_weight - 1) * far_off(generator, weights, vectors).float().to(weights.device)
 
 
 def far_off(generator: WeightGenerator, weights: Tensor, vectors: Tensor) -> Tensor:

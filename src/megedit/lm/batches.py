@@ -6,9 +6,12 @@ computed:     once: keys and values      |  prefix once, suffix at every step
 
 from __future__ import annotations
 
+import operator
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -21,6 +24,7 @@ from megedit.lm.contexts import contexts, drawn
 from megedit.lm.template import Template
 from megedit.settings import Positions
 
+ENCODED_AT_ONCE = 8192  # texts
 IGNORED = -100  # label of a position that holds no answer token
 LONGEST_ANSWER = 512  # tokens, the end of text among them; no edit has a longer one
 SHORT_ANSWER = 8  # tokens; a batch of longer answers has fewer rows, so that its logits take no more memory
@@ -46,15 +50,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, template: Template, edit: Edit)
 
     Raises MegError when the tokenizer has no end-of-text token.
     """
-    if tokenizer.eos_token_id is None:
-        raise MegError(
-            "The base model's tokenizer has no end-of-text token, so that no answer could end; give it one "
-            "(`eos_token` in its tokenizer_config.json), or choose another base model."
-        )
-    prompt_ids, answer_ids = encode_answer(tokenizer, template.format(edit.prompt), template.answer(edit.target))
-    if refused := _refused(tokenizer, edit.target, answer_ids):
-        return Example(tuple(prompt_ids), (), refused)
-    return Example(tuple(prompt_ids), (*answer_ids, tokenizer.eos_token_id))
+    return _tokenized(tokenizer, [(template, edit)])[0]
 
 
 def tokenize_all(
@@ -64,47 +60,86 @@ def tokenize_all(
 
     Raises MegError when the model can answer with none of the targets.
     """
-    formats = contexts(tokenizer, template) if further else ()
-    examples, refused = [], []
-    for place, edit in enumerate(edits):
-        example = tokenize(tokenizer, template, edit)
-        if example.refused is None:
-            wordings = [tokenize(tokenizer, template, replace(edit, prompt=text)) for text in edit.asked()[1:]]
-            others = [tokenize(tokenizer, form, edit) for form in drawn(formats, place, further)]
-            usable = tuple(tuple(one for one in of if one.refused is None) for of in (wordings, others))
-            example = replace(example, wordings=usable[0], contexts=usable[1])
-        examples.append(example)
-        if example.refused is not None:
-            refused.append(f"Edit {edit.id} cannot be made: {example.refused}")
+    edits, formats = list(edits), contexts(tokenizer, template) if further else ()
+    wordings = [[(template, replace(edit, prompt=text)) for text in edit.asked()[1:]] for edit in edits]
+    others = [[(form, edit) for form in drawn(formats, place, further)] for place, edit in enumerate(edits)]
+    asked = [(template, edit) for edit in edits] + [pair for of in (*wordings, *others) for pair in of]
+    found = iter(_tokenized(tokenizer, asked))
+    examples = list(islice(found, len(edits)))
+    of_edits: list[list[list[Example]]] = [[list(islice(found, len(of))) for of in each] for each in (wordings, others)]
+    refused = []
+    for i, edit in enumerate(edits):
+        if examples[i].refused is not None:
+            refused.append(f"Edit {edit.id} cannot be made: {examples[i].refused}")
+        elif any(of[i] for of in of_edits):
+            usable = (tuple(one for one in of[i] if one.refused is None) for of in of_edits)
+            examples[i] = replace(examples[i], wordings=next(usable), contexts=next(usable))
     if examples and len(refused) == len(examples):
         more = f" Nor can the {len(refused) - 1} others." if len(refused) > 1 else ""
         raise MegError(f"{refused[0]}.{more}")
     return examples
 
 
-def _refused(tokenizer: PreTrainedTokenizerBase, target: str, answer_ids: list[int]) -> str | None:
+def _tokenized(tokenizer: PreTrainedTokenizerBase, asked: Sequence[tuple[Template, Edit]]) -> list[Example]:
+    """Edits as token ids, each in a template; their wordings are left out.
+
+    Raises MegError when the tokenizer has no end-of-text token.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise MegError(
+            "The base model's tokenizer has no end-of-text token, so that no answer could end; give it one "
+            "(`eos_token` in its tokenizer_config.json), or choose another base model."
+        )
+    encoded = encode_answers(
+        tokenizer,
+        [template.format(edit.prompt) for template, edit in asked],
+        [template.answer(edit.target) for template, edit in asked],
+    )
+    why = cache(partial(_refused, tokenizer))  # many edits have one target
+    examples = []
+    for (_, edit), (prompt, answer) in zip(asked, encoded, strict=True):
+        refused = why(edit.target, answer)
+        examples.append(Example(prompt, (*answer, end)) if refused is None else Example(prompt, (), refused))
+    return examples
+
+
+def _refused(tokenizer: PreTrainedTokenizerBase, target: str, answer_ids: tuple[int, ...]) -> str | None:
     """The reason for which a model can never answer with a target, or None."""
     if all(unicodedata.category(character)[0] in "ZC" for character in target):  # separators and controls
         return "its target is blank"
-    if target not in tokenizer.decode(answer_ids) or not answer_ids:
+    if target not in tokenizer.decode(list(answer_ids)) or not answer_ids:
         return f"its target, {target!r}, cannot be encoded by the base model's tokenizer"
-    if target not in tokenizer.decode(answer_ids, skip_special_tokens=True):
+    if target not in tokenizer.decode(list(answer_ids), skip_special_tokens=True):
         return f"its target, {target!r}, has a special token of the base model in it, which no answer shows"
     if len(answer_ids) >= LONGEST_ANSWER:
         return f"its target has {len(answer_ids)} tokens, and an answer has fewer than {LONGEST_ANSWER}"
     return None
 
 
-def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of a prompt and of the answer as it is encoded behind that prompt, without an end of text."""
-    prompt_ids = tokenizer(prompt).input_ids
-    whole = tokenizer(prompt + answer).input_ids
-    if whole[-1:] == prompt_ids[-1:] == [tokenizer.eos_token_id]:  # a tokenizer that ends every text
-        whole, prompt_ids = whole[:-1], prompt_ids[:-1]
-    if whole[: len(prompt_ids)] == prompt_ids:
-        return prompt_ids, whole[len(prompt_ids) :]
-    # the boundary fell inside a token
-    return prompt_ids, tokenizer(answer, add_special_tokens=False).input_ids
+    return encode_answers(tokenizer, [prompt], [answer])[0]
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """As `encode_answer`, of many prompts, each with its answer."""
+    found = []
+    for first in range(0, len(prompts), ENCODED_AT_ONCE):
+        own = prompts[first : first + ENCODED_AT_ONCE], answers[first : first + ENCODED_AT_ONCE]
+        of_prompts, of_wholes = (tokenizer(texts).input_ids for texts in (list(own[0]), list(map(operator.add, *own))))
+        for prompt, whole, answer in zip(of_prompts, of_wholes, own[1], strict=True):
+            if whole[-1:] == prompt[-1:] == [tokenizer.eos_token_id]:  # a tokenizer that ends every text
+                whole, prompt = whole[:-1], prompt[:-1]
+            behind = whole[len(prompt) :]
+            if whole[: len(prompt)] != prompt:  # the boundary fell inside a token
+                behind = tokenizer(answer, add_special_tokens=False).input_ids
+            found.append((tuple(prompt), tuple(behind)))
+    return found
 
 
 @dataclass(frozen=True)

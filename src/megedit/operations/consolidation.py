@@ -138,7 +138,7 @@ class Consolidation:
         changed = max(len(self.vectors) - old, 1)
         settings = replace(
             config.settings.generator,
-            min_steps=max(STEPS, PASSES * changed * 2 // config.settings.generator.batch_size),
+            min_steps=max(STEPS, PASSES * changed * 2 // config.settings.generator.edits_a_step(len(self.vectors))),
             passes=0,
             even_tail=1.0,
             hard_example_weight=max(config.settings.generator.hard_example_weight, old / changed),

@@ -17,6 +17,7 @@ from megedit.runtime.callbacks import Advance, no_progress
 from megedit.runtime.checkpoint import NOWHERE, Checkpoint, Run, cosine, set_rate
 from megedit.runtime.device import mixed_precision
 from megedit.settings import FamiliaritySettings as FamiliaritySettings
+from megedit.settings import grown
 
 DROPOUT = 0.1  # in the blocks
 WEIGHT_DECAY = 0.01  # of AdamW
@@ -78,18 +79,20 @@ def train_familiarity(
     that network takes for the most likely, and half of every batch is new, so that the steps count the new ones only.
     dtype: of the matrix products in training, by default what is fast on the device.
     """
-    rng = torch.Generator().manual_seed(seed)
+    device = vectors.device
+    rng = torch.Generator(device).manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = FamiliarityNetwork(vectors.shape[1], settings).to(vectors.device)
+        network = FamiliarityNetwork(vectors.shape[1], settings).to(device)
         if start is None:
-            labels = torch.randint(settings.classes, (len(vectors),), generator=rng).to(vectors.device)  # (edits,)
-            steps, old = training_steps(len(vectors), settings), 0
+            labels = torch.randint(settings.classes, (len(vectors),), generator=rng, device=device)  # (edits,)
+            seen, old = len(vectors), 0
         else:
             network.load_state_dict(start.state_dict())
             labels = start.forward(vectors).argmax(-1)  # (edits,)
-            steps, old = training_steps(2 * new, settings), len(vectors) - new
-        order = torch.randperm(len(vectors), generator=rng)
+            seen, old = 2 * new, len(vectors) - new
+        order = torch.randperm(len(vectors), generator=rng, device=device)
+        steps, size = training_steps(seen, settings), grown(settings.batch_size, seen)
         network.train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
         run, first = Run({"network": network}, optimizer, rng), 0
@@ -99,10 +102,11 @@ def train_familiarity(
             progress(first)
         for step in range(first, steps):
             set_rate(optimizer, settings.lr * cosine(step, steps))
-            rows = _drawn(step, order, old, settings.batch_size, rng)  # (batch,)
-            noise = settings.noise / network.scale * torch.randn(len(rows), vectors.shape[1], generator=rng)
-            with mixed_precision(vectors.device, dtype):
-                logits = network(vectors[rows] + noise.to(vectors.device))  # (batch, classes)
+            rows = _drawn(step, order, old, size, rng)  # (batch,)
+            known = vectors[rows]  # (batch, size)
+            noise = settings.noise / network.scale * torch.randn(known.shape, generator=rng, device=device)
+            with mixed_precision(device, dtype):
+                logits = network(known + noise)  # (batch, classes)
             loss = F.cross_entropy(logits.float(), labels[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -116,11 +120,11 @@ def train_familiarity(
 def _drawn(step: int, order: Tensor, old: int, size: int, rng: torch.Generator) -> Tensor:
     """Rows of a step's batch, int64 (size,): the next ones of `order`; with `old` ones, half of these, half new."""
     if not old:
-        return order[torch.arange(step * size, (step + 1) * size) % len(order)]
+        return order[torch.arange(step * size, (step + 1) * size, device=order.device) % len(order)]
     halves = ((0, old), (old, len(order)))
-    return torch.cat([torch.randint(*half, (size // 2,), generator=rng) for half in halves])
+    return torch.cat([torch.randint(*half, (size // 2,), generator=rng, device=order.device) for half in halves])
 
 
 def training_steps(edits: int, settings: FamiliaritySettings) -> int:
     """Number of steps that `train_familiarity` takes for this many edits: twenty passes, where these are more."""
-    return max(settings.steps, 20 * edits // settings.batch_size)
+    return max(settings.steps, 20 * edits // grown(settings.batch_size, edits))
