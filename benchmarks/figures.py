@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.sources import CURVE, PROBES, SETS, Results, present
 from benchmarks.tables import METRICS
+from megedit.router.decision import kind_of
 
 GREY, UNEDITED, EDITED = "#768390", "#9aa4af", "#2f81f7"  # readable on white and on black
 
@@ -32,8 +33,8 @@ def router_data(results: Results) -> dict[str, Any] | None:
         title: {
             "curve": [(x, y) for _, x, y in values["calibration_curve"]],
             "point": [
-                values["calibration"]["rules"][values["calibration"]["rule"]][f"{kind}_positive_rate"]
-                for kind in ("false", "true")
+                values["calibration"]["decisions"][kind_of(values["calibration"]["rule"])][f"{side}_positive_rate"]
+                for side in ("false", "true")
             ],
         }
         for title, values in present(results, SETS).items()

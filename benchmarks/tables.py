@@ -19,7 +19,8 @@ from benchmarks.router_tables import (
     reading,
 )
 from benchmarks.serving_tables import serving_checks, serving_load, serving_vllm
-from benchmarks.sources import ANCHORS, CURVE, DEVICES, FAMILIES, HARDER, HEADLINE, PROBES, RAW, SETS, SHAPES, UNSEEN
+from benchmarks.sources import ANCHORS, CURVE, DEVICES, FAMILIES, HARDER, PROBES, RAW, SETS, SHAPES, TWO_CORES, UNSEEN
+from megedit.router.decision import kind_of
 
 METRICS = [(kind, measure) for kind in ("reliability", "generality", "locality") for measure in ("ag", "tf")]
 FURTHER = {  # rows of further questions in a result: what they are, and the metric
@@ -120,15 +121,15 @@ def scaling(sets: Sets) -> str:
 
 
 def router(sets: Sets) -> str:
-    """Decision rules of the router on held-out pseudo-knowledge, each at its own best threshold."""
+    """Features by which the gate can judge, on held-out facts, each at the threshold that ends hardly any rephrase."""
     rows = []
     for title, values in sets.items():
         calibration = values["calibration"]
-        for rule, found in calibration["rules"].items():
-            used = " (used)" if rule == calibration["rule"] else ""
-            rates = (number(100 * found[f"{kind}_positive_rate"]) for kind in ("true", "false"))
-            rows.append([f"{title}: {rule}{used}", number(found["auc"], 4), *rates])
-    header = ["rule", "area under the ROC curve", "rephrases recognised, %", "other queries let through, %"]
+        for kind, found in calibration["decisions"].items():
+            used = " (used)" if kind == kind_of(calibration["rule"]) else ""
+            rates = (number(100 * found[f"{side}_positive_rate"]) for side in ("true", "false"))
+            rows.append([f"{title}: {kind}{used}", number(found["auc"], 4), *rates])
+    header = ["gate", "area under the ROC curve", "rephrases let through, %", "other queries let through, %"]
     return table(header, rows)
 
 
@@ -347,13 +348,13 @@ PLAIN = {
 
 # name -> (the table, the result files it is made from)
 TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
-    "headline": (quality, HEADLINE),
-    "stages": (stages, SETS),
+    "headline": (quality, SETS),
+    "stages": (stages, TWO_CORES),
     "devices": (quality, DEVICES),
     "device-stages": (stages, DEVICES),
     "shapes": (shapes, SHAPES),
     "shape-generators": (shape_generators, SHAPES),
-    "scaling": (scaling, {"CounterFact": SETS["CounterFact"]}),
+    "scaling": (scaling, {"CounterFact": TWO_CORES["CounterFact, two cores"]}),
     "families": (quality, FAMILIES),
     "probes": (probes, PROBES),
     "router": (router, SETS),
@@ -378,13 +379,13 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
     "serving-vllm": (serving_vllm, {"vLLM": "serving_vllm"}),
     "busy": (busy, {"Busy": "busy"}),
     "formats": (formats, {"Formats": "formats"}),
-    "reading": (reading, {"Reading": "reading"}),
-    "false-fires": (false_fires, {"Reading": "reading"}),
-    "contrast": (contrast, {"Router": "contrast"}),
-    "contrast-kinds": (partial(contrast_kinds, name="test contrast_science"), {"Router": "contrast"}),
-    "contrast-examples": (partial(contrast_examples, name="test contrast_science"), {"Router": "contrast"}),
-    "contrast-many-facts": (contrast_many_facts, {"Router, 10,000 edits": "contrast_10000"}),
-    "contrast-many": (contrast_many, {"Router, 10,000 edits": "contrast_10000"}),
+    "reading": (reading, {"Reading": "reading_cuda"}),
+    "false-fires": (false_fires, {"Reading": "reading_cuda"}),
+    "contrast": (contrast, {"Router": "contrast_cuda"}),
+    "contrast-kinds": (partial(contrast_kinds, name="test contrast_science"), {"Router": "contrast_cuda"}),
+    "contrast-examples": (partial(contrast_examples, name="test contrast_science"), {"Router": "contrast_cuda"}),
+    "contrast-many-facts": (contrast_many_facts, {"Router, 10,000 edits": "contrast_10000_cuda"}),
+    "contrast-many": (contrast_many, {"Router, 10,000 edits": "contrast_10000_cuda"}),
     "comparison": (comparison, {"1,000 edits": "comparison_1000"}),
     "comparison-quality": (comparison_quality, {"1,000 edits": "comparison_1000"}),
     "comparison-cost": (comparison_cost, {"1,000 edits": "comparison_1000"}),

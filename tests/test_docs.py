@@ -69,7 +69,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "stages": {"Collecting neurons": {"seconds": 250.0, "peak_memory_mb": 2048.0}},
         "calibration": {
             "rule": "combined",
-            "rules": {"combined": {"auc": 0.99876, "true_positive_rate": 0.97, "false_positive_rate": 0.02}},
+            "decisions": {"combined": {"auc": 0.99876, "true_positive_rate": 0.97, "false_positive_rate": 0.02}},
         },
         "calibration_curve": [[2.0, 0.0, 0.5], [1.0, 0.02, 0.97]],
     },
