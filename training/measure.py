@@ -94,10 +94,8 @@ def measured(facts: Sequence[ContrastFact], encoder: TextEncoder, verifier: Veri
     queries, count = [case.query for case in cases], min(CANDIDATES, len(facts))
     nearest = candidates(encoder, queries, [fact.prompt for fact in facts], count)  # (queries, count)
     edits = [edit_text(fact.prompt, fact.target) for fact in facts]
-    logits = verifier.score(
-        [query for query in queries for _ in range(count)], [edits[j] for row in nearest.tolist() for j in row]
-    )
-    best, at = logits.view(-1, count).max(1)  # each (queries,)
+    logits = torch.tensor(verifier.read(queries, [[edits[j] for j in row] for row in nearest.tolist()]))
+    best, at = logits.max(1)  # each (queries,)
     fired = nearest.gather(1, at[:, None]).squeeze(1)  # (queries,)
     return [
         Reading(f"{SIGNS[case.side]}{case.kind}", score, str(edit) in case.own)

@@ -54,7 +54,7 @@ from megedit.runtime.files import sha256_of
 from megedit.runtime.processes import Processes, launched
 from megedit.runtime.progress import Stages, log_file, run_logger
 from megedit.runtime.resume import Workspace
-from megedit.runtime.shipped import ENCODER, VERIFIER, shipped
+from megedit.runtime.shipped import ENCODER, SECOND_VERIFIER, VERIFIER, shipped
 from megedit.settings import DEFAULTS, MINILM
 from megedit.settings import FitSettings as FitSettings
 
@@ -168,7 +168,7 @@ class _Input:
             "settings": asdict(self.settings),
             "dtype": [str(self.model.dtype), str(self.dtype)],
             "version": version("megedit"),
-            "shipped": [sha256_of(shipped(name)) for name in (ENCODER, VERIFIER, CURVE)],
+            "shipped": [sha256_of(shipped(name)) for name in (ENCODER, VERIFIER, SECOND_VERIFIER, CURVE)],
             "examples": hashlib.sha256(repr(self.examples).encode()).hexdigest(),
         }
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -43,10 +43,14 @@ FILES = {
     MODEL,
     "seen.safetensors",
     "verifier.safetensors",
+    "second_verifier.safetensors",
 }
 
 
-UNCHANGING = {name for name in FILES if name.startswith(("encoder", "verifier"))} | {"fit.log", "seen.safetensors"}
+UNCHANGING = {name for name in FILES if name.startswith(("encoder", "verifier", "second"))} | {
+    "fit.log",
+    "seen.safetensors",
+}
 
 
 def tables_of(folder: Path) -> list[str]:
@@ -404,7 +408,8 @@ def test_push_to_the_hub(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
     adapter: Adapter = load_adapter(fitted.adapter)
     assert adapter.push_to_hub("owner/name", private=True, token="key") == "https://huggingface.co/owner/name"
-    patterns = ["model-*.safetensors", "verifier.safetensors", "encoder.safetensors", "encoder/*"]
+    patterns = ["model-*.safetensors", "verifier.safetensors", "second_verifier.safetensors"]
+    patterns += ["encoder.safetensors", "encoder/*"]
     assert FakeHub.calls == [
         ("HfApi", {"token": "key"}),
         ("create_repo", {"name": "owner/name", "exist_ok": True, "private": True}),

@@ -103,10 +103,10 @@ class Reader:
     def __init__(self, logits: dict[tuple[str, str], float], otherwise: float = -9.0) -> None:
         self.logits, self.otherwise, self.asked = logits, otherwise, list[tuple[str, str]]()
 
-    def score(self, queries: Sequence[str], edits: Sequence[str]) -> Tensor:
-        pairs = list(zip(queries, edits, strict=True))
-        self.asked += pairs
-        return torch.tensor([self.logits.get(pair, self.otherwise) for pair in pairs])
+    def read(self, queries: Sequence[str], edits: Sequence[Sequence[str]]) -> list[list[float]]:
+        pairs = [[(query, text) for text in of] for query, of in zip(queries, edits, strict=True)]
+        self.asked += [pair for of in pairs for pair in of]
+        return [[self.logits.get(pair, self.otherwise) for pair in of] for of in pairs]
 
 
 def some_calibration(rule: Rule = "verified", gate: float = 0.5, threshold: float = 1.0) -> Calibration:

@@ -1,9 +1,14 @@
 """The verifier: what it reads, and that the shipped one reads rightly."""
 
+import shutil
+from pathlib import Path
+
+import pytest
 import torch
 
+from megedit.errors import MegError
 from megedit.router.verifier import EDIT_WINDOW, TARGET_WORDS, WINDOW, edit_text, load_verifier, padded
-from megedit.runtime.shipped import VERIFIER, shipped
+from megedit.runtime.shipped import SECOND_VERIFIER, VERIFIER, shipped
 
 PORT = edit_text("Which port does the billing service use?", "8443")
 ASKS = ("what port is the billing service on?", "billing service port number")
@@ -24,6 +29,29 @@ def test_the_verifier_reads_the_question() -> None:
     alone = torch.cat([verifier.score([query], [PORT]) for query in queries])
     torch.testing.assert_close(scores, alone, atol=1e-3, rtol=1e-3)  # padding changes nothing
     assert verifier.score([], []).shape == (0,)
+
+
+def test_the_second_verifier_reads_the_best_edit_alone() -> None:
+    verifier = load_verifier(shipped(VERIFIER))
+    assert verifier.second is not None
+    other = edit_text("Who leads the Atlas project?", "Ines")
+    (found,), (alone,) = verifier.read([ASKS[0]], [[other, PORT]]), verifier.read([ASKS[0]], [[PORT]])
+    opinions = verifier.score([ASKS[0]] * 2, [other, PORT]), verifier.second.score([ASKS[0]], [PORT])
+    assert found[0] == pytest.approx(float(opinions[0][0]), abs=1e-4)
+    assert found[1] == alone[0] == pytest.approx(float(opinions[0][1] + opinions[1][0]) / 2, abs=1e-4)
+    assert opinions[0][1] != opinions[1][0]
+    assert verifier.read([], []) == []
+
+
+def test_a_verifier_without_a_second_one_decides_alone(tmp_path: Path) -> None:
+    """As in adapters that were made before there were two."""
+    shutil.copyfile(shipped(VERIFIER), tmp_path / VERIFIER)
+    verifier = load_verifier(tmp_path / VERIFIER)
+    assert verifier.second is None
+    assert verifier.read([ASKS[0]], [[PORT]])[0] == verifier.score([ASKS[0]], [PORT]).tolist()
+    (tmp_path / SECOND_VERIFIER).write_bytes(b"no")
+    with pytest.raises(MegError, match="second_verifier"):
+        load_verifier(tmp_path / VERIFIER)
 
 
 def test_long_texts_are_cut_where_they_matter_least() -> None:

@@ -32,7 +32,7 @@ from megedit.router.router import Router
 from megedit.router.verifier import load_verifier
 from megedit.runtime.device import first_device, hold_cast
 from megedit.runtime.files import sha256_of
-from megedit.runtime.shipped import ENCODER, VERIFIER
+from megedit.runtime.shipped import ENCODER, SECOND_VERIFIER, VERIFIER
 
 
 @dataclass
@@ -136,12 +136,8 @@ class Adapter:
         address = api.create_repo(name, exist_ok=True, **options)
         with tempfile.TemporaryDirectory() as folder:
             copy_adapter(self.folder, Path(folder) / "adapter")
-            old = [
-                "model-*.safetensors",
-                VERIFIER,
-                ENCODER,
-                "encoder/*",
-            ]  # what the folder has no more is deleted there
+            # what the folder has no more is deleted there
+            old = ["model-*.safetensors", VERIFIER, SECOND_VERIFIER, ENCODER, "encoder/*"]
             api.upload_folder(repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=old)
         return str(address)
 

@@ -6,6 +6,7 @@
     fit.log               when each stage of the fit began and ended, and its warnings
     seen.safetensors      keys of the texts that encoder and router were tuned on, to refuse evaluating on them
     verifier.safetensors  low-rank changes to MiniLM (eight bits a number): what reads a query beside an edit
+    second_verifier.safetensors  the same of another training, for the edit that the first is surest of
     encoder.safetensors   low-rank changes to MiniLM: the text encoder, where it is the shipped one
     encoder/              else: the text encoder (eight bits a number), its configuration and tokenizer
     README.md             model card
@@ -35,13 +36,13 @@ from megedit.adapter.sqlite import FILE as LEDGER_FILE
 from megedit.errors import MegError
 from megedit.runtime.cache import remembered_sha256
 from megedit.runtime.files import sha256_of
-from megedit.runtime.shipped import ENCODER, VERIFIER
+from megedit.runtime.shipped import ENCODER, SECOND_VERIFIER, VERIFIER
 
 logger = logging.getLogger("megedit")
 
 LOG = "fit.log"
 _ENCODER = ("encoder/config.json", "encoder/weights.safetensors")
-_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "seen.safetensors", CARD, VERIFIER, ENCODER, "encoder/*")
+_HUB_FILES = (CONFIG, LEDGER_FILE, LOG, "seen.safetensors", CARD, VERIFIER, SECOND_VERIFIER, ENCODER, "encoder/*")
 
 
 def config_files(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from megedit.router.familiarity import FamiliarityNetwork
 from megedit.runtime.cache import remembered_sha256
 from megedit.runtime.device import first_device
 from megedit.runtime.files import replacing, sha256_of
-from megedit.runtime.shipped import ENCODER, VERIFIER, shipped
+from megedit.runtime.shipped import ENCODER, SECOND_VERIFIER, VERIFIER, shipped
 from megedit.runtime.tensors import load_tensors, save_tensors
 
 _MODEL_NAME = re.compile(r"model-\d+\.safetensors")
@@ -29,7 +29,7 @@ _MODEL_NAME = re.compile(r"model-\d+\.safetensors")
 def write_unchanging(folder: Path, config: AdapterConfig, encoder: TextEncoder, seen: Tensor) -> None:
     """Write into a new folder what never changes again: all but ledger, model file and card.
 
-    The verifier is the shipped one. Of the encoder, where it is the shipped one, its changes are written alone.
+    The verifiers are the shipped ones. Of the encoder, where it is the shipped one, its changes are written alone.
 
     seen: int64 (texts,), sorted, `text_key` of every text that encoder and router were tuned on.
     """
@@ -40,7 +40,8 @@ def write_unchanging(folder: Path, config: AdapterConfig, encoder: TextEncoder, 
     else:
         encoder.save(folder / "encoder")
     if config.calibration.rule == "verified":
-        shutil.copyfile(shipped(VERIFIER), folder / VERIFIER)
+        for name in (VERIFIER, SECOND_VERIFIER):
+            shutil.copyfile(shipped(name), folder / name)
     write_config(folder, config)
 
 

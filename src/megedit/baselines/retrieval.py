@@ -130,9 +130,8 @@ class Store:
         if self._verifier is None:
             return near
         asked = [i for i, edit in enumerate(near) if edit is not None]
-        texts = [edit_text(near[i].prompt, near[i].target) for i in asked]  # type: ignore[union-attr]
-        logits = self._verifier.score([queries[i] for i in asked], texts).tolist()
-        for i, logit in zip(asked, logits, strict=True):
+        texts = [[edit_text(near[i].prompt, near[i].target)] for i in asked]  # type: ignore[union-attr]
+        for i, (logit,) in zip(asked, self._verifier.read([queries[i] for i in asked], texts), strict=True):
             if logit < self._threshold:
                 near[i] = None
         return near

@@ -138,8 +138,8 @@ class Router:
     def asks(self, queries: Sequence[str], edits: Sequence[tuple[str, str]]) -> list[bool]:
         """True where a query asks for the edit beside it, (prompt, target), as the rule has it; entropy has no say."""
         if self.verifier is not None:
-            logits = self.verifier.score(queries, [edit_text(*edit) for edit in edits])
-            return (logits >= self.calibration.threshold).tolist()
+            read = self.verifier.read(queries, [[edit_text(*edit)] for edit in edits])
+            return [logit >= self.calibration.threshold for (logit,) in read]
         vectors = self.encoder.encode(queries), self.encoder.encode([prompt for prompt, _ in edits])
         similarity = (vectors[0] * vectors[1]).sum(1).tolist()
         decision = self.calibration.decision_for(learned=False)
@@ -208,12 +208,13 @@ class Router:
         return routing(None, "verifier", score, self.calibration.threshold)
 
     def _read(self, queries: Sequence[str], candidates: Sequence[tuple[Candidate, ...]]) -> list[tuple[Candidate, ...]]:
-        """The candidates of each query with the verifier's logits, the highest first."""
-        asked = [query for query, of in zip(queries, candidates, strict=True) for _ in of]
-        texts = [edit_text(*self._texts[c.row]) for of in candidates for c in of]
-        if not texts:
+        """The candidates of each query with the verifier's logits, the one that it is surest of first."""
+        if not any(candidates):
             return list(candidates)
         assert self.verifier is not None, "the rule is that of a verifier"
-        logits = iter(self.verifier.score(asked, texts).tolist())
-        read = [[replace(c, logit=next(logits)) for c in of] for of in candidates]
-        return [tuple(sorted(of, key=lambda c: -(c.logit or 0.0))) for of in read]
+        texts = [[edit_text(*self._texts[c.row]) for c in of] for of in candidates]
+        read = []
+        for of, logits in zip(candidates, self.verifier.read(queries, texts), strict=True):
+            found = [replace(c, logit=logit) for c, logit in zip(of, logits, strict=True)]
+            read.append(tuple(sorted(found, key=lambda c: -(c.logit or 0.0))))
+        return read

@@ -3,6 +3,9 @@
 A cross-encoder: both texts go through one BERT-like network as a pair, so that it sees where they differ. Similarity
 cannot tell: a negated question is nearer to an edit than most of its rephrases. Its weights are all-MiniLM-L6-v2's and
 low-rank changes to them, which docs/reading.md tells of.
+
+Two networks that were trained apart are wrong in different places. The first reads all edits that come into question,
+and the second the one that it is surest of; the mean of both decides.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from megedit.lm.loading import resolve_folder
 from megedit.runtime.device import default_dtype, mixed_precision
 from megedit.runtime.files import sha256_of
 from megedit.runtime.lowrank import apply_changes
+from megedit.runtime.shipped import SECOND_VERIFIER
 from megedit.runtime.tensors import load_tensors
 from megedit.settings import MINILM
 
@@ -36,7 +40,12 @@ Tokens = tuple[list[int], list[int]]  # ids and segments of a pair
 
 
 class Verifier(nn.Module):
-    """Pairs of a query and an edit -> logits; the higher, the more surely the query asks for the edit."""
+    """Pairs of a query and an edit -> logits; the higher, the more surely the query asks for the edit.
+
+    second: the one that is asked beside it, if any.
+    """
+
+    second: Verifier | None
 
     def __init__(self, name: str = MINILM) -> None:
         """MiniLM's weights and a new head. name: its folder or package; nothing is downloaded."""
@@ -46,6 +55,7 @@ class Verifier(nn.Module):
         self.model.register_module("pooler", None)  # which nothing reads
         self.head = nn.Linear(self.model.config.hidden_size, 1)
         self.compute_dtype = torch.float32
+        self.second = None
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +84,7 @@ class Verifier(nn.Module):
 
     @torch.no_grad()
     def score(self, queries: Sequence[str], edits: Sequence[str]) -> Tensor:
-        """Logits of pairs, the edits as `edit_text` gives them: float32 (pairs,), on the CPU."""
+        """This network's logits of pairs, the edits as `edit_text` gives them: float32 (pairs,), on the CPU."""
         rows = self.tokens(queries, edits)
         order = longest_first([ids for ids, _ in rows])
         logits = torch.zeros(len(rows))
@@ -84,6 +94,22 @@ class Verifier(nn.Module):
             with mixed_precision(self.device, self.compute_dtype):
                 logits[part] = self(*batch).float().cpu()
         return logits
+
+    def read(self, queries: Sequence[str], edits: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The logits of each query beside each of its own edits, at least one.
+
+        That of the edit with the highest is the mean with the second verifier's.
+        """
+        scores = self.score(
+            [query for query, of in zip(queries, edits, strict=True) for _ in of], [text for of in edits for text in of]
+        )
+        found = [own.tolist() for own in scores.split([len(of) for of in edits])]
+        if self.second is not None:
+            best = [own.index(max(own)) for own in found]
+            others = self.second.score(queries, [of[i] for of, i in zip(edits, best, strict=True)]).tolist()
+            for own, i, other in zip(found, best, others, strict=True):
+                own[i] = (own[i] + other) / 2
+        return found
 
 
 @dataclass(frozen=True)
@@ -97,13 +123,24 @@ class File:
 def load_verifier(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Verifier:
     """A trained verifier, for use only: one for all that ask for the same. path: of its head and low-rank changes.
 
-    dtype: of matrix products, by default what is fast on the device. Raises MegError where the file is damaged.
+    The second one is read from beside it, where there is one. dtype: of matrix products, by default what is fast on the
+    device. Raises MegError where a file is damaged.
     """
-    return _loaded(File(path, sha256_of(path)), torch.device(device), dtype or default_dtype(device))
+    files = [File(of, sha256_of(of)) for of in (path, path.with_name(SECOND_VERIFIER)) if of.is_file() or of == path]
+    return _loaded(tuple(files), torch.device(device), dtype or default_dtype(device))
 
 
 @lru_cache(maxsize=2)
-def _loaded(file: File, device: torch.device, dtype: torch.dtype) -> Verifier:
+def _loaded(files: tuple[File, ...], device: torch.device, dtype: torch.dtype) -> Verifier:
+    verifier, *others = (_changed(file, dtype) for file in files)
+    for second in others:
+        second.model.embeddings = verifier.model.embeddings  # which no training changes
+        verifier.second = second
+    return verifier.to(device).eval().requires_grad_(False)
+
+
+def _changed(file: File, dtype: torch.dtype) -> Verifier:
+    """A verifier with the head and changes in a file."""
     verifier = Verifier()
     try:
         stored = load_tensors(file.path)
@@ -113,7 +150,7 @@ def _loaded(file: File, device: torch.device, dtype: torch.dtype) -> Verifier:
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise MegError(f"The verifier in {file.path} could not be loaded: {error}") from error
     verifier.compute_dtype = dtype
-    return verifier.to(device).eval().requires_grad_(False)
+    return verifier
 
 
 def edit_text(prompt: str, target: str) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 ENCODER = "encoder.safetensors"  # changes to all-MiniLM-L6-v2; adapters hold a copy
 VERIFIER = "verifier.safetensors"  # others, and a head
+SECOND_VERIFIER = "second_verifier.safetensors"  # of another training, which reads what the first is surest of
 
 
 def shipped(name: str) -> Path:
