@@ -96,10 +96,9 @@ def probes(sets: Sets) -> str:
 
 
 GROWTH = {  # of the stages of a fit
-    "Tuning the text encoder": "not at all",
     "Collecting neurons": "edits",
     "Encoding the edits": "edits",
-    "Calibrating the router": "edits",
+    "Encoding held-out questions": "not at all",
     "Training the router": "edits",
     "Training the generator": "edits",
     "Checking generated neurons": "edits",
@@ -354,7 +353,7 @@ TABLES: dict[str, tuple[Callable[[Sets], str], dict[str, str]]] = {
     "device-stages": (stages, DEVICES),
     "shapes": (shapes, SHAPES),
     "shape-generators": (shape_generators, SHAPES),
-    "scaling": (scaling, {"CounterFact": TWO_CORES["CounterFact, two cores"]}),
+    "scaling": (scaling, {"CounterFact": SETS["CounterFact"]}),
     "families": (quality, FAMILIES),
     "probes": (probes, PROBES),
     "router": (router, SETS),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from megedit.lm.backbone import Backbone
 from megedit.lm.batches import SHORT_ANSWER, Example, Prepared, batch_units, prepare
 from megedit.neuron import NeuronWeights
-from megedit.optimise import Found, Rows, answer_leads, answer_logits, optimise, shared_start
+from megedit.optimise import Rows, answer_leads, answer_logits, optimise, shared_start
 from megedit.runtime.callbacks import Advance, Keep, keep_nothing, no_progress
 from megedit.runtime.processes import ALONE, Processes
 from megedit.settings import CollectionSettings as CollectionSettings
@@ -35,6 +35,8 @@ START_SAMPLE = 64  # examples whose mean is the neuron that all start from
 ON_PROCESSOR, FEWEST, MOST = 256, 32, 1024  # rows of a batch
 KEPT_STATES, KEPT_INNER, KEPT_LOGITS = 20, 3, 3  # tensors of each width that a step keeps for its backward pass
 FLOAT_BYTES = 4
+
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,7 @@ def collect(
     sample = prepare(backbone, asked.examples, [rows[i] for i in spread], settings.positions, pad_id)
     start = shared_start(backbone, sample)
     run = _Collection(backbone, examples, asked, settings, pad_id, start, keep, processes)
-    of_target = run.shared(usable, known)
-    for indices, found in run.alone(usable, of_target, known, advance):
-        result.weights[indices], result.leads[indices] = found["weights"], found["leads"]
-        result.steps[indices] = found["steps"].long()
+    run.alone(usable, run.shared(usable, known), known, result, advance)
     return result
 
 
@@ -183,7 +182,7 @@ class _Collection:
         def compute(units: list[int]) -> dict[str, Tensor]:
             return {"weights": self._optimised_together([groups[unit] for unit in units])}
 
-        for units, found in self._results("shared", self._batches(groups), compute, no_progress):
+        for units, found in self._results("shared", self._group_batches(groups), compute):
             for unit, weights in zip(units, found["weights"].to(self.start.device), strict=True):
                 of_target[self.edits[groups[unit][0]].answer] = weights
         return of_target
@@ -193,23 +192,55 @@ class _Collection:
         usable: Sequence[int],
         of_target: Mapping[tuple[int, ...], Tensor],
         known: Collection[tuple[int, ...]],
+        result: Collected,
         advance: Advance,
-    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """The edits in batches, with their neurons, leads and steps; each begins with its target's neuron."""
+    ) -> None:
+        """Find the neuron of each edit, and write it into the result: its target's, or one optimised on it alone.
+
+        What an attempt leaves over is put into batches anew: few edits are left, and many small batches would take as
+        many steps as full ones.
+        """
         counts = Counter(self.edits[i].answer for i in usable)
         lone = {answer for answer in of_target if counts[answer] == 1 and answer not in known}
+        weakest = torch.zeros(len(self.edits))
 
-        def compute(indices: list[int]) -> dict[str, Tensor]:
-            answers = [self.edits[i].answer for i in indices]
-            begin = torch.stack([of_target.get(answer, self.start) for answer in answers])  # (rows, L)
-            own = torch.tensor([answer in lone for answer in answers], device=begin.device)
-            return asdict(self._optimised_alone(self._prepared([[i] for i in indices]), begin, own))
+        def begin(indices: Sequence[int]) -> Tensor:
+            return torch.stack([of_target.get(self.edits[i].answer, self.start) for i in indices])  # (edits, L)
 
-        batches = [[usable[unit] for unit in batch] for batch in self._batches([[i] for i in usable])]
-        return self._results("neurons", batches, compute, advance)
+        def check(indices: list[int]) -> dict[str, Tensor]:
+            own = torch.tensor([self.edits[i].answer in lone for i in indices], device=self.start.device)
+            return self._checked(self._prepared([[i] for i in indices]), begin(indices), own)
 
-    def _batches(self, groups: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Groups of edits, in batches by the examples of each."""
+        left: list[int] = []
+        for indices, found in self._results("served", self._batches(usable), check, advance):
+            result.weights[indices] = begin(indices).cpu()
+            result.leads[indices], weakest[indices] = found["leads"], found["weakest"]
+            left += [i for i, done in zip(indices, found["done"].tolist(), strict=True) if not done]
+        for attempt in range(self.settings.retries + 1):
+            effort = replace(self.settings, steps=self.settings.steps * 2**attempt)
+
+            def optimised(indices: list[int], attempt: int = attempt, effort: CollectionSettings = effort) -> State:
+                first = self.start.repeat(len(indices), 1) if attempt else begin(indices)
+                found = self._optimised_alone(self._prepared([[i] for i in indices]), first, effort)
+                return found | {"done": (found["leads"] > 0) | (result.leads[indices] > 0)}
+
+            for indices, found in self._results(f"alone-{attempt}", self._batches(left), optimised, advance):
+                rows = torch.tensor(indices)
+                better = _better(found["leads"], found["weakest"], result.leads[rows], weakest[rows])
+                chosen = rows[better]
+                result.weights[chosen], result.leads[chosen] = found["weights"][better], found["leads"][better]
+                weakest[chosen] = found["weakest"][better]
+                result.steps[rows] += found["steps"].long()
+            left = [i for i in left if result.leads[i] <= 0]
+        if left:
+            advance(len(left))
+
+    def _batches(self, edits: Sequence[int]) -> list[list[int]]:
+        """Edits in batches by the examples of each."""
+        return [[edits[unit] for unit in batch] for batch in self._group_batches([[i] for i in edits])]
+
+    def _group_batches(self, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Groups of edits in batches by the examples of each; indices of the groups."""
         units = [[row for index in group for row in self.asked.of_edit[index]] for group in groups]
         return batch_units(self.asked.examples, units, rows_at_once(self.backbone, self.settings))
 
@@ -228,19 +259,27 @@ class _Collection:
         self,
         name: str,
         batches: list[list[int]],
-        compute: Callable[[list[int]], dict[str, Tensor]],
-        advance: Advance,
-    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Every batch with its result; this process's own ones are computed first."""
+        compute: Callable[[list[int]], State],
+        advance: Advance = no_progress,
+    ) -> Iterator[tuple[list[int], State]]:
+        """Every batch with its result; this process's own ones are computed first.
+
+        A result may say which of the edits are `done`, bool (edits,).
+        """
+
+        def report(found: State) -> None:
+            if "done" in found and (count := int(found["done"].sum())):
+                advance(count)
+
         jobs = [(f"{name}-{number:05}", batch) for number, batch in enumerate(batches)]
         for job, batch in self.processes.own(jobs) if self.processes.count > 1 else ():
-            self.keep(job, partial(compute, batch))
-            advance(len(batch))
+            report(self.keep(job, partial(compute, batch)))
         self.processes.wait()
         for number, (job, batch) in enumerate(jobs):
-            yield batch, self.keep(job, partial(compute, batch))
+            found = self.keep(job, partial(compute, batch))
+            yield batch, found
             if self.processes.count == 1 or number % self.processes.count != self.processes.rank:
-                advance(len(batch))
+                report(found)
 
     def _optimised_together(self, groups: Sequence[Sequence[int]]) -> Tensor:
         """One neuron for each group of edits, as it was when it served all of them, or at last: (groups, L)."""
@@ -251,44 +290,38 @@ class _Collection:
                 weights[found.neurons.cpu()] = found.weights.cpu()
         return weights
 
-    def _optimised_alone(self, rows: Rows, begin: Tensor, own: Tensor) -> Collected:
-        """One neuron for each edit, `begin` (edits, L) where that serves it; edits that fail start afresh.
+    def _checked(self, rows: Rows, begin: Tensor, own: Tensor) -> State:
+        """Whether neurons that are there, `begin` (edits, L), serve their edits, and by what they lead.
 
         own: bool (edits,), true where that was optimised on the edit alone: further formats were worked on already.
         """
-        backbone, settings, edits = self.backbone, self.settings, len(begin)
-        weights = begin.cpu().clone()
+        edits = len(begin)
         with torch.no_grad():
-            neurons = NeuronWeights.from_vectors(begin[rows.neuron_of], backbone.hidden_size)
-            of_rows = answer_leads(answer_logits(backbone, rows.batch, neurons), rows.batch.labels)  # (rows,)
-        leads, weakest = rows.leads(of_rows, edits).cpu(), rows.weakest(of_rows, edits).cpu()  # (edits,), (edits,)
-        steps = torch.zeros(edits, dtype=torch.long)
+            neurons = NeuronWeights.from_vectors(begin[rows.neuron_of], self.backbone.hidden_size)
+            leads = answer_leads(answer_logits(self.backbone, rows.batch, neurons), rows.batch.labels)  # (rows,)
         further = torch.where(own[rows.neuron_of], -math.inf, 0.0)  # (rows,)
-        still = ~rows.lead_by(of_rows, edits, settings.shared_margin, further).cpu()  # (edits,)
-        for attempt in range(settings.retries + 1):
-            if not still.any():
-                break
-            effort = replace(settings, steps=settings.steps * 2**attempt)
-            left = still.nonzero()[:, 0]
-            first = begin[left.to(begin.device)] if attempt == 0 else self.start.repeat(len(left), 1)
-            with backbone.plain_attention():
-                for found in optimise(backbone, rows.only(still.to(begin.device)), first, effort):
-                    done, lead = left[found.neurons.cpu()], found.leads.cpu()
-                    better = _better(found, leads[done], weakest[done])
-                    weights[done[better]], leads[done[better]] = found.weights.cpu()[better], lead[better]
-                    weakest[done[better]] = found.weakest.cpu()[better]
-                    steps[done] += found.step
-            still = leads <= 0
-        return Collected(weights, leads, steps)
+        done = rows.lead_by(leads, edits, self.settings.shared_margin, further)  # (edits,)
+        found = {"leads": rows.leads(leads, edits), "weakest": rows.weakest(leads, edits), "done": done}
+        return {name: of.cpu() for name, of in found.items()}
+
+    def _optimised_alone(self, rows: Rows, begin: Tensor, effort: CollectionSettings) -> State:
+        """One neuron for each edit, optimised from `begin` (edits, L)."""
+        weights, edits = begin.cpu().clone(), len(begin)
+        leads, weakest, steps = torch.zeros(edits), torch.zeros(edits), torch.zeros(edits, dtype=torch.long)
+        with self.backbone.plain_attention():
+            for found in optimise(self.backbone, rows, begin, effort):
+                done = found.neurons.cpu()
+                weights[done], steps[done] = found.weights.cpu(), found.step
+                leads[done], weakest[done] = found.leads.cpu(), found.weakest.cpu()
+        return {"weights": weights, "leads": leads, "weakest": weakest, "steps": steps}
 
 
-def _better(found: Found, leads: Tensor, weakest: Tensor) -> Tensor:
-    """True where a neuron is better than the one before, whose leads and weakest rows are given: bool (neurons,).
+def _better(leads: Tensor, weakest: Tensor, before: Tensor, weakest_before: Tensor) -> Tensor:
+    """True where neurons are better than those before, by their leads and weakest rows, each (edits,): bool (edits,).
 
     One that fails is never better than one that does not.
     """
-    lead = found.leads.cpu()
-    return torch.where((leads > 0) & (lead > 0), found.weakest.cpu() > weakest, lead > leads)
+    return torch.where((before > 0) & (leads > 0), weakest > weakest_before, leads > before)
 
 
 @torch.no_grad()

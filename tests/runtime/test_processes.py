@@ -29,7 +29,7 @@ STAGES = (
     "encoder.training.safetensors",
     "encoder",
     "shared-00000.safetensors",
-    "neurons-00000.safetensors",
+    "served-00000.safetensors",
     "vectors.safetensors",
     "held_out.safetensors",
     "router.safetensors",
