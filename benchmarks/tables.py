@@ -229,6 +229,14 @@ ROWS: dict[str, list[Column]] = {
     ],
     "anchor": [("edits", "title", None), ("share of the nearest edit's vector", "anchor", 2), *QUALITY],
     "startup": [("command", "command", None), ("CPU seconds", "cpu_seconds", 2)],
+    "index": [
+        ("vectors", "vectors", 0),
+        ("compared with", "way", None),
+        ("clusters made in, seconds", "build_seconds", 1),
+        ("milliseconds a query", "ms", 2),
+        ("nearest edit found, %", "found_1", 2),
+        ("nearest four found, %", "found_4", 2),
+    ],
     "positions": [("neuron acts on", "positions", None), *QUALITY, SECONDS],
     "collection": [("collection", "name", None), *QUALITY, SECONDS],
     "generators": [
@@ -341,7 +349,10 @@ def plain_rows(sets: Sets, name: str) -> str:
 
 
 PLAIN = {
-    **{name: {name.capitalize(): name} for name in ("sampling", "positions", "collection", "generators", "startup")},
+    **{
+        name: {name.capitalize(): name}
+        for name in ("sampling", "positions", "collection", "generators", "startup", "index")
+    },
     "anchor": ANCHORS,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from megedit.router import index
 from megedit.router.index import EditVectors, owners_of
 
 
@@ -46,3 +47,41 @@ def test_few_queries_find_what_many_find(spread: float, count: int) -> None:
         torch.testing.assert_close(few, similarity[first : first + 5], rtol=0, atol=1e-5)
         torch.testing.assert_close(few[0], table[rows[0]] @ queries[first], rtol=0, atol=1e-5)
         assert all(len(set(own)) == min(count, 300) for own in rows.tolist())
+
+
+def test_many_vectors_are_searched_in_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added is found at once, what is gone is found no more, and of many changes new clusters are made."""
+    monkeypatch.setattr(index, "CLUSTERED_FROM", 500)
+    generator = torch.Generator().manual_seed(0)
+    table = EditVectors.pack(torch.nn.functional.normalize(torch.randn(600, 64, generator=generator), dim=1))
+    assert table.clusters is None and vectors(3).clustered().clusters is None
+    clustered = table.clustered()
+    queries = torch.nn.functional.normalize(
+        table.unpack()[::50] + 0.05 * torch.randn(12, 64, generator=generator), dim=1
+    )
+
+    def same(changed: EditVectors, count: int = 4) -> None:
+        plain = EditVectors(changed.codes, changed.scales)
+        (similarity, rows), (expected, nearest) = changed.nearest(queries, count), plain.nearest(queries, count)
+        torch.testing.assert_close(similarity, expected, rtol=0, atol=1e-5)
+        assert torch.equal(rows[:, 0], nearest[:, 0])
+
+    assert clustered.clusters is not None and clustered.clustered() is clustered
+    same(clustered)
+    more = clustered.and_then(EditVectors.pack(queries))
+    assert more.nearest(queries)[1][:, 0].tolist() == list(range(600, 612))
+    same(more)
+    kept = torch.cat([torch.arange(611, 300, -1), torch.arange(0, 300, 3)])
+    fewer, _ = more.of_edits(torch.arange(612), kept)
+    assert fewer.clusters is not None and fewer.clusters.index is more.clusters.index  # type: ignore[union-attr]
+    same(fewer)
+    again, _ = fewer.and_then(vectors_of(200)).of_edits(torch.arange(611), torch.arange(611).flip(0))
+    same(again)
+    anew = again.clustered()
+    assert anew.clusters is not None and len(anew.clusters.others) == 0
+    same(anew)
+    assert clustered.of_edits(torch.arange(600), torch.arange(0))[0].clustered().clusters is None
+
+
+def vectors_of(count: int) -> EditVectors:
+    return EditVectors.pack(torch.nn.functional.normalize(torch.randn(count, 64), dim=1))
