@@ -1,11 +1,11 @@
-"""The search for the edits nearest to a query among very many: compared with all of them, and in clusters.
+"""The search for the edits nearest to a query among very many: compared with all of them, and coarsely first.
 
     python -m benchmarks.index --data DIR --vectors 100000 1000000
 
 The vectors are those of the first prompts of `make_many` (--encoded, 30,000), by the shipped encoder; the others are
 made, each between two of these. Queries are rephrases of the encoded facts, half of them behind a noise sentence. What
-the comparison with all finds is right; `found` is the share of it that the clusters find, or something as near: of the
-nearest edit, and of the four that the verifier may read. Writes results/index.json.
+the comparison with all finds is right; `found` is the share of it that the coarse search finds, or something as near:
+of the nearest edit, and of the four that the verifier may read. Writes results/index.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.common import write_result
 from benchmarks.make_many import many
 from megedit.encoder import shipped_encoder
 from megedit.pseudo.knowledge import load_pseudo_knowledge
-from megedit.router.clusters import Clusters
+from megedit.router.coarse import Coarse
 from megedit.router.index import EditVectors
 from megedit.router.router import CANDIDATES
 
@@ -67,12 +67,12 @@ def made(known: Tensor, count: int, seed: int) -> EditVectors:
 
 
 def measured(vectors: EditVectors, queries: Tensor) -> list[dict[str, Any]]:
-    """A row for the comparison with all vectors, and one for the clusters."""
+    """A row for the comparison with all vectors, and one for the coarse search first."""
     started = time.perf_counter()
-    clustered = replace(vectors, clusters=Clusters.of(vectors.unpack()))
+    indexed = replace(vectors, coarse=Coarse.of(vectors.unpack()))
     built = time.perf_counter() - started
     right, _ = vectors.nearest(queries, CANDIDATES)  # similarities (queries, CANDIDATES)
-    found = torch.cat([clustered.nearest(query[None], CANDIDATES)[0] for query in queries])
+    found = torch.cat([indexed.nearest(query[None], CANDIDATES)[0] for query in queries])
     as_near = found >= right - ROUNDING
     common = {"vectors": len(vectors)}
     rows = [
@@ -85,9 +85,9 @@ def measured(vectors: EditVectors, queries: Tensor) -> list[dict[str, Any]]:
         },
         {
             **common,
-            "way": "clusters",
+            "way": "128 directions first",
             "build_seconds": round(built, 1),
-            "ms": milliseconds(lambda query: clustered.nearest(query, CANDIDATES), queries[:TIMED]),
+            "ms": milliseconds(lambda query: indexed.nearest(query, CANDIDATES), queries[:TIMED]),
             "found_1": round(100 * float(as_near[:, 0].float().mean()), 2),
             "found_4": round(100 * float(as_near.float().mean()), 2),
         },

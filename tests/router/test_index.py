@@ -49,13 +49,13 @@ def test_few_queries_find_what_many_find(spread: float, count: int) -> None:
         assert all(len(set(own)) == min(count, 300) for own in rows.tolist())
 
 
-def test_many_vectors_are_searched_in_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is added is found at once, what is gone is found no more, and of many changes new clusters are made."""
-    monkeypatch.setattr(index, "CLUSTERED_FROM", 500)
+def test_many_vectors_are_searched_coarsely_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added is found at once, what is gone is found no more, and after many changes the index is made anew."""
+    monkeypatch.setattr(index, "COARSE_FROM", 500)
     generator = torch.Generator().manual_seed(0)
     table = EditVectors.pack(torch.nn.functional.normalize(torch.randn(600, 64, generator=generator), dim=1))
-    assert table.clusters is None and vectors(3).clustered().clusters is None
-    clustered = table.clustered()
+    assert table.coarse is None and vectors(3).indexed().coarse is None
+    indexed = table.indexed()
     queries = torch.nn.functional.normalize(
         table.unpack()[::50] + 0.05 * torch.randn(12, 64, generator=generator), dim=1
     )
@@ -66,21 +66,21 @@ def test_many_vectors_are_searched_in_clusters(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(similarity, expected, rtol=0, atol=1e-5)
         assert torch.equal(rows[:, 0], nearest[:, 0])
 
-    assert clustered.clusters is not None and clustered.clustered() is clustered
-    same(clustered)
-    more = clustered.and_then(EditVectors.pack(queries))
+    assert indexed.coarse is not None and indexed.indexed() is indexed
+    same(indexed)
+    more = indexed.and_then(EditVectors.pack(queries))
     assert more.nearest(queries)[1][:, 0].tolist() == list(range(600, 612))
     same(more)
     kept = torch.cat([torch.arange(611, 300, -1), torch.arange(0, 300, 3)])
     fewer, _ = more.of_edits(torch.arange(612), kept)
-    assert fewer.clusters is not None and fewer.clusters.index is more.clusters.index  # type: ignore[union-attr]
+    assert fewer.coarse is not None and fewer.coarse.parts is more.coarse.parts  # type: ignore[union-attr]
     same(fewer)
     again, _ = fewer.and_then(vectors_of(200)).of_edits(torch.arange(611), torch.arange(611).flip(0))
     same(again)
-    anew = again.clustered()
-    assert anew.clusters is not None and len(anew.clusters.others) == 0
+    anew = again.indexed()
+    assert anew.coarse is not None and len(anew.coarse.others) == 0
     same(anew)
-    assert clustered.of_edits(torch.arange(600), torch.arange(0))[0].clustered().clusters is None
+    assert indexed.of_edits(torch.arange(600), torch.arange(0))[0].indexed().coarse is None
 
 
 def vectors_of(count: int) -> EditVectors:

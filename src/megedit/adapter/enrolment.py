@@ -56,7 +56,7 @@ class Enrolment:
         ]
         apart = active.having("active", generated=False).numbers
         collected = self._collected(ledger, apart, {number for number, _ in new}, weight_size)
-        return Enrolment(records, edits, vectors.clustered(), owners, collected)
+        return Enrolment(records, edits, vectors.indexed(), owners, collected)
 
     def _and_read(self, ledger: Ledger, new: Sequence[tuple[int, str]]) -> tuple[list[Enrolled], EditVectors, Tensor]:
         """These edits, and behind them others (number and content), with the vectors and owners of all."""

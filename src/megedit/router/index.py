@@ -9,25 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megedit.router.clusters import CLUSTERED_FROM, Clusters
+from megedit.router.coarse import COARSE_FROM, FOUND, Coarse
 from megedit.runtime.tensors import SCALE, pack
 
 COMPARED_AT_ONCE = 8192  # edits; bounds the memory of a search
 FEW = 16  # queries, for which turning all codes into float32 would take longer than all else
-IN_CLUSTERS = 64  # vectors that are compared exactly of those in the nearest clusters, at least
-UNCLUSTERED = 0.1  # share of the vectors that may be outside the clusters, before these are made anew
+BESIDE = 0.1  # share of the vectors that may stand beside the coarse index, before it is made anew
 
 
 @dataclass(frozen=True)
 class EditVectors:
     """Unit vectors as codes int8 (edits, C) and scales float32 (edits, 1); a vector is its codes times its scale.
 
-    clusters: of many vectors, on a processor, in which few queries are searched.
+    coarse: of many vectors, on a processor, the index in which few queries are searched first.
     """
 
     codes: Tensor
     scales: Tensor
-    clusters: Clusters | None = field(default=None, compare=False)
+    coarse: Coarse | None = field(default=None, compare=False)
 
     @classmethod
     def pack(cls, vectors: Tensor) -> EditVectors:
@@ -78,21 +77,21 @@ class EditVectors:
         own = torch.arange(len(edits), device=owners.device).repeat_interleave(counts)  # (vectors,)
         place = torch.arange(len(own), device=own.device) - (counts.cumsum(0) - counts)[own]  # among those of its edit
         rows = first[edits][own] + place
-        clusters = self.clusters and self.clusters.only(rows, len(self))
-        return EditVectors(self.codes[rows], self.scales[rows], clusters), own
+        coarse = self.coarse and self.coarse.only(rows, len(self))
+        return EditVectors(self.codes[rows], self.scales[rows], coarse), own
 
     def and_then(self, others: EditVectors) -> EditVectors:
         """These vectors, and others behind them."""
         codes, scales = torch.cat([self.codes, others.codes]), torch.cat([self.scales, others.scales])
-        return EditVectors(codes, scales, self.clusters and self.clusters.and_then(len(self), len(others)))
+        return EditVectors(codes, scales, self.coarse and self.coarse.and_then(len(self), len(others)))
 
-    def clustered(self) -> EditVectors:
-        """With clusters, where there are many vectors, and those that there are hold most of them."""
-        if len(self) < CLUSTERED_FROM or self.codes.device.type != "cpu":
-            return replace(self, clusters=None)
-        if self.clusters is not None and len(self.clusters.others) <= UNCLUSTERED * len(self):
+    def indexed(self) -> EditVectors:
+        """With a coarse index where there are many vectors: the one that there is, if it holds most of them."""
+        if len(self) < COARSE_FROM or self.codes.device.type != "cpu":
+            return replace(self, coarse=None)
+        if self.coarse is not None and len(self.coarse.others) <= BESIDE * len(self):
             return self
-        return replace(self, clusters=Clusters.of(self.unpack()))
+        return replace(self, coarse=Coarse.of(self.unpack()))
 
     def to(self, device: str | torch.device) -> EditVectors:
         return EditVectors(self.codes.to(device), self.scales.to(device))
@@ -101,10 +100,10 @@ class EditVectors:
         """The most similar edits of unit vectors (float32 (queries, C)), best first.
 
         Returns their similarities, cosines float32 (queries, count), and their rows, int64 (queries, count); fewer
-        columns where there are fewer edits. With clusters, few queries may miss one of them.
+        columns where there are fewer edits. With a coarse index, few queries may miss one of them.
         """
-        if self.clusters is not None and 0 < len(queries) <= FEW and count <= IN_CLUSTERS:
-            return self._nearest_in_clusters(self.clusters, queries, count)
+        if self.coarse is not None and 0 < len(queries) <= FEW and count <= FOUND:
+            return self._nearest_of_found(self.coarse.search(queries), queries, count)
         if len(self) and 0 < len(queries) <= FEW and queries.device.type == "cpu":
             return self._nearest_to_few(queries, min(count, len(self)))
         similarity, row = queries.new_zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.long)
@@ -117,9 +116,8 @@ class EditVectors:
             row = torch.cat([row, place + first], 1).gather(1, kept)
         return similarity, row
 
-    def _nearest_in_clusters(self, clusters: Clusters, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """As `nearest`, of what is in the nearest clusters, of which there are more than `count`."""
-        rows = clusters.search(queries, max(IN_CLUSTERS, 4 * count))  # (queries, n), -1 where there is none
+    def _nearest_of_found(self, rows: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As `nearest`, of these rows: int64 (queries, n), -1 where there is none."""
         similarity = (self[rows.clamp(min=0).flatten()].unflatten(0, rows.shape) @ queries[..., None])[..., 0]
         best, place = similarity.masked_fill(rows < 0, -torch.inf).topk(min(count, rows.shape[1]))
         return best, rows.gather(1, place)
