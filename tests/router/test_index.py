@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megedit.router import index
+from megedit.router import coarse, index
 from megedit.router.index import EditVectors, owners_of
 
 
@@ -52,6 +52,7 @@ def test_few_queries_find_what_many_find(spread: float, count: int) -> None:
 def test_many_vectors_are_searched_coarsely_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is added is found at once, what is gone is found no more, and after many changes the index is made anew."""
     monkeypatch.setattr(index, "COARSE_FROM", 500)
+    monkeypatch.setattr(coarse, "PART", 250)
     generator = torch.Generator().manual_seed(0)
     table = EditVectors.pack(torch.nn.functional.normalize(torch.randn(600, 64, generator=generator), dim=1))
     assert table.coarse is None and vectors(3).indexed().coarse is None

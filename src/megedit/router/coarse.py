@@ -19,6 +19,8 @@ from torch import Tensor
 COARSE_FROM = 50_000  # vectors
 DIRECTIONS = 128
 SAMPLE = 20_000  # vectors, from which directions and steps of eight bits are measured
+LARGEST_CODE = 120  # of the sample's; others may reach 127
+PART = 200_000  # vectors, at least, for which another thread is worth its while
 FOUND = 512  # vectors of each part that are compared exactly
 
 
@@ -27,8 +29,8 @@ class Coarse:
     """An index of vectors that were given once, and where they stand in a table that has changed since.
 
     parts: indices of faiss, each of as many vectors, that are searched at the same time. axes: float32 (size,
-    directions). row: int64 (vectors given,), the row of each in the table, -1 where it is gone. others: int64 (n,), the
-    rows that are not in the index.
+    directions), of a query, each divided by what the vectors are multiplied by in their codes. row: int64 (vectors
+    given,), the row of each in the table, -1 where it is gone. others: int64 (n,), the rows that are not in the index.
     """
 
     parts: Sequence[Any]
@@ -44,23 +46,32 @@ class Coarse:
         chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:SAMPLE]
         sample = vectors[chosen]
         axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -DIRECTIONS:]  # (size, directions)
+        scale = LARGEST_CODE / (sample @ axes).abs().amax(0)  # (directions,)
         parts = []
-        for part in vectors.chunk(torch.get_num_threads()):
-            codes, measure = faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
-            index = faiss.IndexScalarQuantizer(axes.shape[1], codes, measure)
-            index.train((sample @ axes).numpy())
-            index.add((part @ axes).numpy())
+        for part in vectors.chunk(max(1, min(torch.get_num_threads(), len(vectors) // PART))):
+            kind, measure = faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
+            index = faiss.IndexScalarQuantizer(axes.shape[1], kind, measure)
+            index.add((part @ (axes * scale)).round().clamp(-127, 127).numpy())
             parts.append(index)
-        return cls(parts, axes, torch.arange(len(vectors)), torch.arange(0))
+        return cls(parts, axes / scale, torch.arange(len(vectors)), torch.arange(0))
 
     def search(self, queries: Tensor) -> Tensor:
         """Rows that are near to each query (float32 (queries, size)): int64 (queries, n), -1 where there is none.
 
         All rows that are not in the index are among them.
         """
-        projected = (queries @ self.axes).numpy()
-        with ThreadPoolExecutor(len(self.parts)) as pool:
-            found = list(pool.map(lambda part: torch.from_numpy(part.search(projected, FOUND)[1]), self.parts))
+        projected = queries @ self.axes  # (queries, directions)
+        largest = projected.abs().amax(1, keepdim=True).clamp(min=1e-12)
+        codes = (projected * (127 / largest)).round().numpy()  # faiss compares whole numbers with whole numbers
+
+        def found_in(part: Any) -> Tensor:
+            return torch.from_numpy(part.search(codes, FOUND)[1])  # (queries, FOUND)
+
+        if len(self.parts) == 1:
+            found = [found_in(self.parts[0])]
+        else:
+            with ThreadPoolExecutor(len(self.parts)) as pool:
+                found = list(pool.map(found_in, self.parts))
         rows, first = [], 0
         for part, own in zip(self.parts, found, strict=True):
             rows.append(torch.where(own < 0, -1, self.row[(own + first).clamp(min=0)]))  # (queries, FOUND)
