@@ -118,7 +118,7 @@ def curve_of(found: Sequence[Reading]) -> list[tuple[float, float, float]]:
     asking, other = ([reading for reading in found if reading.kind[0] == sign] for sign in "+-")
     scores = torch.tensor([reading.score for reading in other])
     thresholds = [(float(scores.quantile(1 - rate)), rate) for rate in CURVE_RATES]
-    return [(round(threshold, 3), rate, fires(asking, threshold) / 100) for threshold, rate in thresholds]
+    return [(round(threshold, 3), rate, round(fires(asking, threshold) / 100, 3)) for threshold, rate in thresholds]
 
 
 def write_curve(points: Sequence[tuple[float, float, float]]) -> None:

@@ -86,3 +86,10 @@ def test_many_vectors_are_searched_coarsely_first(monkeypatch: pytest.MonkeyPatc
 
 def vectors_of(count: int) -> EditVectors:
     return EditVectors.pack(torch.nn.functional.normalize(torch.randn(count, 64), dim=1))
+
+
+def test_vectors_that_are_all_the_same_are_searched_coarsely_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "COARSE_FROM", 10)
+    table = EditVectors.pack(torch.nn.functional.normalize(torch.ones(20, 64), dim=1)).indexed()
+    similarity, rows = table.nearest(table.unpack()[:2], 3)
+    assert (similarity > 0.99).all() and all(len(set(own)) == 3 for own in rows.tolist())

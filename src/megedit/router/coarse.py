@@ -46,7 +46,7 @@ class Coarse:
         chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:SAMPLE]
         sample = vectors[chosen]
         axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -DIRECTIONS:]  # (size, directions)
-        scale = LARGEST_CODE / (sample @ axes).abs().amax(0)  # (directions,)
+        scale = LARGEST_CODE / (sample @ axes).abs().amax(0).clamp(min=1e-6)  # (directions,)
         parts = []
         for part in vectors.chunk(max(1, min(torch.get_num_threads(), len(vectors) // PART))):
             kind, measure = faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
