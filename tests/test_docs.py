@@ -164,7 +164,7 @@ def test_results_are_rendered_and_checked(project: Path) -> None:
         "| Peak GPU memory, GiB |  | - |  | 5.0 |",
         "| Phi-2, 2.78 billion | 512 | 61.2 | 0.0163 | 12.3 |",
         "| Phi-2, paper | 5,121 | 42.1 | 9.9 |",
-        "CounterFact: Some CPU, 2 of 4 cores, 8.0 GiB; 2025-01-02 03:04 UTC; commit `0123456789`.",
+        "CounterFact, two cores: Some CPU, 2 of 4 cores, 8.0 GiB; 2025-01-02 03:04 UTC; commit `0123456789`.",
         "ZsRE-style: (not measured yet)",
     ):
         assert cell in text

@@ -291,7 +291,7 @@ class _Collection:
         return weights
 
     def _checked(self, rows: Rows, begin: Tensor, own: Tensor) -> State:
-        """Whether neurons that are there, `begin` (edits, L), serve their edits, and by what they lead.
+        """Check whether neurons that are there, `begin` (edits, L), serve their edits, and by what they lead.
 
         own: bool (edits,), true where that was optimised on the edit alone: further formats were worked on already.
         """
