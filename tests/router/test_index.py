@@ -93,3 +93,16 @@ def test_vectors_that_are_all_the_same_are_searched_coarsely_too(monkeypatch: py
     table = EditVectors.pack(torch.nn.functional.normalize(torch.ones(20, 64), dim=1)).indexed()
     similarity, rows = table.nearest(table.unpack()[:2], 3)
     assert (similarity > 0.99).all() and all(len(set(own)) == 3 for own in rows.tolist())
+
+
+def test_where_all_that_is_near_is_gone_everything_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "COARSE_FROM", 10)
+    monkeypatch.setattr(coarse, "FOUND", 5)
+    table = vectors(40).indexed()
+    query = table.unpack()[:1]
+    nearest = table.nearest(query, 8)[1][0]  # more than are looked for in the index
+    left = torch.tensor([row for row in range(40) if row not in nearest.tolist()])
+    fewer, _ = table.of_edits(torch.arange(40), left)
+    assert fewer.coarse is not None and (fewer.coarse.search(query) < 0).all()
+    found = fewer.nearest(query, 2)
+    torch.testing.assert_close(found[0], EditVectors(fewer.codes, fewer.scales).nearest(query, 2)[0])

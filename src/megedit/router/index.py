@@ -88,7 +88,7 @@ class EditVectors:
     def indexed(self) -> EditVectors:
         """With a coarse index where there are many vectors: the one that there is, if it holds most of them."""
         if len(self) < COARSE_FROM or self.codes.device.type != "cpu":
-            return replace(self, coarse=None)
+            return EditVectors(self.codes, self.scales)
         if self.coarse is not None and len(self.coarse.others) <= BESIDE * len(self):
             return self
         return replace(self, coarse=Coarse.of(self.unpack()))
@@ -103,7 +103,9 @@ class EditVectors:
         columns where there are fewer edits. With a coarse index, few queries may miss one of them.
         """
         if self.coarse is not None and 0 < len(queries) <= FEW and count <= FOUND:
-            return self._nearest_of_found(self.coarse.search(queries), queries, count)
+            rows = self.coarse.search(queries)  # (queries, n)
+            if bool(((rows >= 0).sum(1) >= count).all()):  # else what is near in the index is gone
+                return self._nearest_of_found(rows, queries, count)
         if len(self) and 0 < len(queries) <= FEW and queries.device.type == "cpu":
             return self._nearest_to_few(queries, min(count, len(self)))
         similarity, row = queries.new_zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.long)
@@ -119,7 +121,7 @@ class EditVectors:
     def _nearest_of_found(self, rows: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As `nearest`, of these rows: int64 (queries, n), -1 where there is none."""
         similarity = (self[rows.clamp(min=0).flatten()].unflatten(0, rows.shape) @ queries[..., None])[..., 0]
-        best, place = similarity.masked_fill(rows < 0, -torch.inf).topk(min(count, rows.shape[1]))
+        best, place = similarity.masked_fill(rows < 0, -torch.inf).topk(count)
         return best, rows.gather(1, place)
 
     def _nearest_to_few(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
