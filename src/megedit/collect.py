@@ -28,6 +28,7 @@ from megedit.lm.batches import SHORT_ANSWER, Example, Prepared, batch_units, pre
 from megedit.neuron import NeuronWeights
 from megedit.optimise import Rows, answer_leads, answer_logits, optimise, shared_start
 from megedit.runtime.callbacks import Advance, Keep, keep_nothing, no_progress
+from megedit.runtime.checkpoint import State
 from megedit.runtime.processes import ALONE, Processes
 from megedit.settings import CollectionSettings as CollectionSettings
 
@@ -35,8 +36,6 @@ START_SAMPLE = 64  # examples whose mean is the neuron that all start from
 ON_PROCESSOR, FEWEST, MOST = 256, 32, 1024  # rows of a batch
 KEPT_STATES, KEPT_INNER, KEPT_LOGITS = 20, 3, 3  # tensors of each width that a step keeps for its backward pass
 FLOAT_BYTES = 4
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -65,15 +65,18 @@ def tokenize_all(
     others = [[(form, edit) for form in drawn(formats, place, further)] for place, edit in enumerate(edits)]
     asked = [(template, edit) for edit in edits] + [pair for of in (*wordings, *others) for pair in of]
     found = iter(_tokenized(tokenizer, asked))
+
+    def usable(of: Sequence[object]) -> tuple[Example, ...]:
+        return tuple(one for one in islice(found, len(of)) if one.refused is None)
+
     examples = list(islice(found, len(edits)))
-    of_edits: list[list[list[Example]]] = [[list(islice(found, len(of))) for of in each] for each in (wordings, others)]
+    of_wordings, of_others = [usable(of) for of in wordings], [usable(of) for of in others]
     refused = []
     for i, edit in enumerate(edits):
-        if examples[i].refused is not None:
+        if examples[i].refused is None:
+            examples[i] = replace(examples[i], wordings=of_wordings[i], contexts=of_others[i])
+        else:
             refused.append(f"Edit {edit.id} cannot be made: {examples[i].refused}")
-        elif any(of[i] for of in of_edits):
-            usable = (tuple(one for one in of[i] if one.refused is None) for of in of_edits)
-            examples[i] = replace(examples[i], wordings=next(usable), contexts=next(usable))
     if examples and len(refused) == len(examples):
         more = f" Nor can the {len(refused) - 1} others." if len(refused) > 1 else ""
         raise MegError(f"{refused[0]}.{more}")

@@ -208,7 +208,7 @@ class Router:
         return routing(None, "verifier", score, self.calibration.threshold)
 
     def _read(self, queries: Sequence[str], candidates: Sequence[tuple[Candidate, ...]]) -> list[tuple[Candidate, ...]]:
-        """The candidates of each query with the verifier's logits, the one that it is surest of first."""
+        """The candidates of each query with the verifier's logits, the highest first."""
         if not any(candidates):
             return list(candidates)
         assert self.verifier is not None, "the rule is that of a verifier"

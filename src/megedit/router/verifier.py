@@ -5,7 +5,7 @@ cannot tell: a negated question is nearer to an edit than most of its rephrases.
 low-rank changes to them, which docs/reading.md tells of.
 
 Two networks that were trained apart are wrong in different places. The first reads all edits that come into question,
-and the second the one that it is surest of; the mean of both decides.
+and the second the one that it is surest of, which then counts with the mean of both.
 """
 
 from __future__ import annotations
