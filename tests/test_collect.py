@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from megedit.collect import (
     Collected,
@@ -19,9 +18,9 @@ from megedit.collect import (
     rows_in,
 )
 from megedit.lm.backbone import Backbone
-from megedit.lm.batches import IGNORED, Example, batch_units, common_prefix, prepare
+from megedit.lm.batches import IGNORED, Example, batch_units, prepare
 from megedit.neuron import DynamicNeuron, NeuronWeights
-from megedit.optimise import answer_leads, answer_logits, loss_gradient, shared_start
+from megedit.optimise import answer_leads, answer_logits, shared_start
 from megedit.settings import Positions
 from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
@@ -124,43 +123,6 @@ def test_a_prompt_of_one_token(backbone: Backbone) -> None:
     for row, example in enumerate(examples):
         alone = lone_logits(backbone, example, None, "answer")
         torch.testing.assert_close(logits[row, : len(example.answer)], alone, rtol=1e-4, atol=2e-4)
-
-
-@pytest.mark.parametrize(
-    ("sequences", "shared"),
-    [
-        ([(1, 2, 3), (1, 2, 4), (1, 2)], 2),
-        ([(1, 2, 3)], 3),
-        ([(5, 1), (1, 5)], 0),
-        ([(1, 2), ()], 0),
-        ([], 0),
-        ([(1, 9, 9), (1, 2, 3), (1, 9, 9)], 1),
-    ],
-)
-def test_common_prefix(sequences: list[tuple[int, ...]], shared: int) -> None:
-    assert common_prefix(sequences) == shared
-
-
-def test_leads_by_hand() -> None:
-    logits = torch.tensor(
-        [
-            [[5.0, 1.0, 2.0], [0.0, 4.0, 1.0]],  # leads 3 and 3
-            [[5.0, 1.0, 2.0], [0.0, 4.0, 1.0]],  # the second token is 3 behind
-            [[2.0, 2.0, 0.0], [9.0, 0.0, 0.0]],  # a tie is no lead; the second position does not count
-        ]
-    )
-    labels = torch.tensor([[0, 1], [0, 2], [1, IGNORED]])
-    assert answer_leads(logits, labels).tolist() == [3.0, -3.0, 0.0]
-
-
-def test_the_loss_gradient_is_that_of_autograd() -> None:
-    logits = torch.randn(4, 3, 20, requires_grad=True)
-    labels = torch.tensor([[3, 1, 2], [5, IGNORED, IGNORED], [7, 7, IGNORED], [0, 19, 4]])
-    rows = [cross_entropy(row, label, ignore_index=IGNORED) for row, label in zip(logits, labels, strict=True)]
-    (expected,) = torch.autograd.grad(torch.stack(rows).sum(), logits)
-    torch.testing.assert_close(loss_gradient(logits.detach(), labels), expected)
-    half = loss_gradient(logits.detach().bfloat16(), labels)
-    assert half.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("backbone", FAMILIES, indirect=True)

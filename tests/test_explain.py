@@ -9,10 +9,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from megedit.adapter.adapter import load_adapter
+from megedit.errors import MegError
 from megedit.explain import explain
 from megedit.model import MegModel
 from megedit.operations import remove
 from megedit.router.index import EditVectors
+from tests.operations.test_operations import new_edit, put
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -55,3 +57,21 @@ def test_an_adapter_without_edits_in_force(adapter_folder: Path, base: Base) -> 
     found = explain(model, "Where was Ada Brook born?", max_new_tokens=4)
     assert found.distance is None and found.nearest == () and found.edited == found.base
     assert not found.route.familiar and found.route.edit is None
+
+
+def test_an_explanation(adapter_folder: Path, base: Base) -> None:
+    put(adapter_folder, new_edit())
+    remove(adapter_folder, ["edit-5"])
+    model = MegModel(*base, load_adapter(adapter_folder))
+    found = explain(model, model.edits[0].prompt, max_new_tokens=8)
+    assert found.route == model.route(model.edits[0].prompt) and found.route.neuron == "generated"
+    assert found.route.edit == model.edits[0] and found.route.nearest[0].similarity == pytest.approx(1, abs=0.01)
+    assert len(found.nearest) == 5 and found.distance is not None and found.distance < 1
+    assert found.edited.text == "Par." and "".join(found.edited.tokens).strip() == "Par."
+    assert len(found.edited.probabilities) == len(found.edited.tokens)
+    assert all(0 < p <= 1 for answer in (found.edited, found.base) for p in answer.probabilities)
+    removed = explain(model, "Where was Flo Gray born?", max_new_tokens=8)
+    assert removed.route.neuron is None and removed.route.edit is None
+    assert removed.edited == removed.base
+    with pytest.raises(MegError, match="empty"):
+        explain(model, " ")

@@ -26,8 +26,6 @@ from megedit.errors import MegError
 from megedit.fitting import FitSettings
 from megedit.lm.loading import load_base
 from megedit.model import MegModel
-from megedit.pseudo.knowledge import PseudoFact, PseudoKnowledge
-from megedit.pseudo.wordings import calibration_texts
 from megedit.runtime.shipped import ENCODER, shipped
 from megedit.settings import EncoderSettings, RouterSettings
 from tests.conftest import Fitted
@@ -326,37 +324,6 @@ def test_too_little_pseudo_knowledge(fitted: Fitted, tmp_path: Path) -> None:
     none_held_out = replace(fitted.settings, held_out=0.01)
     with pytest.raises(MegError, match="Too little pseudo-knowledge"):
         fitted.fit(tmp_path / "nothing", settings=none_held_out)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Calibration texts
-
-
-def test_calibration_texts() -> None:
-    facts = tuple(
-        PseudoFact(f"Who made {i}?", (f"{i}: who made it?", f"Maker of {i}?"), (f"Who sold {i}?",), str(i), "maker")
-        for i in range(10)
-    )
-    held_out = PseudoKnowledge(facts, ("It rains.",), tuple(f"Unrelated {i}?" for i in range(20, 40)))
-    enrolled, familiar, unfamiliar = calibration_texts(held_out, seed=0)
-    names = {fact.subject for fact in facts if fact.prompt in enrolled}
-    assert len(enrolled) == len(names) == 5
-    assert len(familiar) == 10 and sum(text.startswith("It rains. ") for text in familiar) == 5
-    bare = [text.removeprefix("It rains. ") for text in familiar]
-    assert sorted(bare) == sorted(text for fact in facts if fact.subject in names for text in fact.rephrases)
-    others = {fact.prompt for fact in facts} - {*enrolled}
-    assert others <= set(unfamiliar) and len(unfamiliar) == 10  # the others, and as many unrelated as are enrolled
-    assert calibration_texts(held_out, seed=0) == (enrolled, familiar, unfamiliar)
-    assert len(calibration_texts(held_out, seed=0, limit=2)[0]) == 2
-    assert len(calibration_texts(held_out, seed=0, wordings=1)[1]) == 5
-
-
-def test_a_longer_name_of_an_enrolled_subject_is_unfamiliar() -> None:
-    pairs = (("Chile", "Bank of Chile"), ("Peru", "Bank of Peru"), ("Oslo", "Bank of Oslo"), ("Rome", "Bank of Rome"))
-    facts = tuple(PseudoFact(f"Where is {name}?", ("r",), (), name, "place") for pair in pairs for name in pair)
-    enrolled, _, unfamiliar = calibration_texts(PseudoKnowledge(facts, (), ()), seed=0)
-    subjects = {fact.subject for fact in facts if fact.prompt in enrolled}
-    assert {f"Where is {long}?" for short, long in pairs if short in subjects and long not in subjects} <= {*unfamiliar}
 
 
 def test_the_adapter_returned_is_the_one_written(fitted: Fitted, tmp_path: Path) -> None:

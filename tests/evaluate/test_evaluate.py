@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from megedit.errors import MegError
 from megedit.evaluate import (
     PROTOCOLS,
     Answer,
-    Case,
     Evaluation,
     EvaluationSettings,
     FunctionSystem,
@@ -28,8 +26,6 @@ from megedit.evaluate import (
     evaluate,
     find_protocol,
 )
-from megedit.evaluate.protocols import Metric
-from megedit.evaluate.result import summarise
 from megedit.evaluate.run import ENDING, run
 from megedit.evaluate.systems import MegSystem
 from megedit.lm.batches import tokenize
@@ -44,50 +40,8 @@ SETTINGS = EvaluationSettings(max_new_tokens=6, batch_size=5, rephrases=1)
 SIX = tuple(metric.name for metric in PROTOCOLS["paper"].metrics)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Journals of interrupted evaluations go to a folder of the test's own."""
-    monkeypatch.setenv("MEGEDIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 # ---------------------------------------------------------------------------------------------------
 # What the verdicts are worth
-
-
-def verdict(group: str, kind: str, **values: float) -> Verdict:
-    return Verdict(Case(group, group, kind, "q"), Judgement("answer", values), None, None)
-
-
-def test_the_summary() -> None:
-    """Averaged within an edit first: edit 1 has three rephrases, edit 2 one."""
-    verdicts = [
-        *(verdict("1", "generality", ag=value) for value in (1, 1, 0.25)),
-        verdict("2", "generality", ag=0),
-        verdict("1", "locality", ag=0.5),
-    ]
-    generality, locality = Metric("G", "generality", "ag"), Metric("L", "locality", "ag")
-    measured = summarise(verdicts, [generality, locality], ["generality_ag", "locality_ag"])
-    assert [(m.name, m.edited.value if m.edited else None, m.unedited) for m in measured] == [
-        ("generality_ag", 37.5, None),
-        ("locality_ag", 50.0, None),
-        ("score", pytest.approx(2 / (1 / 37.5 + 1 / 50)), None),
-    ]
-    assert [m.edited.count for m in measured[:2] if m.edited] == [2, 1]
-    assert summarise(verdicts[:4], [generality, locality], ["generality_ag", "locality_ag"])[-1].edited is None
-
-
-def test_instances_count_as_wholes() -> None:
-    """Instance-wise: every single hop right; multi-hop: one of the wordings right."""
-    verdicts = [
-        *(verdict("x", "single_hop", exact=value) for value in (1, 0)),
-        *(verdict("x", "multi_hop", exact=value) for value in (0, 1, 0)),
-        *(verdict("y", "single_hop", exact=value) for value in (1, 1)),
-        *(verdict("y", "multi_hop", exact=value) for value in (0, 0, 0)),
-    ]
-    metrics = [m for m in PROTOCOLS["multi-hop"].metrics if m.kind != "edit_wise" and m.measure == "exact"]
-    measured = summarise(verdicts, metrics, [])
-    assert [m.edited.value for m in measured[:2] if m.edited] == [50.0, 50.0]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -281,7 +235,7 @@ def test_long_answers() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------
-# Honesty, interruption, what is kept
+# Honesty
 
 
 def test_questions_that_were_trained_on_are_refused(oracle: MegModel) -> None:
@@ -327,115 +281,6 @@ def test_values_as_attributes(oracle: MegModel) -> None:
     assert result.edited.score == result.edited["score"] == pytest.approx(100.0)
     with pytest.raises(AttributeError, match="there is no metric 'scores'; choose from reliability_ag"):
         result.edited.scores  # noqa: B018
-
-
-def interrupted(model: MegModel, batches: int, **options: Any) -> None:
-    """Evaluate until so many batches are done."""
-    stopped: list[int] = []
-
-    def stop(done: int) -> None:
-        stopped.append(done)
-        if len(stopped) == batches:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(model, model.edits, **{"settings": SETTINGS, "progress": stop, **options})
-
-
-def journals(cache: Path) -> list[Path]:
-    return list(cache.glob("evaluations/*.jsonl"))
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The queries that are answered freely from here on."""
-    queries: list[str] = []
-    answers = MegSystem.answers
-
-    def remember(system: MegSystem, texts: Sequence[str], *rest: Any) -> list[Answer]:
-        queries.extend(texts)
-        return answers(system, texts, *rest)
-
-    monkeypatch.setattr(MegSystem, "answers", remember)
-    return queries
-
-
-def test_an_interrupted_evaluation_goes_on(oracle: MegModel, cache: Path, asked: list[str]) -> None:
-    whole = evaluate(oracle, oracle.edits, settings=SETTINGS, resume=False)
-    assert not list(cache.glob("evaluations/*"))
-    interrupted(oracle, 3)
-    (journal,) = journals(cache)
-    assert len(journal.read_text().splitlines()) == 3
-    with journal.open("a") as file:
-        file.write('{"batch": 3, "verdicts": [{"half')  # as if killed while writing
-    asked.clear()
-    again = evaluate(oracle, oracle.edits, settings=SETTINGS)
-    assert again.verdicts == whole.verdicts and again.metrics == whole.metrics
-    assert not list(cache.glob("evaluations/*"))
-    assert not set(asked) & {edit.prompt for edit in oracle.edits}  # reliability: the first two batches
-    assert {edit.neighbours[0] for edit in oracle.edits} <= set(asked)
-
-
-def test_the_seconds_of_all_parts_are_counted(oracle: MegModel, cache: Path) -> None:
-    interrupted(oracle, 3)
-    (journal,) = journals(cache)
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    journal.write_text("".join(json.dumps({**line, "seconds": 1000.0}) + "\n" for line in lines))
-    assert 3000 < evaluate(oracle, oracle.edits, settings=SETTINGS).seconds < 4000
-
-
-@pytest.mark.parametrize(
-    "line", ["{", "[]", "null", '{"batch": 0}', '{"batch": 99, "seconds": 1, "verdicts": []}', "\udcff"]
-)
-def test_a_mangled_line_of_a_journal_is_left_out(
-    oracle: MegModel, cache: Path, asked: list[str], caplog: pytest.LogCaptureFixture, line: str
-) -> None:
-    interrupted(oracle, 2)
-    (journal,) = journals(cache)
-    _, second = journal.read_text().splitlines()
-    journal.write_bytes(f"{line}\n{second}\n".encode(errors="surrogateescape"))
-    asked.clear()
-    result = evaluate(oracle, oracle.edits, settings=SETTINGS)
-    assert f"1 lines of {journal} cannot be used" in caplog.text
-    assert len([v for v in result.verdicts if v.case.kind == "reliability" and v.case.query in asked]) == 5
-    assert result.edited.score == pytest.approx(100.0)
-
-
-def test_verdicts_on_other_cases_are_not_taken(oracle: MegModel, cache: Path) -> None:
-    """Routes may differ by rounding from run to run, and then the batches do."""
-    interrupted(oracle, 2)
-    (journal,) = journals(cache)
-    first, second = (json.loads(line) for line in journal.read_text().splitlines())
-    first["verdicts"][0]["query"] = "Another?"
-    journal.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
-    result = evaluate(oracle, oracle.edits, settings=SETTINGS)
-    assert by_query(result) == by_query(evaluate(oracle, oracle.edits, settings=SETTINGS, resume=False))
-
-
-def test_every_evaluation_has_a_journal_of_its_own(oracle: MegModel, cache: Path) -> None:
-    """Another setting, protocol or part of the edits neither goes on with a journal nor ends it."""
-    interrupted(oracle, 1)
-    (journal,) = journals(cache)
-    content = journal.read_text()
-    other = replace(SETTINGS, max_new_tokens=3)
-    assert evaluate(oracle, oracle.edits, settings=other).protocol["settings"]["max_new_tokens"] == 3
-    evaluate(oracle, oracle.edits[:4], settings=SETTINGS)
-    interrupted(oracle, 1, protocol="wild")
-    assert journal.read_text() == content and len(journals(cache)) == 2
-
-
-def test_the_same_evaluation_twice_at_a_time(oracle: MegModel, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The second keeps no journal, and both are whole."""
-    inner: list[Evaluation] = []
-
-    def again(done: int) -> None:
-        if not inner:
-            inner.append(evaluate(oracle, oracle.edits, settings=SETTINGS))
-            assert len(journals(cache)[0].read_text().splitlines()) == 1
-
-    outer = evaluate(oracle, oracle.edits, settings=SETTINGS, progress=again)
-    assert outer.verdicts == inner[0].verdicts and "The same evaluation is running already" in caplog.text
-    assert not list(cache.glob("evaluations/*"))
 
 
 # ---------------------------------------------------------------------------------------------------

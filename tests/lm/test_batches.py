@@ -13,6 +13,7 @@ from megedit.lm.batches import (
     LONGEST_ANSWER,
     Example,
     Padded,
+    common_prefix,
     encode_answer,
     encode_answers,
     pad,
@@ -213,3 +214,18 @@ def test_a_tokenizer_without_an_end_of_text() -> None:
 def test_a_refused_example_is_not_prepared(backbone: Backbone) -> None:
     with pytest.raises(ValueError, match="an example has no answer: its target is blank"):
         prepare(backbone, [Example((5, 6), (7, 1)), Example((5,), (), "its target is blank")], [0, 1], "answer", PAD)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "shared"),
+    [
+        ([(1, 2, 3), (1, 2, 4), (1, 2)], 2),
+        ([(1, 2, 3)], 3),
+        ([(5, 1), (1, 5)], 0),
+        ([(1, 2), ()], 0),
+        ([], 0),
+        ([(1, 9, 9), (1, 2, 3), (1, 9, 9)], 1),
+    ],
+)
+def test_common_prefix(sequences: list[tuple[int, ...]], shared: int) -> None:
+    assert common_prefix(sequences) == shared

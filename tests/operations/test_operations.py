@@ -19,7 +19,6 @@ from megedit.adapter.ledger import EditRecord, NewEdit, reading
 from megedit.adapter.weights import to_bytes
 from megedit.edits import Edit, EditSet
 from megedit.errors import MegError
-from megedit.explain import explain
 from megedit.model import MegModel
 from megedit.operations import Outcome, add, consolidate, remove, rollback, undo, update
 from megedit.operations.conflicts import Conflict
@@ -301,7 +300,7 @@ def test_a_removed_query_that_is_edited_anew(adapter_folder: Path, base: Base) -
 
 
 # ---------------------------------------------------------------------------------------------------
-# Consolidation and explanation
+# Consolidation
 
 
 def test_a_removed_fact_stated_anew_in_other_words(adapter_folder: Path, base: Base) -> None:
@@ -379,24 +378,6 @@ def test_a_consolidation_that_fails_changes_nothing(adapter_folder: Path, monkey
     load_adapter(adapter_folder)
     consolidate(adapter_folder, dtype=torch.float32)  # what was left is taken away
     assert [path.name for path in adapter_folder.glob("model-*")] == ["model-0003.safetensors"]
-
-
-def test_an_explanation(adapter_folder: Path, base: Base) -> None:
-    put(adapter_folder, new_edit())
-    remove(adapter_folder, ["edit-5"])
-    model = MegModel(*base, load_adapter(adapter_folder))
-    found = explain(model, model.edits[0].prompt, max_new_tokens=8)
-    assert found.route == model.route(model.edits[0].prompt) and found.route.neuron == "generated"
-    assert found.route.edit == model.edits[0] and found.route.nearest[0].similarity == pytest.approx(1, abs=0.01)
-    assert len(found.nearest) == 5 and found.distance is not None and found.distance < 1
-    assert found.edited.text == "Par." and "".join(found.edited.tokens).strip() == "Par."
-    assert len(found.edited.probabilities) == len(found.edited.tokens)
-    assert all(0 < p <= 1 for answer in (found.edited, found.base) for p in answer.probabilities)
-    removed = explain(model, "Where was Flo Gray born?", max_new_tokens=8)
-    assert removed.route.neuron is None and removed.route.edit is None
-    assert removed.edited == removed.base
-    with pytest.raises(MegError, match="empty"):
-        explain(model, " ")
 
 
 @pytest.fixture(autouse=True)
